@@ -1,0 +1,5 @@
+#![doc = include_str!("../README.md")]
+
+mod autocast;
+
+pub use autocast::{Op, Policy, autocast, cast, cast_param, current};

@@ -1,0 +1,44 @@
+//! Two-dimensional convolution.
+
+use burn::tensor::{Tensor, module, ops::ConvOptions};
+
+/// How a convolution's window moves over its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Conv2dOptions {
+    /// Step between neighbouring outputs, in input pixels: `[vertical, horizontal]`.
+    pub stride: [usize; 2],
+    /// Zeros added on each side, in pixels.
+    pub padding: [usize; 2],
+    /// Distance between neighbouring taps of the kernel, in input pixels.
+    pub dilation: [usize; 2],
+    /// Number of groups that channels are split into; `channels` for a depthwise convolution.
+    pub groups: usize,
+}
+
+impl Default for Conv2dOptions {
+    fn default() -> Self {
+        Self { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 }
+    }
+}
+
+/// Convolves `x` with `weight`, and adds `bias`. Differentiable in all three.
+///
+/// All operands have one dtype, which is the output's; sums are kept in f32.
+///
+/// # Shapes
+/// - `x`: `[n, c_in, h, w]`
+/// - `weight`: `[c_out, c_in / groups, kh, kw]`
+/// - `bias`: `[c_out]`
+/// - output: `[n, c_out, h_out, w_out]`
+///
+/// # Panics
+/// If the shapes do not fit each other, or the dtypes differ.
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    options: Conv2dOptions,
+) -> Tensor<4> {
+    let Conv2dOptions { stride, padding, dilation, groups } = options;
+    module::conv2d(x, weight, bias, ConvOptions::new(stride, padding, dilation, groups))
+}

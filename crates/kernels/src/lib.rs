@@ -1,0 +1,7 @@
+#![doc = include_str!("../README.md")]
+
+mod conv;
+mod norm;
+
+pub use conv::{Conv2dOptions, conv2d};
+pub use norm::{Activation, BatchNormOutput, batch_norm_train};

@@ -1,0 +1,1 @@
+//! Examples of halfseg: one per method.
