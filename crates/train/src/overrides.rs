@@ -1,0 +1,189 @@
+//! Laying user tables over the defaults, key by key.
+
+use toml::{Table, Value};
+
+use crate::Error;
+
+/// Lays `over` on `base`. Every key of `over` must be one of `base`, with a value of the same
+/// kind; a number is taken where a text or a float stands.
+pub(crate) fn merge(base: &mut Table, over: Table, origin: &str) -> Result<(), Error> {
+    let mut known = Vec::new();
+    leaves(base, "", &mut known);
+    merge_below(base, over, "", origin, &known)
+}
+
+/// Sets `key=value` (`key` dotted; `value` as TOML, or else taken as text).
+pub(crate) fn set(base: &mut Table, assignment: &str) -> Result<(), Error> {
+    let origin = format!("--set {assignment}");
+    let (key, text) = assignment.split_once('=').ok_or_else(|| Error::Config {
+        origin: origin.clone(),
+        message: "expected key=value".into(),
+    })?;
+    let (key, text) = (key.trim(), text.trim());
+    let mut value = parse(text);
+    for part in key.rsplit('.') {
+        value = Value::Table(Table::from_iter([(part.to_owned(), value)]));
+    }
+    match value {
+        Value::Table(table) => merge(base, table, &origin),
+        _ => unreachable!("splitting yields at least one part"),
+    }
+}
+
+/// A TOML value; text without quotes is taken as it is.
+fn parse(text: &str) -> Value {
+    format!("value = {text}")
+        .parse::<Table>()
+        .ok()
+        .filter(|table| table.len() == 1)
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+fn merge_below(
+    base: &mut Table,
+    over: Table,
+    prefix: &str,
+    origin: &str,
+    known: &[String],
+) -> Result<(), Error> {
+    for (name, value) in over {
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        let Some(slot) = base.get_mut(&name) else {
+            return Err(Error::UnknownKey {
+                nearest: nearest(&key, known),
+                key,
+                origin: origin.to_owned(),
+            });
+        };
+        match (slot, value) {
+            (Value::Table(slot), Value::Table(value)) => {
+                merge_below(slot, value, &key, origin, known)?;
+            }
+            (slot, value) => *slot = convert(slot, value, &key, origin)?,
+        }
+    }
+    Ok(())
+}
+
+fn convert(slot: &Value, value: Value, key: &str, origin: &str) -> Result<Value, Error> {
+    Ok(match (slot, value) {
+        (Value::Float(_), Value::Integer(number)) => Value::Float(number as f64),
+        (Value::String(_), Value::Integer(number)) => Value::String(number.to_string()),
+        (Value::String(_), Value::Float(number)) => Value::String(number.to_string()),
+        (slot, value) if slot.same_type(&value) => value,
+        (slot, value) => {
+            return Err(Error::Value {
+                key: key.to_owned(),
+                origin: origin.to_owned(),
+                expected: kind(slot).to_owned(),
+                found: format!("{} `{}`", kind(&value), value.to_string().trim()),
+            });
+        }
+    })
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "a text",
+        Value::Integer(_) => "a whole number",
+        Value::Float(_) => "a number",
+        Value::Boolean(_) => "true or false",
+        Value::Datetime(_) => "a date",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a table",
+    }
+}
+
+fn leaves(table: &Table, prefix: &str, keys: &mut Vec<String>) {
+    for (name, value) in table {
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Table(table) => leaves(table, &key, keys),
+            _ => keys.push(key),
+        }
+    }
+}
+
+/// The known key that looks most like `key`, by its whole path or by its last part alone.
+fn nearest(key: &str, known: &[String]) -> String {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_lowercase();
+    let likeness = |candidate: &str| {
+        let whole = strsim::normalized_damerau_levenshtein(&key.to_lowercase(), candidate);
+        let part = strsim::normalized_damerau_levenshtein(&last(key), &last(candidate));
+        // The last part decides; the whole path tells `train.lr` from `optimizer.lr`.
+        part + 0.5 * whole
+    };
+    known
+        .iter()
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+        .cloned()
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base() -> Table {
+        toml::toml! {
+            seed = 0
+            device = "flex"
+            [optimizer]
+            lr = 0.01
+            momentum = 0.9
+            [data]
+            photometric = true
+            scale = "2048x1024"
+        }
+    }
+
+    fn check_set(assignment: &str, expect: &str) {
+        let mut table = base();
+        let found = match set(&mut table, assignment) {
+            Ok(()) => table.to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert!(found.contains(expect), "{assignment}: expected `{expect}` in:\n{found}");
+    }
+
+    #[test]
+    fn values_of_every_kind_are_set() {
+        check_set("seed=7", "seed = 7");
+        check_set("optimizer.lr=1", "lr = 1.0");
+        check_set("optimizer.lr = 0.5", "lr = 0.5");
+        check_set("data.photometric=false", "photometric = false");
+        check_set("data.scale=480x360", "scale = \"480x360\"");
+        check_set("device=\"cuda:1\"", "device = \"cuda:1\"");
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_neighbour() {
+        check_set("optimizer.lrr=1", "unknown key `optimizer.lrr`");
+        check_set("optimizer.lrr=1", "nearest valid key is `optimizer.lr`");
+        check_set("lr=1", "nearest valid key is `optimizer.lr`");
+        check_set("momentun=1", "nearest valid key is `optimizer.momentum`");
+        check_set("sead=1", "nearest valid key is `seed`");
+        check_set("data.photometrics=false", "nearest valid key is `data.photometric`");
+    }
+
+    #[test]
+    fn a_value_of_another_kind_is_refused() {
+        check_set("seed=x", "`seed` in --set seed=x: expected a whole number");
+        check_set("data.photometric=1", "expected true or false");
+        check_set("optimizer=1", "expected a table");
+        check_set("seed", "expected key=value");
+    }
+
+    #[test]
+    fn a_table_from_a_file_names_the_file() {
+        let mut table = base();
+        let over = toml::toml! {
+            [optimiser]
+            lr = 1.0
+        };
+        let error = merge(&mut table, over, "run.toml").unwrap_err().to_string();
+        assert!(error.contains("`optimiser`") && error.contains("run.toml"), "{error}");
+        assert!(error.contains("`optimizer."), "{error}");
+    }
+}

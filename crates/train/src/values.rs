@@ -1,0 +1,225 @@
+//! The small values of a recipe and how they are written.
+
+use std::fmt;
+use std::str::FromStr;
+
+use halfseg_amp::Policy;
+use serde::{Deserialize, Serialize};
+
+/// A text that is not a value of this kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected {expected}, found `{found}`")]
+pub struct ParseValueError {
+    expected: &'static str,
+    found: String,
+}
+
+fn pair(text: &str) -> Option<(usize, usize)> {
+    let (a, b) = text.split_once(['x', 'X'])?;
+    let (a, b) = (a.parse().ok()?, b.parse().ok()?);
+    (a > 0 && b > 0).then_some((a, b))
+}
+
+/// The size of a training crop or window in pixels, written `HEIGHTxWIDTH`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Crop {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+/// The size that images are resized towards, in pixels, written `WIDTHxHEIGHT`; their ratio is
+/// kept, so that they fit into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Scale {
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+}
+
+/// The arithmetic of convolutions and other matrix work; weights, statistics and the loss are f32
+/// throughout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Precision {
+    /// Single precision everywhere; the loss is not scaled.
+    F32,
+    /// IEEE half precision: 11 bits of precision, exponents down to 2^-24.
+    #[default]
+    F16,
+    /// Brain float: 8 bits of precision, the exponents of f32.
+    Bf16,
+}
+
+impl Precision {
+    /// The casting policy of this precision.
+    pub fn policy(self) -> Policy {
+        match self {
+            Self::F32 => Policy::disabled(),
+            Self::F16 => Policy::f16(),
+            Self::Bf16 => Policy::bf16(),
+        }
+    }
+}
+
+/// By what the loss is multiplied before the backward pass, so that small gradients survive half
+/// precision. Without effect in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum LossScale {
+    /// The same factor for the whole run.
+    Static(f64),
+    /// Starts at 65536, halves when gradients overflow, doubles after 2000 good steps.
+    Dynamic,
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self::Static(512.0)
+    }
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceChoice {
+    /// The CPU, through Burn's Flex backend.
+    #[default]
+    Flex,
+    /// The NVIDIA GPU of this number.
+    Cuda(usize),
+}
+
+macro_rules! text {
+    ($type:ty, $expected:literal, $parse:expr, $print:expr) => {
+        impl FromStr for $type {
+            type Err = ParseValueError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                let parse: fn(&str) -> Option<$type> = $parse;
+                parse(text).ok_or_else(|| ParseValueError {
+                    expected: $expected,
+                    found: text.to_owned(),
+                })
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let print: fn(&$type, &mut fmt::Formatter<'_>) -> fmt::Result = $print;
+                print(self, f)
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = ParseValueError;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> String {
+                value.to_string()
+            }
+        }
+    };
+}
+
+text!(
+    Crop,
+    "HEIGHTxWIDTH in pixels, such as 512x1024",
+    |text| pair(text).map(|(height, width)| Crop { height, width }),
+    |crop, f| write!(f, "{}x{}", crop.height, crop.width)
+);
+text!(
+    Scale,
+    "WIDTHxHEIGHT in pixels, such as 2048x1024",
+    |text| pair(text).map(|(width, height)| Scale { width, height }),
+    |scale, f| write!(f, "{}x{}", scale.width, scale.height)
+);
+text!(
+    Precision,
+    "f32, f16 or bf16",
+    |text| match text {
+        "f32" => Some(Precision::F32),
+        "f16" => Some(Precision::F16),
+        "bf16" => Some(Precision::Bf16),
+        _ => None,
+    },
+    |precision, f| f.pad(match precision {
+        Precision::F32 => "f32",
+        Precision::F16 => "f16",
+        Precision::Bf16 => "bf16",
+    })
+);
+text!(
+    LossScale,
+    "`dynamic` or a positive number such as 512",
+    |text| match text {
+        "dynamic" => Some(LossScale::Dynamic),
+        number => {
+            let scale: f64 = number.parse().ok()?;
+            (scale.is_finite() && scale > 0.0).then_some(LossScale::Static(scale))
+        }
+    },
+    |scale, f| match scale {
+        LossScale::Static(scale) => write!(f, "{scale}"),
+        LossScale::Dynamic => f.write_str("dynamic"),
+    }
+);
+text!(
+    DeviceChoice,
+    "flex, cuda or cuda:N",
+    |text| match text {
+        "flex" | "cpu" => Some(DeviceChoice::Flex),
+        "cuda" => Some(DeviceChoice::Cuda(0)),
+        other => other.strip_prefix("cuda:")?.parse().ok().map(DeviceChoice::Cuda),
+    },
+    |device, f| match device {
+        DeviceChoice::Flex => f.write_str("flex"),
+        DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+    }
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<T>(text: &str, value: T)
+    where
+        T: FromStr<Err = ParseValueError> + fmt::Display + PartialEq + fmt::Debug,
+    {
+        assert_eq!(text.parse::<T>().unwrap(), value);
+        assert_eq!(value.to_string(), text);
+    }
+
+    #[test]
+    fn values_read_what_they_print() {
+        check("512x1024", Crop { height: 512, width: 1024 });
+        check("2048x1024", Scale { width: 2048, height: 1024 });
+        check("bf16", Precision::Bf16);
+        check("dynamic", LossScale::Dynamic);
+        check("512", LossScale::Static(512.0));
+        check("flex", DeviceChoice::Flex);
+        check("cuda:3", DeviceChoice::Cuda(3));
+    }
+
+    #[test]
+    fn nonsense_is_named_with_what_was_expected() {
+        for text in ["", "512", "0x4", "4x", "axb", "-1x4"] {
+            let error = text.parse::<Crop>().unwrap_err().to_string();
+            assert!(error.contains(&format!("`{text}`")) && error.contains("HEIGHTxWIDTH"));
+        }
+        for text in ["0", "-1", "nan", "inf", "big"] {
+            assert!(text.parse::<LossScale>().is_err(), "{text}");
+        }
+        assert!("cuda:".parse::<DeviceChoice>().is_err());
+        assert!("fp16".parse::<Precision>().is_err());
+    }
+}
