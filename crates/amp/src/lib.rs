@@ -1,5 +1,27 @@
 #![doc = include_str!("../README.md")]
 
-mod autocast;
+mod cache;
+mod error;
+mod grads;
+pub mod guide;
+pub mod nn;
+mod op;
+pub mod ops;
+mod policy;
+mod promote;
+mod report;
+mod scaler;
+mod scaling;
+mod scope;
+mod statistics;
 
-pub use autocast::{Op, Policy, autocast, cast, cast_param, current};
+pub use cache::{cast_param, invalidate_casts};
+pub use error::AmpError;
+pub use grads::{ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
+pub use op::{Op, OpClass};
+pub use policy::{Policy, Precision};
+pub use promote::{add, cat, div, matmul_operands, mul, promote, stack, sub, widest};
+pub use report::{CastReport, cast_report};
+pub use scaler::{GradScaler, OverflowPass, ScaleUpdate, StepOutcome};
+pub use scaling::{DynamicScale, Scaling};
+pub use scope::{Site, autocast, cast, current, observe};

@@ -1,0 +1,536 @@
+//! Gradients whose type says whether they are still scaled.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, FloatDType, Gradients, Tensor};
+
+use crate::cache::invalidate_casts;
+use crate::statistics::{PathStack, flush};
+
+/// A gradient of any rank.
+trait Slot: Send {
+    /// Whether all values are finite, as a 1 or a 0 on `device`.
+    fn finite(&self, device: &Device) -> Tensor<1>;
+    /// The sum of squares in f32, on `device`.
+    fn sum_squares(&self, device: &Device) -> Tensor<1>;
+    fn scale(self: Box<Self>, factor: f32) -> Box<dyn Slot>;
+    fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot>;
+    fn register(self: Box<Self>, id: ParamId, grads: &mut GradientsParams);
+    fn device(&self) -> Device;
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+}
+
+impl<const D: usize> Slot for Tensor<D> {
+    fn finite(&self, device: &Device) -> Tensor<1> {
+        finite_flag(self.clone(), device)
+    }
+
+    fn sum_squares(&self, device: &Device) -> Tensor<1> {
+        self.clone()
+            .mul(self.clone())
+            .sum()
+            .cast(FloatDType::F32)
+            .to_device(device)
+    }
+
+    fn scale(self: Box<Self>, factor: f32) -> Box<dyn Slot> {
+        Box::new(self.mul_scalar(factor))
+    }
+
+    fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot> {
+        let other = other.into_any().downcast::<Tensor<D>>();
+        let other = other.expect("a parameter keeps its rank");
+        Box::new(Tensor::add(*self, *other))
+    }
+
+    fn register(self: Box<Self>, id: ParamId, grads: &mut GradientsParams) {
+        grads.register(id, *self);
+    }
+
+    fn device(&self) -> Device {
+        Tensor::device(self)
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+fn finite_flag<const D: usize>(x: Tensor<D>, device: &Device) -> Tensor<1> {
+    x.is_finite()
+        .all()
+        .float()
+        .cast(FloatDType::F32)
+        .to_device(device)
+}
+
+struct Grad {
+    id: ParamId,
+    path: String,
+    value: Box<dyn Slot>,
+}
+
+/// A flag on the device that says whether something computed in the forward pass is finite.
+#[derive(Clone)]
+struct ForwardFlag {
+    name: String,
+    finite: Tensor<1>,
+}
+
+/// The part of a scaler that its losses and gradients carry along.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Round {
+    /// Tells the steps of all scalers apart.
+    pub id: u64,
+    pub scale: f32,
+    /// Whether gradients are checked at all.
+    pub checked: bool,
+    /// The running statistics that the forward pass may have changed.
+    pub statistics: Arc<Vec<ParamId>>,
+}
+
+/// A loss times the scale, from [`GradScaler::scale`](crate::GradScaler::scale).
+#[must_use = "call `backward`"]
+pub struct ScaledLoss {
+    loss: Tensor<1>,
+    raw: Tensor<1>,
+    round: Round,
+}
+
+impl ScaledLoss {
+    pub(crate) fn new(loss: Tensor<1>, round: Round) -> Self {
+        // In f32: 1.0 in f16 times 65536 would already be infinite.
+        let loss = match loss.dtype() {
+            DType::F64 => loss,
+            _ => loss.cast(FloatDType::F32),
+        };
+        let raw = loss.clone().detach().without_autodiff();
+        let loss = if round.scale == 1.0 {
+            loss
+        } else {
+            loss.mul_scalar(round.scale)
+        };
+        Self { loss, raw, round }
+    }
+
+    /// The loss as it was before scaling, without gradients.
+    pub fn unscaled(&self) -> Tensor<1> {
+        self.raw.clone()
+    }
+
+    /// Runs the backward pass, and keeps the gradients of `model`.
+    ///
+    /// # Panics
+    ///
+    /// As [`Tensor::backward`], and if a parameter is f16 or bf16: keep master weights in f32.
+    pub fn backward<M: Module>(self, model: &M) -> ScaledGrads {
+        self.backward_graph().take(model)
+    }
+
+    /// Runs the backward pass, for gradients of several models or parts of a model.
+    ///
+    /// # Panics
+    ///
+    /// As [`Tensor::backward`].
+    pub fn backward_graph(self) -> ScaledGraph {
+        let grads = self.loss.backward();
+        // The backward pass consumed the graph that the casts of weights are part of.
+        invalidate_casts();
+        ScaledGraph {
+            grads,
+            raw: self.raw,
+            round: self.round,
+        }
+    }
+}
+
+/// All gradients of a backward pass, from which those of each model are
+/// [taken](ScaledGraph::take).
+#[must_use = "take the gradients of a model"]
+pub struct ScaledGraph {
+    grads: Gradients,
+    raw: Tensor<1>,
+    round: Round,
+}
+
+impl ScaledGraph {
+    /// Takes the gradients of the parameters of `model`.
+    ///
+    /// # Panics
+    ///
+    /// If a parameter is f16 or bf16: keep master weights in f32.
+    pub fn take<M: Module>(&mut self, model: &M) -> ScaledGrads {
+        struct Visitor<'a> {
+            grads: &'a mut Gradients,
+            round: &'a Round,
+            device: Device,
+            path: PathStack,
+            found: Vec<Grad>,
+            forward: Vec<ForwardFlag>,
+        }
+        impl ModuleVisitor for Visitor<'_> {
+            fn enter_module(&mut self, name: &str, _: &str) {
+                self.path.enter(name);
+            }
+            fn exit_module(&mut self, _: &str, _: &str) {
+                self.path.exit();
+            }
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if self.round.statistics.contains(&param.id) {
+                    let finite = finite_flag(param.base().without_autodiff(), &self.device);
+                    self.forward.push(ForwardFlag {
+                        name: self.path.path(),
+                        finite,
+                    });
+                }
+                if !param.is_require_grad() {
+                    return;
+                }
+                let Some(value) = param.base().grad_remove(self.grads) else {
+                    return;
+                };
+                let path = self.path.path();
+                assert!(
+                    matches!(value.dtype(), DType::F32 | DType::F64 | DType::Flex32),
+                    "the gradient of {path} is {:?}: the scaler needs f32 master weights, which \
+                     autocast casts for each operation",
+                    value.dtype()
+                );
+                self.found.push(Grad {
+                    id: param.id,
+                    path,
+                    value: Box::new(value),
+                });
+            }
+        }
+        // Statistics of this forward pass may still wait per thread.
+        if !self.round.statistics.is_empty() {
+            flush(model);
+        }
+        let device = self.raw.device();
+        let mut visitor = Visitor {
+            grads: &mut self.grads,
+            round: &self.round,
+            device: device.clone(),
+            path: PathStack::default(),
+            found: Vec::new(),
+            forward: Vec::new(),
+        };
+        model.visit(&mut visitor);
+        let Visitor {
+            found, mut forward, ..
+        } = visitor;
+        if self.round.checked {
+            let finite = finite_flag(self.raw.clone(), &device);
+            forward.insert(
+                0,
+                ForwardFlag {
+                    name: LOSS.to_owned(),
+                    finite,
+                },
+            );
+        }
+        ScaledGrads {
+            grads: found,
+            forward,
+            round: self.round.clone(),
+        }
+    }
+}
+
+/// The name of the loss among the results of the forward pass.
+const LOSS: &str = "loss";
+
+/// Gradients times the scale. They can be [accumulated](Self::accumulate) and
+/// [unscaled](crate::GradScaler::unscale), nothing else:
+///
+/// ```compile_fail,E0599
+/// fn clip_before_unscaling(scaled: halfseg_amp::ScaledGrads) {
+///     let _ = scaled.clip_norm(1.0);
+/// }
+/// ```
+///
+/// ```compile_fail,E0308
+/// use burn::{module::Module, optim::ModuleOptimizer};
+/// use halfseg_amp::{GradScaler, ScaledGrads};
+///
+/// fn step_without_unscaling<M: Module>(
+///     scaler: &mut GradScaler,
+///     optimizer: &mut ModuleOptimizer,
+///     model: M,
+///     scaled: ScaledGrads,
+/// ) {
+///     let _ = scaler.step(optimizer, 0.1, model, scaled);
+/// }
+/// ```
+#[must_use = "unscale the gradients"]
+pub struct ScaledGrads {
+    grads: Vec<Grad>,
+    forward: Vec<ForwardFlag>,
+    round: Round,
+}
+
+impl ScaledGrads {
+    /// Adds the gradients of another micro-batch of the same step.
+    ///
+    /// As in plain Burn, divide each micro-batch's loss by their number if the sum is to be a mean.
+    ///
+    /// # Panics
+    ///
+    /// If `other` is from another step or scaler.
+    pub fn accumulate(mut self, other: ScaledGrads) -> ScaledGrads {
+        assert_eq!(
+            self.round.id, other.round.id,
+            "gradients of different steps cannot be accumulated: their scales may differ"
+        );
+        let places: HashMap<_, _> = self
+            .grads
+            .iter()
+            .enumerate()
+            .map(|(place, grad)| (grad.id, place))
+            .collect();
+        let mut sums: Vec<Option<Box<dyn Slot>>> = self.grads.iter().map(|_| None).collect();
+        let mut fresh = Vec::new();
+        for grad in other.grads {
+            match places.get(&grad.id) {
+                Some(place) => sums[*place] = Some(grad.value),
+                None => fresh.push(grad),
+            }
+        }
+        self.grads = self
+            .grads
+            .into_iter()
+            .zip(sums)
+            .map(|(grad, sum)| match sum {
+                Some(sum) => Grad {
+                    value: grad.value.add(sum),
+                    ..grad
+                },
+                None => grad,
+            })
+            .chain(fresh)
+            .collect();
+        self.forward.extend(other.forward);
+        self
+    }
+
+    /// The number of parameters that have a gradient.
+    pub fn len(&self) -> usize {
+        self.grads.len()
+    }
+
+    /// Whether no parameter has a gradient.
+    pub fn is_empty(&self) -> bool {
+        self.grads.is_empty()
+    }
+
+    /// The scale of the gradients.
+    pub fn scale(&self) -> f32 {
+        self.round.scale
+    }
+
+    pub(crate) fn round(&self) -> &Round {
+        &self.round
+    }
+
+    /// Divides by the scale, and reads back with one transfer what the decisions need.
+    pub(crate) fn unscale(self) -> UnscaledGrads {
+        let Round { scale, checked, .. } = self.round;
+        let mut grads = UnscaledGrads {
+            grads: Vec::with_capacity(self.grads.len()),
+            round: self.round,
+            culprits: Vec::new(),
+            non_finite_forward: Vec::new(),
+            norm: None,
+            clipped: false,
+        };
+        if !checked {
+            grads.grads = self.grads;
+            return grads;
+        }
+        let device = match (self.forward.first(), self.grads.first()) {
+            (Some(flag), _) => flag.finite.device(),
+            (None, Some(grad)) => grad.value.device(),
+            (None, None) => return grads,
+        };
+        let mut flags: Vec<_> = self
+            .forward
+            .iter()
+            .map(|flag| flag.finite.clone())
+            .collect();
+        let mut squares = Vec::with_capacity(self.grads.len());
+        // The reciprocal in f64 first, as PyTorch does, so that odd scales round the same.
+        let inverse = (1.0 / f64::from(scale)) as f32;
+        for grad in self.grads {
+            flags.push(grad.value.finite(&device));
+            let value = if inverse == 1.0 {
+                grad.value
+            } else {
+                grad.value.scale(inverse)
+            };
+            squares.push(value.sum_squares(&device));
+            grads.grads.push(Grad { value, ..grad });
+        }
+        let split = flags.len();
+        flags.extend(squares);
+        let numbers = Tensor::cat(flags, 0).into_data();
+        let numbers = numbers.as_slice::<f32>().expect("the flags are f32");
+
+        let (finite, squares) = numbers.split_at(split);
+        let (forward, backward) = finite.split_at(self.forward.len());
+        for (flag, finite) in self.forward.into_iter().zip(forward) {
+            if *finite == 0.0 && !grads.non_finite_forward.contains(&flag.name) {
+                grads.non_finite_forward.push(flag.name);
+            }
+        }
+        for (grad, finite) in grads.grads.iter().zip(backward) {
+            if *finite == 0.0 {
+                grads.culprits.push(grad.path.clone());
+            }
+        }
+        grads.norm = Some(total_norm(squares));
+        grads
+    }
+}
+
+/// The global norm from the sums of squares.
+fn total_norm(squares: &[f32]) -> f32 {
+    squares
+        .iter()
+        .map(|square| f64::from(*square))
+        .sum::<f64>()
+        .sqrt() as f32
+}
+
+/// Gradients divided by the scale, from [`GradScaler::unscale`](crate::GradScaler::unscale).
+///
+/// They cannot be unscaled again:
+///
+/// ```compile_fail,E0308
+/// use halfseg_amp::{GradScaler, UnscaledGrads};
+///
+/// fn unscale_twice(scaler: &mut GradScaler, grads: UnscaledGrads) {
+///     let _ = scaler.unscale(grads);
+/// }
+/// ```
+///
+/// nor can one step be taken twice with them:
+///
+/// ```compile_fail,E0382
+/// use burn::{module::Module, optim::ModuleOptimizer};
+/// use halfseg_amp::{GradScaler, UnscaledGrads};
+///
+/// fn step_twice<M: Module>(
+///     scaler: &mut GradScaler,
+///     optimizer: &mut ModuleOptimizer,
+///     model: M,
+///     grads: UnscaledGrads,
+/// ) {
+///     let (model, _) = scaler.step(optimizer, 0.1, model, grads);
+///     let _ = scaler.step(optimizer, 0.1, model, grads);
+/// }
+/// ```
+#[must_use = "pass the gradients to `GradScaler::step`"]
+pub struct UnscaledGrads {
+    grads: Vec<Grad>,
+    pub(crate) round: Round,
+    /// The parameters whose gradients are not finite.
+    pub(crate) culprits: Vec<String>,
+    /// The results of the forward pass that are not finite.
+    pub(crate) non_finite_forward: Vec<String>,
+    norm: Option<f32>,
+    clipped: bool,
+}
+
+impl UnscaledGrads {
+    /// Whether every gradient is finite. A disabled scaler does not look and says yes.
+    pub fn is_finite(&self) -> bool {
+        self.culprits.is_empty()
+    }
+
+    /// The paths of the parameters whose gradients are not finite.
+    pub fn culprits(&self) -> &[String] {
+        &self.culprits
+    }
+
+    /// The l2 norm of all gradients together, before any clipping; not finite after an overflow.
+    ///
+    /// Costs a readback only if the scaler is disabled.
+    pub fn norm(&mut self) -> f32 {
+        if let Some(norm) = self.norm {
+            return norm;
+        }
+        let norm = match self.grads.first() {
+            Some(first) => {
+                let device = first.value.device();
+                let squares: Vec<_> = self
+                    .grads
+                    .iter()
+                    .map(|grad| grad.value.sum_squares(&device))
+                    .collect();
+                let squares = Tensor::cat(squares, 0).into_data();
+                total_norm(squares.as_slice::<f32>().expect("the sums are f32"))
+            }
+            None => 0.0,
+        };
+        self.norm = Some(norm);
+        norm
+    }
+
+    /// Scales all gradients so that their global l2 norm is at most `max`.
+    ///
+    /// As `torch.nn.utils.clip_grad_norm_`: the factor is `max / (norm + 1e-6)`, at most 1.
+    /// Gradients with an overflow are left alone; their step is skipped.
+    ///
+    /// # Panics
+    ///
+    /// If `max` is not positive.
+    pub fn clip_norm(mut self, max: f32) -> Self {
+        assert!(
+            max > 0.0,
+            "the largest gradient norm must be positive, got {max}"
+        );
+        let norm = self.norm();
+        let factor = max / (norm + 1e-6);
+        if self.is_finite() && factor < 1.0 {
+            self.clipped = true;
+            self.grads = self
+                .grads
+                .into_iter()
+                .map(|grad| Grad {
+                    value: grad.value.scale(factor),
+                    ..grad
+                })
+                .collect();
+        }
+        self
+    }
+
+    /// Whether [`clip_norm`](Self::clip_norm) changed the gradients.
+    pub fn is_clipped(&self) -> bool {
+        self.clipped
+    }
+
+    /// The norm, if it is known without a readback.
+    pub(crate) fn known_norm(&self) -> Option<f32> {
+        self.norm
+    }
+
+    /// Whether the forward pass had overflowed already.
+    pub(crate) fn forward_non_finite(&self) -> bool {
+        !self.non_finite_forward.is_empty()
+    }
+
+    /// The gradients as Burn's optimizers take them.
+    pub(crate) fn into_params(self) -> GradientsParams {
+        let mut params = GradientsParams::new();
+        for grad in self.grads {
+            grad.value.register(grad.id, &mut params);
+        }
+        params
+    }
+}

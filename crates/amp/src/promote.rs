@@ -1,0 +1,106 @@
+//! Operations on operands of several dtypes.
+//!
+//! Burn does not check dtypes: some backends panic on mixed operands, and a matrix product of f16
+//! and f32 reads garbage on CUDA. These functions widen explicitly, on every backend and in every
+//! build, whether or not autocast is on.
+
+use burn::tensor::{DType, FloatDType, Tensor};
+
+use crate::Op;
+use crate::scope::{convert, target};
+
+/// The narrowest dtype that holds both: f16 and bf16 meet in f32, f64 absorbs all.
+///
+/// # Panics
+///
+/// If either is no plain floating-point dtype.
+pub fn widest(a: DType, b: DType) -> FloatDType {
+    let (a, b) = (FloatDType::from(a), FloatDType::from(b));
+    match (a, b) {
+        (a, b) if a == b => a,
+        (FloatDType::F64, _) | (_, FloatDType::F64) => FloatDType::F64,
+        _ => FloatDType::F32,
+    }
+}
+
+fn widen<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
+    match dtype {
+        // `convert` leaves f64 alone but does not refuse to make it.
+        FloatDType::F64 if x.dtype() != DType::F64 => x.cast(dtype),
+        _ => convert(x, dtype),
+    }
+}
+
+/// Casts both operands to the widest dtype of the two.
+pub fn promote<const A: usize, const B: usize>(
+    a: Tensor<A>,
+    b: Tensor<B>,
+) -> (Tensor<A>, Tensor<B>) {
+    let dtype = widest(a.dtype(), b.dtype());
+    (widen(a, dtype), widen(b, dtype))
+}
+
+/// The operands of a matrix product as the policy wants them, or else promoted.
+pub fn matmul_operands<const A: usize, const B: usize>(
+    a: Tensor<A>,
+    b: Tensor<B>,
+) -> (Tensor<A>, Tensor<B>) {
+    match target(Op::Matmul) {
+        // f64 stays f64, and then draws the other operand along.
+        Some(dtype) => promote(convert(a, dtype), convert(b, dtype)),
+        None => promote(a, b),
+    }
+}
+
+/// `a + b` in the widest dtype of the two.
+pub fn add<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    let (a, b) = promote(a, b);
+    a.add(b)
+}
+
+/// `a - b` in the widest dtype of the two.
+pub fn sub<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    let (a, b) = promote(a, b);
+    a.sub(b)
+}
+
+/// `a * b` in the widest dtype of the two.
+pub fn mul<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    let (a, b) = promote(a, b);
+    a.mul(b)
+}
+
+/// `a / b` in the widest dtype of the two.
+pub fn div<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    let (a, b) = promote(a, b);
+    a.div(b)
+}
+
+fn promote_all<const D: usize>(tensors: Vec<Tensor<D>>) -> Vec<Tensor<D>> {
+    let Some(first) = tensors.first() else {
+        return tensors;
+    };
+    let first = FloatDType::from(first.dtype());
+    let dtype = tensors
+        .iter()
+        .fold(first, |dtype, x| widest(DType::from(dtype), x.dtype()));
+    tensors.into_iter().map(|x| widen(x, dtype)).collect()
+}
+
+/// Concatenates along `dim`, in the widest dtype among the tensors.
+///
+/// # Panics
+///
+/// As [`Tensor::cat`].
+pub fn cat<const D: usize>(tensors: Vec<Tensor<D>>, dim: usize) -> Tensor<D> {
+    Tensor::cat(promote_all(tensors), dim)
+}
+
+/// Stacks along a new dimension `dim` (`E = D + 1`), in the widest dtype among the tensors.
+///
+/// # Panics
+///
+/// As [`Tensor::stack`].
+pub fn stack<const D: usize, const E: usize>(tensors: Vec<Tensor<D>>, dim: usize) -> Tensor<E> {
+    Tensor::stack(promote_all(tensors), dim)
+}

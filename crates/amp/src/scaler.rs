@@ -1,0 +1,545 @@
+//! The gradient scaler.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use burn::module::Module;
+use burn::optim::{GradientsParams, LearningRate, ModuleOptimizer};
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::cache::invalidate_casts;
+use crate::grads::{Round, ScaledGrads, ScaledLoss, UnscaledGrads};
+use crate::statistics::Snapshot;
+use crate::{AmpError, DynamicScale, Scaling};
+
+/// Scales losses so that small gradients survive half precision, and skips steps that overflow.
+///
+/// One step is `begin`, forward pass, [`scale`](Self::scale), `backward`,
+/// [`unscale`](Self::unscale), [`step`](Self::step):
+///
+/// ```
+/// use burn::module::Module;
+/// use burn::nn::{Linear, LinearConfig};
+/// use burn::optim::SgdConfig;
+/// use burn::tensor::{Device, Tensor};
+/// use halfseg_amp::{DynamicScale, GradScaler, Policy, StepOutcome, autocast, nn};
+///
+/// let device = Device::flex().autodiff();
+/// let mut model: Linear = LinearConfig::new(4, 2).init(&device);
+/// let mut optimizer = SgdConfig::new().init();
+/// let mut scaler = GradScaler::dynamic(DynamicScale::torch());
+///
+/// scaler.begin(&model);
+/// let x = Tensor::<2>::ones([3, 4], &device);
+/// let loss = autocast(&Policy::f16(), || halfseg_amp::ops::mean(nn::linear(&model, x)));
+/// let grads = scaler.scale(loss).backward(&model);
+/// let grads = scaler.unscale(grads).clip_norm(10.0);
+/// let (updated, outcome) = scaler.step(&mut optimizer, 0.1, model, grads);
+/// model = updated;
+/// match outcome {
+///     StepOutcome::Stepped { .. } => {}
+///     StepOutcome::Skipped { culprits, .. } => eprintln!("overflow in {culprits:?}"),
+///     _ => {}
+/// }
+/// # assert!(outcome_is_step(&scaler));
+/// # fn outcome_is_step(scaler: &GradScaler) -> bool { scaler.steps() == 1 }
+/// # let _ = model;
+/// ```
+///
+/// A skipped step leaves everything as it was before `begin`: parameters, optimizer state, and the
+/// running statistics of batch norm.
+#[derive(Serialize, Deserialize)]
+#[serde(try_from = "State", into = "State")]
+pub struct GradScaler {
+    state: State,
+    open: Option<Open>,
+}
+
+/// What is saved of a scaler.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    scaling: Scaling,
+    scale: f32,
+    /// Clean steps since the last growth or overflow.
+    clean: u32,
+    /// Overflows left to forgive, plus one.
+    hysteresis_left: u32,
+    steps: u64,
+    skips: u64,
+}
+
+/// A step between `begin` and `update`.
+struct Open {
+    round: Round,
+    snapshot: Snapshot,
+    overflow: bool,
+    applied: bool,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq)]
+#[must_use = "a skipped step must not advance schedules"]
+#[non_exhaustive]
+pub enum StepOutcome {
+    /// The parameters were updated.
+    #[non_exhaustive]
+    Stepped {
+        /// The scale of the gradients of this step.
+        scale: f32,
+        /// The global l2 norm of the gradients before clipping, if it was computed: a disabled
+        /// scaler computes it for clipping only.
+        grad_norm: Option<f32>,
+        /// Whether clipping changed the gradients.
+        clipped: bool,
+    },
+    /// Gradients were infinite or NaN; nothing was changed.
+    #[non_exhaustive]
+    Skipped {
+        /// The scale of the gradients of this step.
+        scale: f32,
+        /// The scale that the overflow leads to.
+        next_scale: f32,
+        /// The paths of the parameters whose gradients overflowed, in the order of the model.
+        culprits: Vec<String>,
+        /// Where the overflow began.
+        pass: OverflowPass,
+        /// What the forward pass left infinite or NaN: `loss`, or paths of running statistics, the
+        /// first of which is near the origin.
+        non_finite_forward: Vec<String>,
+        /// Whether the lower bound kept the scale from backing off fully.
+        at_floor: bool,
+    },
+}
+
+impl StepOutcome {
+    /// Whether the parameters were updated.
+    pub fn stepped(&self) -> bool {
+        matches!(self, StepOutcome::Stepped { .. })
+    }
+}
+
+impl std::fmt::Display for StepOutcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StepOutcome::Stepped {
+                scale,
+                grad_norm: Some(norm),
+                ..
+            } => {
+                write!(f, "stepped, scale {scale}, gradient norm {norm}")
+            }
+            StepOutcome::Stepped { scale, .. } => write!(f, "stepped, scale {scale}"),
+            StepOutcome::Skipped {
+                scale,
+                next_scale,
+                culprits,
+                pass,
+                ..
+            } => {
+                let pass = match pass {
+                    OverflowPass::Forward => "forward",
+                    OverflowPass::Backward => "backward",
+                };
+                write!(
+                    f,
+                    "skipped, {pass} overflow at scale {scale} (now {next_scale}) in "
+                )?;
+                match culprits.as_slice() {
+                    [] => f.write_str("no parameter"),
+                    [one] => f.write_str(one),
+                    [first, .., last] => {
+                        write!(f, "{} gradients from {first} to {last}", culprits.len())
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The pass in which an overflow began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OverflowPass {
+    /// The loss or a running statistic was not finite: a smaller scale will not help.
+    Forward,
+    /// Only gradients were not finite.
+    Backward,
+}
+
+/// What [`GradScaler::update`] did to the scale.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ScaleUpdate {
+    /// The scale of the step that ended.
+    pub from: f32,
+    /// The scale of the next step.
+    pub to: f32,
+    /// Whether any gradients of the step overflowed.
+    pub overflow: bool,
+    /// Whether the lower bound kept the scale from backing off fully.
+    pub at_floor: bool,
+}
+
+impl GradScaler {
+    /// A scaler with the given settings.
+    ///
+    /// # Panics
+    ///
+    /// If a setting is out of its range; [`Scaling::validate`] tells beforehand.
+    pub fn new(scaling: Scaling) -> Self {
+        if let Err(error) = scaling.validate() {
+            panic!("{error}");
+        }
+        let (scale, hysteresis_left) = match &scaling {
+            Scaling::Disabled => (1.0, 1),
+            Scaling::Fixed(scale) => (*scale, 1),
+            Scaling::Dynamic(dynamic) => (dynamic.init.min(dynamic.max), dynamic.hysteresis),
+        };
+        let state = State {
+            scaling,
+            scale,
+            clean: 0,
+            hysteresis_left,
+            steps: 0,
+            skips: 0,
+        };
+        Self { state, open: None }
+    }
+
+    /// Scales by 1, checks nothing and never skips: for f32 and bf16.
+    pub fn disabled() -> Self {
+        Self::new(Scaling::Disabled)
+    }
+
+    /// Scales by a constant, and skips steps with non-finite gradients.
+    ///
+    /// # Panics
+    ///
+    /// If `scale` is not between 0 (excluded) and 2^126.
+    pub fn fixed(scale: f32) -> Self {
+        Self::new(Scaling::Fixed(scale))
+    }
+
+    /// Scales by 512, the published models' recipe.
+    pub fn mmcv_static() -> Self {
+        Self::new(Scaling::mmcv_static())
+    }
+
+    /// Scales dynamically.
+    ///
+    /// # Panics
+    ///
+    /// If a setting is out of its range.
+    pub fn dynamic(scale: DynamicScale) -> Self {
+        Self::new(Scaling::Dynamic(scale))
+    }
+
+    /// The settings.
+    pub fn scaling(&self) -> &Scaling {
+        &self.state.scaling
+    }
+
+    /// Whether the scaler does anything.
+    pub fn is_enabled(&self) -> bool {
+        self.state.scaling != Scaling::Disabled
+    }
+
+    /// The scale that the next loss is multiplied by.
+    pub fn current_scale(&self) -> f32 {
+        self.state.scale
+    }
+
+    /// Steps since the beginning in which all gradients were finite.
+    pub fn steps(&self) -> u64 {
+        self.state.steps
+    }
+
+    /// Steps since the beginning in which some gradient was not.
+    pub fn skips(&self) -> u64 {
+        self.state.skips
+    }
+
+    /// Opens a step: call this before the forward pass, for each model that it trains.
+    ///
+    /// Remembers the running statistics of `model`, which the forward pass changes and a skipped
+    /// step restores. State that a module changes behind Burn's back (its own `Mutex`, say) is not
+    /// seen. Further calls within a step add models; they never replace what is remembered.
+    pub fn begin<M: Module>(&mut self, model: &M) {
+        static ROUNDS: AtomicU64 = AtomicU64::new(0);
+        let checked = self.is_enabled();
+        let scale = self.state.scale;
+        let open = self.open.get_or_insert_with(|| Open {
+            round: Round {
+                id: ROUNDS.fetch_add(1, Ordering::Relaxed),
+                scale,
+                checked,
+                statistics: Arc::default(),
+            },
+            snapshot: Snapshot::default(),
+            overflow: false,
+            applied: false,
+        });
+        if checked {
+            open.snapshot.add(model);
+            open.round.statistics = Arc::new(open.snapshot.ids().into_iter().collect());
+        }
+    }
+
+    /// Closes a step without an update, as if it had not begun: running statistics of `model` are
+    /// restored and the scale stays. For steps that are given up, after an error in the data say.
+    pub fn abandon<M: Module>(&mut self, model: &M) {
+        if let Some(open) = self.open.take() {
+            open.snapshot.restore(model);
+        }
+        invalidate_casts();
+    }
+
+    /// Multiplies a loss by the scale, in f32.
+    ///
+    /// # Panics
+    ///
+    /// If [`begin`](Self::begin) was not called since the last step.
+    pub fn scale(&self, loss: Tensor<1>) -> ScaledLoss {
+        ScaledLoss::new(loss, self.open("scale").round.clone())
+    }
+
+    /// Divides gradients by the scale, checks that they are finite and takes their norm, on the
+    /// device; waits for the device once, to read the results.
+    ///
+    /// # Panics
+    ///
+    /// If the gradients belong to another step.
+    pub fn unscale(&mut self, grads: ScaledGrads) -> UnscaledGrads {
+        self.check_round("unscale", grads.round());
+        grads.unscale()
+    }
+
+    /// Updates the parameters if all gradients are finite, then the scale: the whole of
+    /// [`apply`](Self::apply) and [`update`](Self::update) for one optimizer.
+    ///
+    /// # Panics
+    ///
+    /// If the gradients belong to another step.
+    pub fn step<M: Module>(
+        &mut self,
+        optimizer: &mut ModuleOptimizer,
+        lr: LearningRate,
+        model: M,
+        grads: UnscaledGrads,
+    ) -> (M, StepOutcome) {
+        self.step_with(model, grads, |model, grads| {
+            optimizer.step(lr, model, grads)
+        })
+    }
+
+    /// As [`step`](Self::step), with `update` in place of an optimizer: it is called only if all
+    /// gradients are finite.
+    ///
+    /// # Panics
+    ///
+    /// If the gradients belong to another step.
+    pub fn step_with<M: Module>(
+        &mut self,
+        model: M,
+        grads: UnscaledGrads,
+        update: impl FnOnce(M, GradientsParams) -> M,
+    ) -> (M, StepOutcome) {
+        let (model, outcome) = self.apply_with(model, grads, update);
+        self.update();
+        (model, outcome)
+    }
+
+    /// Updates the parameters of one of several optimizers; call [`update`](Self::update) after
+    /// the last.
+    ///
+    /// # Panics
+    ///
+    /// If the gradients belong to another step.
+    pub fn apply<M: Module>(
+        &mut self,
+        optimizer: &mut ModuleOptimizer,
+        lr: LearningRate,
+        model: M,
+        grads: UnscaledGrads,
+    ) -> (M, StepOutcome) {
+        self.apply_with(model, grads, |model, grads| {
+            optimizer.step(lr, model, grads)
+        })
+    }
+
+    /// As [`apply`](Self::apply), with `update` in place of an optimizer.
+    ///
+    /// # Panics
+    ///
+    /// If the gradients belong to another step.
+    pub fn apply_with<M: Module>(
+        &mut self,
+        model: M,
+        grads: UnscaledGrads,
+        update: impl FnOnce(M, GradientsParams) -> M,
+    ) -> (M, StepOutcome) {
+        self.check_round("step", &grads.round);
+        let after_overflow = self.state.after(true);
+        let open = self.open.as_mut().expect("the round was just checked");
+        open.applied = true;
+        let scale = open.round.scale;
+        if !grads.is_finite() {
+            open.overflow = true;
+            open.snapshot.restore(&model);
+            let pass = match grads.forward_non_finite() {
+                true => OverflowPass::Forward,
+                false => OverflowPass::Backward,
+            };
+            let (next, at_floor) = after_overflow;
+            let outcome = StepOutcome::Skipped {
+                scale,
+                next_scale: next.scale,
+                culprits: grads.culprits,
+                pass,
+                non_finite_forward: grads.non_finite_forward,
+                at_floor,
+            };
+            return (model, outcome);
+        }
+        let outcome = StepOutcome::Stepped {
+            scale,
+            grad_norm: grads.known_norm(),
+            clipped: grads.is_clipped(),
+        };
+        // Before the update, so that it finds no second owner of the weights.
+        invalidate_casts();
+        let model = update(model, grads.into_params());
+        (model, outcome)
+    }
+
+    /// Closes a step of several optimizers: adapts the scale once, whichever of them overflowed.
+    ///
+    /// # Panics
+    ///
+    /// If no gradients were applied since the last update.
+    pub fn update(&mut self) -> ScaleUpdate {
+        let applied = self.open.as_ref().is_some_and(|open| open.applied);
+        assert!(
+            applied,
+            "`update` needs a step before it: call `apply` for each optimizer"
+        );
+        let open = self.open.take().expect("the step is open");
+        let from = self.state.scale;
+        let (state, at_floor) = self.state.after(open.overflow);
+        self.state = state;
+        ScaleUpdate {
+            from,
+            to: self.state.scale,
+            overflow: open.overflow,
+            at_floor,
+        }
+    }
+
+    fn open(&self, call: &str) -> &Open {
+        self.open.as_ref().unwrap_or_else(|| {
+            panic!(
+                "`{call}` outside a step: call `scaler.begin(&model)` before each forward pass, \
+                 so that a skipped step can restore the running statistics"
+            )
+        })
+    }
+
+    fn check_round(&self, call: &str, round: &Round) {
+        assert_eq!(
+            self.open(call).round.id,
+            round.id,
+            "`{call}` with gradients of another step or scaler"
+        );
+    }
+}
+
+impl State {
+    /// The state after a step, and whether the lower bound held the scale up.
+    fn after(&self, overflow: bool) -> (State, bool) {
+        let mut next = self.clone();
+        if overflow {
+            next.skips += 1;
+        } else {
+            next.steps += 1;
+        }
+        let Scaling::Dynamic(dynamic) = &self.scaling else {
+            return (next, false);
+        };
+        if overflow {
+            next.clean = 0;
+            next.hysteresis_left = self.hysteresis_left.saturating_sub(1);
+            if next.hysteresis_left > 0 {
+                return (next, false);
+            }
+            // In f64 and rounded once, as PyTorch computes it.
+            let scale = (f64::from(self.scale) * dynamic.backoff) as f32;
+            next.scale = scale.max(dynamic.min);
+            return (next, scale < dynamic.min);
+        }
+        next.clean += 1;
+        if next.clean >= dynamic.interval {
+            next.clean = 0;
+            next.hysteresis_left = dynamic.hysteresis;
+            let scale = f64::from(self.scale) * dynamic.growth;
+            if scale <= f64::from(dynamic.max) {
+                next.scale = scale as f32;
+            }
+        }
+        (next, false)
+    }
+}
+
+impl Clone for GradScaler {
+    /// Copies the state between steps; a step that is open stays with the original.
+    fn clone(&self) -> Self {
+        Self {
+            state: self.state.clone(),
+            open: None,
+        }
+    }
+}
+
+impl PartialEq for GradScaler {
+    /// Compares what would be saved.
+    fn eq(&self, other: &Self) -> bool {
+        self.state == other.state
+    }
+}
+
+impl std::fmt::Debug for GradScaler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GradScaler")
+            .field("state", &self.state)
+            .field("in_step", &self.open.is_some())
+            .finish()
+    }
+}
+
+impl From<GradScaler> for State {
+    fn from(scaler: GradScaler) -> Self {
+        scaler.state
+    }
+}
+
+impl TryFrom<State> for GradScaler {
+    type Error = AmpError;
+
+    fn try_from(state: State) -> Result<Self, AmpError> {
+        state.scaling.validate()?;
+        let (min, max) = match &state.scaling {
+            Scaling::Disabled => (1.0, 1.0),
+            Scaling::Fixed(scale) => (*scale, *scale),
+            Scaling::Dynamic(dynamic) => (dynamic.min, dynamic.max),
+        };
+        if !(min..=max).contains(&state.scale) {
+            return Err(AmpError::Setting {
+                setting: "saved scale",
+                found: state.scale.into(),
+                expected: "a scale that the saved settings can lead to",
+            });
+        }
+        Ok(Self { state, open: None })
+    }
+}
