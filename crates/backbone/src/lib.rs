@@ -1,1 +1,9 @@
 #![doc = include_str!("../README.md")]
+
+mod block;
+mod depth;
+mod resnet;
+
+pub use block::{BasicBlock, Block, BlockConfig, Bottleneck};
+pub use depth::{Depth, UnknownDepth};
+pub use resnet::{ResNet, ResNetConfig, Stages};

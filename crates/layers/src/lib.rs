@@ -1,1 +1,20 @@
 #![doc = include_str!("../README.md")]
+
+mod batch_norm;
+mod conv;
+mod conv_bn_act;
+mod dropout;
+mod loss;
+mod pool;
+mod resize;
+mod separable;
+
+pub use batch_norm::{BatchNorm, BatchNormConfig};
+pub use conv::{Conv2d, Conv2dConfig, Conv2dInit};
+pub use conv_bn_act::{ConvBnAct, ConvBnActConfig};
+pub use dropout::ChannelDropout;
+pub use halfseg_kernels::Activation;
+pub use loss::{IGNORED_LABEL, SegmentationLoss, cross_entropy, pixel_accuracy, segmentation_loss};
+pub use pool::{adaptive_avg_pool2d, stem_max_pool};
+pub use resize::{resize, resize_with};
+pub use separable::{DepthwiseSeparable, DepthwiseSeparableConfig};

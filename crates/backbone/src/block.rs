@@ -1,0 +1,141 @@
+//! Residual blocks.
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use halfseg_layers::{ConvBnAct, ConvBnActConfig};
+
+/// Configuration of a residual block.
+#[derive(Config, Debug)]
+pub struct BlockConfig {
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Channels of the block's inner maps.
+    pub width: usize,
+    /// Step of the block, in pixels of its input.
+    #[config(default = 1)]
+    pub stride: usize,
+    /// Distance between taps of the block's (first) 3x3 convolution, in pixels.
+    #[config(default = 1)]
+    pub dilation: usize,
+}
+
+/// A residual block of either kind.
+#[derive(Module, Debug)]
+pub enum Block {
+    /// Two 3x3 convolutions.
+    Basic(BasicBlock),
+    /// 1x1, 3x3 and 1x1 convolutions.
+    Bottleneck(Bottleneck),
+}
+
+/// Two 3x3 convolutions around a skip connection, for depths 18 and 34.
+#[derive(Module, Debug)]
+pub struct BasicBlock {
+    /// Carries the stride and the dilation.
+    pub conv1: ConvBnAct,
+    /// Never dilated, as in MMSegmentation (`backbones/resnet.py`).
+    pub conv2: ConvBnAct,
+    /// Brings the skip connection to the output's shape where it differs.
+    pub downsample: Option<ConvBnAct>,
+}
+
+/// 1x1, 3x3 and 1x1 convolutions around a skip connection, for depths from 50.
+#[derive(Module, Debug)]
+pub struct Bottleneck {
+    /// 1x1 to the block's width.
+    pub conv1: ConvBnAct,
+    /// 3x3; carries the stride ("pytorch style") and the dilation.
+    pub conv2: ConvBnAct,
+    /// 1x1 to four times the width.
+    pub conv3: ConvBnAct,
+    /// Brings the skip connection to the output's shape where it differs.
+    pub downsample: Option<ConvBnAct>,
+}
+
+impl BlockConfig {
+    /// A [`BasicBlock`] that starts as the identity: its last normalisation has scale 0.
+    pub fn init_basic(&self, device: &Device) -> BasicBlock {
+        let Self {
+            in_channels,
+            width,
+            stride,
+            dilation,
+        } = *self;
+        BasicBlock {
+            conv1: ConvBnActConfig::new([in_channels, width], 3)
+                .with_stride(stride)
+                .with_dilation(dilation)
+                .init(device),
+            conv2: ConvBnActConfig::new([width, width], 3)
+                .with_scale(0.0)
+                .init(device),
+            downsample: self.downsample(width, device),
+        }
+    }
+
+    /// A [`Bottleneck`] that starts as the identity: its last normalisation has scale 0.
+    pub fn init_bottleneck(&self, device: &Device) -> Bottleneck {
+        let Self {
+            in_channels,
+            width,
+            stride,
+            dilation,
+        } = *self;
+        let out = 4 * width;
+        Bottleneck {
+            conv1: ConvBnActConfig::new([in_channels, width], 1).init(device),
+            conv2: ConvBnActConfig::new([width, width], 3)
+                .with_stride(stride)
+                .with_dilation(dilation)
+                .init(device),
+            conv3: ConvBnActConfig::new([width, out], 1)
+                .with_scale(0.0)
+                .init(device),
+            downsample: self.downsample(out, device),
+        }
+    }
+
+    fn downsample(&self, out: usize, device: &Device) -> Option<ConvBnAct> {
+        (self.stride != 1 || self.in_channels != out).then(|| {
+            ConvBnActConfig::new([self.in_channels, out], 1)
+                .with_stride(self.stride)
+                .with_relu(false)
+                .init(device)
+        })
+    }
+}
+
+impl Block {
+    /// `[n, in_channels, h, w]` -> `[n, expansion * width, ceil(h / stride), ceil(w / stride)]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Basic(block) => block.forward(x),
+            Self::Bottleneck(block) => block.forward(x),
+        }
+    }
+}
+
+impl BasicBlock {
+    /// `[n, in_channels, h, w]` -> `[n, width, ceil(h / stride), ceil(w / stride)]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let y = self.conv1.forward(x.clone());
+        self.conv2.forward_add(y, skip(&self.downsample, x))
+    }
+}
+
+impl Bottleneck {
+    /// `[n, in_channels, h, w]` -> `[n, 4 * width, ceil(h / stride), ceil(w / stride)]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let y = self.conv1.forward(x.clone());
+        let y = self.conv2.forward(y);
+        self.conv3.forward_add(y, skip(&self.downsample, x))
+    }
+}
+
+fn skip(downsample: &Option<ConvBnAct>, x: Tensor<4>) -> Tensor<4> {
+    match downsample {
+        Some(project) => project.forward(x),
+        None => x,
+    }
+}

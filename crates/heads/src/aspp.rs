@@ -1,0 +1,107 @@
+//! Atrous spatial pyramid pooling.
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use halfseg_layers::{
+    ConvBnAct, ConvBnActConfig, DepthwiseSeparable, DepthwiseSeparableConfig, adaptive_avg_pool2d,
+    resize_with,
+};
+
+/// Configuration of an [`Aspp`].
+#[derive(Config, Debug)]
+pub struct AsppConfig {
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Channels of each branch and of the output.
+    pub channels: usize,
+    /// Distances between taps, one branch each, in pixels; 1 stands for a 1x1 convolution.
+    /// The published models have 1, 12, 24, 36 at stride 8.
+    #[config(default = "vec![1, 12, 24, 36]")]
+    pub dilations: Vec<usize>,
+    /// Whether branches with a dilation are depthwise separable (DeepLabV3+).
+    #[config(default = false)]
+    pub separable: bool,
+    /// Whether corners are aligned when the pooled map is resized.
+    #[config(default = false)]
+    pub align_corners: bool,
+}
+
+/// A branch of an [`Aspp`].
+#[derive(Module, Debug)]
+pub enum AsppBranch {
+    /// One convolution.
+    Dense(ConvBnAct),
+    /// Depthwise, then pointwise.
+    Separable(DepthwiseSeparable),
+}
+
+/// Views the input at several scales at once: its average, and convolutions of several dilations,
+/// convolved together by a dense 3x3 (arXiv:1706.05587, section 3.3).
+#[derive(Module, Debug)]
+pub struct Aspp {
+    /// 1x1 convolution of the input's average.
+    pub image_pool: ConvBnAct,
+    /// One branch per dilation.
+    pub aspp_modules: Vec<AsppBranch>,
+    /// 3x3 over all branches, the pooled one first.
+    pub bottleneck: ConvBnAct,
+    align_corners: bool,
+}
+
+impl AsppConfig {
+    /// Draws the weights from `device`'s random numbers.
+    pub fn init(&self, device: &Device) -> Aspp {
+        let shape = [self.in_channels, self.channels];
+        let branch = |&dilation: &usize| match (dilation, self.separable) {
+            (1, _) => AsppBranch::Dense(ConvBnActConfig::new(shape, 1).init(device)),
+            (_, false) => AsppBranch::Dense(
+                ConvBnActConfig::new(shape, 3)
+                    .with_dilation(dilation)
+                    .init(device),
+            ),
+            (_, true) => AsppBranch::Separable(
+                DepthwiseSeparableConfig::new(shape)
+                    .with_dilation(dilation)
+                    .init(device),
+            ),
+        };
+        let all = (1 + self.dilations.len()) * self.channels;
+        Aspp {
+            image_pool: ConvBnActConfig::new(shape, 1).init(device),
+            aspp_modules: self.dilations.iter().map(branch).collect(),
+            bottleneck: ConvBnActConfig::new([all, self.channels], 3).init(device),
+            align_corners: self.align_corners,
+        }
+    }
+}
+
+impl AsppBranch {
+    /// `[n, in_channels, h, w]` -> `[n, channels, h, w]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Dense(conv) => conv.forward(x),
+            Self::Separable(conv) => conv.forward(x),
+        }
+    }
+}
+
+impl Aspp {
+    /// `[n, in_channels, h, w]` -> `[n, channels, h, w]`.
+    ///
+    /// # Panics
+    /// If a batch of 1 trains: the pooled branch has one value per channel.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [_, _, h, w] = x.dims();
+        let pooled = self
+            .image_pool
+            .forward(adaptive_avg_pool2d(x.clone(), [1, 1]));
+        let mut maps = vec![resize_with(pooled, [h, w], self.align_corners)];
+        maps.extend(
+            self.aspp_modules
+                .iter()
+                .map(|branch| branch.forward(x.clone())),
+        );
+        self.bottleneck.forward(Tensor::cat(maps, 1))
+    }
+}

@@ -1,0 +1,59 @@
+//! The head of DeepLabV3.
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use halfseg_layers::{ChannelDropout, Conv2d};
+use rand::Rng;
+
+use crate::classifier::classifier;
+use crate::{Aspp, AsppConfig};
+
+/// Configuration of a [`DeepLabV3Head`].
+#[derive(Config, Debug)]
+pub struct DeepLabV3HeadConfig {
+    /// The pyramid.
+    pub aspp: AsppConfig,
+    /// Number of classes.
+    pub classes: usize,
+    /// Share of channels dropped before the classifier.
+    #[config(default = 0.1)]
+    pub dropout: f64,
+}
+
+/// Atrous spatial pyramid pooling and a classifier (arXiv:1706.05587).
+#[derive(Module, Debug)]
+pub struct DeepLabV3Head {
+    /// The pyramid.
+    pub aspp: Aspp,
+    /// 1x1 to classes.
+    pub conv_seg: Conv2d,
+    dropout: ChannelDropout,
+}
+
+impl DeepLabV3HeadConfig {
+    /// Draws the weights from `device`'s random numbers.
+    pub fn init(&self, device: &Device) -> DeepLabV3Head {
+        DeepLabV3Head {
+            aspp: self.aspp.init(device),
+            conv_seg: classifier(self.aspp.channels, self.classes, device),
+            dropout: ChannelDropout::new(self.dropout),
+        }
+    }
+}
+
+impl DeepLabV3Head {
+    /// `[n, in_channels, h, w]` -> class logits `[n, classes, h, w]`, for inference.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.conv_seg.forward(self.aspp.forward(x))
+    }
+
+    /// As [`forward`](Self::forward), with dropout drawn from `rng` on an autodiff device.
+    ///
+    /// # Panics
+    /// As [`Aspp::forward`].
+    pub fn forward_train(&self, x: Tensor<4>, rng: &mut impl Rng) -> Tensor<4> {
+        self.conv_seg
+            .forward(self.dropout.forward(self.aspp.forward(x), rng))
+    }
+}

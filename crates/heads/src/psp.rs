@@ -1,0 +1,92 @@
+//! The pyramid pooling head.
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use halfseg_layers::{
+    ChannelDropout, Conv2d, ConvBnAct, ConvBnActConfig, adaptive_avg_pool2d, resize_with,
+};
+use rand::Rng;
+
+use crate::classifier::classifier;
+
+/// Bins of the pyramid's levels, in each direction.
+const LEVELS: [usize; 4] = [1, 2, 3, 6];
+
+/// Configuration of a [`PspHead`].
+#[derive(Config, Debug)]
+pub struct PspHeadConfig {
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Channels of the head's own maps.
+    pub channels: usize,
+    /// Number of classes.
+    pub classes: usize,
+    /// Share of channels dropped before the classifier.
+    #[config(default = 0.1)]
+    pub dropout: f64,
+    /// Whether corners are aligned when the pooled maps are resized.
+    #[config(default = false)]
+    pub align_corners: bool,
+}
+
+/// Pools the input to 1, 2, 3 and 6 bins, convolves each, and convolves all of them together with
+/// the input (arXiv:1612.01105).
+#[derive(Module, Debug)]
+pub struct PspHead {
+    /// 1x1 convolutions of the pooled maps, coarsest first.
+    pub psp_modules: Vec<ConvBnAct>,
+    /// 3x3 over the input and the resized levels.
+    pub bottleneck: ConvBnAct,
+    /// 1x1 to classes.
+    pub conv_seg: Conv2d,
+    dropout: ChannelDropout,
+    align_corners: bool,
+}
+
+impl PspHeadConfig {
+    /// Draws the weights from `device`'s random numbers.
+    pub fn init(&self, device: &Device) -> PspHead {
+        let Self {
+            in_channels,
+            channels,
+            classes,
+            ..
+        } = *self;
+        let level = |_| ConvBnActConfig::new([in_channels, channels], 1).init(device);
+        let all = in_channels + LEVELS.len() * channels;
+        PspHead {
+            psp_modules: LEVELS.iter().map(level).collect(),
+            bottleneck: ConvBnActConfig::new([all, channels], 3).init(device),
+            conv_seg: classifier(channels, classes, device),
+            dropout: ChannelDropout::new(self.dropout),
+            align_corners: self.align_corners,
+        }
+    }
+}
+
+impl PspHead {
+    /// `[n, in_channels, h, w]` -> class logits `[n, classes, h, w]`, for inference.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.conv_seg.forward(self.features(x))
+    }
+
+    /// As [`forward`](Self::forward), with dropout drawn from `rng` on an autodiff device.
+    ///
+    /// # Panics
+    /// If a batch of 1 trains: the coarsest level has one value per channel.
+    pub fn forward_train(&self, x: Tensor<4>, rng: &mut impl Rng) -> Tensor<4> {
+        self.conv_seg
+            .forward(self.dropout.forward(self.features(x), rng))
+    }
+
+    fn features(&self, x: Tensor<4>) -> Tensor<4> {
+        let [_, _, h, w] = x.dims();
+        let mut maps = vec![x.clone()];
+        maps.extend(LEVELS.iter().zip(&self.psp_modules).map(|(&bins, conv)| {
+            let pooled = conv.forward(adaptive_avg_pool2d(x.clone(), [bins; 2]));
+            resize_with(pooled, [h, w], self.align_corners).cast(x.dtype())
+        }));
+        self.bottleneck.forward(Tensor::cat(maps, 1))
+    }
+}

@@ -1,0 +1,117 @@
+//! Batch normalisation with PyTorch's running statistics.
+
+use burn::config::Config;
+use burn::module::{Flag, Module, Param, RunningState};
+use burn::tensor::{Device, Tensor};
+use halfseg_kernels::{Activation, batch_norm_train};
+
+/// Configuration of a [`BatchNorm`].
+#[derive(Config, Debug)]
+pub struct BatchNormConfig {
+    /// Number of channels.
+    pub channels: usize,
+    /// Added to the variance before its root. PyTorch's default.
+    #[config(default = 1e-5)]
+    pub epsilon: f64,
+    /// Share of the batch's statistics in each update of the running ones. PyTorch's default.
+    #[config(default = 0.1)]
+    pub momentum: f64,
+    /// Initial value of the scale. 0 makes a residual block start as the identity
+    /// (arXiv:1706.02677, section 5.1).
+    #[config(default = 1.0)]
+    pub scale: f64,
+}
+
+/// Normalises each channel (arXiv:1502.03167), in training over the batch, otherwise with running
+/// statistics.
+///
+/// The running variance is the **unbiased** one, as PyTorch stores it: it differs from the variance
+/// that normalises by `count / (count - 1)`, a factor of 2 for the 1x1 pooled branch at batch 2.
+/// Parameters and statistics are f32 whatever the dtype of the maps is.
+#[derive(Module, Debug)]
+pub struct BatchNorm {
+    /// Scale, `[c]` (gamma).
+    pub weight: Param<Tensor<1>>,
+    /// Shift, `[c]` (beta).
+    pub bias: Param<Tensor<1>>,
+    /// Running mean, `[c]`.
+    pub running_mean: RunningState<Tensor<1>>,
+    /// Running unbiased variance, `[c]`.
+    pub running_var: RunningState<Tensor<1>>,
+    /// Off in a frozen layer, which then uses its running statistics on an autodiff device too.
+    pub training: Param<Flag>,
+    epsilon: f64,
+    momentum: f64,
+}
+
+impl BatchNormConfig {
+    /// Starts from mean 0 and variance 1.
+    pub fn init(&self, device: &Device) -> BatchNorm {
+        let shape = [self.channels];
+        BatchNorm {
+            weight: Param::from_tensor(Tensor::full(shape, self.scale, device)),
+            bias: Param::from_tensor(Tensor::zeros(shape, device)),
+            running_mean: RunningState::new(Tensor::zeros(shape, device)),
+            running_var: RunningState::new(Tensor::ones(shape, device)),
+            training: Param::from_bool(true),
+            epsilon: self.epsilon,
+            momentum: self.momentum,
+        }
+    }
+}
+
+impl BatchNorm {
+    /// Whether maps on `device` are normalised by their own statistics.
+    pub fn trains_on(&self, device: &Device) -> bool {
+        device.is_autodiff() && self.training.is_enabled()
+    }
+
+    /// Normalises `x` by its own statistics, adds `skip`, applies `activation`, and moves the
+    /// running statistics. All maps are `[n, c, h, w]` of one dtype.
+    ///
+    /// # Panics
+    /// If there is one value per channel only (batch 1 of a 1x1 map): it has no variance.
+    pub fn forward_train(
+        &self,
+        x: Tensor<4>,
+        skip: Option<Tensor<4>>,
+        activation: Activation,
+    ) -> Tensor<4> {
+        let [n, c, h, w] = x.dims();
+        let count = n * h * w;
+        assert!(
+            count > 1,
+            "batch normalisation needs more than one value per channel in training, but was given \
+             [{n}, {c}, {h}, {w}]: use a batch of at least 2, or freeze the layer"
+        );
+        let result = batch_norm_train(
+            x,
+            self.weight.val(),
+            self.bias.val(),
+            self.epsilon,
+            skip,
+            activation,
+        );
+        let unbiased = count as f64 / (count - 1) as f64;
+        self.update(&self.running_mean, result.mean, self.momentum);
+        self.update(&self.running_var, result.variance, self.momentum * unbiased);
+        result.output
+    }
+
+    /// The scale and the shift, `[c]` each, that normalise by the running statistics:
+    /// `y = scale * x + shift`.
+    pub fn affine(&self) -> (Tensor<1>, Tensor<1>) {
+        let deviation = (self.running_var.value_sync() + self.epsilon).sqrt();
+        let scale = self.weight.val() / deviation;
+        let shift = self.bias.val() - self.running_mean.value_sync() * scale.clone();
+        (scale, shift)
+    }
+
+    fn update(&self, state: &RunningState<Tensor<1>>, batch: Tensor<1>, share: f64) {
+        let moved = state.value_sync() * (1.0 - self.momentum) + batch.detach() * share;
+        state.update(moved.detach());
+        // Without this the new value waits for the next update, and neither checkpoints nor a
+        // gradient scaler that takes a step back would see it.
+        state.value_sync();
+    }
+}

@@ -1,0 +1,73 @@
+//! Pooling.
+
+use burn::tensor::ops::MaxPoolOptions;
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, module};
+
+use crate::resize::separable;
+
+/// Averages a map over `size[0] x size[1]` rectangles that cover it, as PyTorch's adaptive average
+/// pooling: bin `i` of `s` spans rows `floor(i h / s)` to `ceil((i + 1) h / s)`. Differentiable.
+///
+/// Sums in f32 (an f16 sum over a whole map overflows) and returns `x`'s dtype.
+///
+/// # Shapes
+/// - `x`: `[n, c, h, w]`
+/// - output: `[n, c, size[0], size[1]]`
+pub fn adaptive_avg_pool2d(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    let [_, _, h, w] = x.dims();
+    let dtype = FloatDType::from(x.dtype());
+    let device = x.device();
+    let rows = averaging_matrix(h, size[0], &device);
+    let columns = averaging_matrix(w, size[1], &device);
+    separable(x, rows, columns).cast(dtype)
+}
+
+/// The 3x3 maximum with stride 2 and padding 1 at the end of a ResNet's stem:
+/// `[n, c, h, w]` -> `[n, c, ceil(h / 2), ceil(w / 2)]`.
+pub fn stem_max_pool(x: Tensor<4>) -> Tensor<4> {
+    let options = MaxPoolOptions {
+        kernel_size: [3, 3],
+        stride: [2, 2],
+        padding: [(1, 1); 2],
+        dilation: [1, 1],
+        ceil_mode: false,
+    };
+    module::max_pool2d(x, options)
+}
+
+fn averaging_matrix(size: usize, out: usize, device: &Device) -> Tensor<2> {
+    let mut matrix = vec![0.0f32; out * size];
+    for (o, row) in matrix.chunks_exact_mut(size).enumerate() {
+        let (start, end) = (o * size / out, ((o + 1) * size).div_ceil(out));
+        row[start..end].fill(1.0 / (end - start) as f32);
+    }
+    Tensor::from_data(TensorData::new(matrix, [out, size]), (device, DType::F32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Tolerance;
+
+    #[test]
+    fn pooling_agrees_with_burns_at_odd_sizes() {
+        let device = Device::flex();
+        for (h, w) in [(13, 21), (6, 6), (7, 5), (3, 4)] {
+            let values: Vec<f32> = (0..2 * 3 * h * w).map(|i| ((i * 7) % 31) as f32).collect();
+            let x = Tensor::<4>::from_data(TensorData::new(values, [2, 3, h, w]), &device);
+            for s in [1, 2, 3, 6] {
+                let found = adaptive_avg_pool2d(x.clone(), [s, s]).into_data();
+                let expected = module::adaptive_avg_pool2d(x.clone(), [s, s]).into_data();
+                found.assert_approx_eq::<f32>(&expected, Tolerance::relative(1e-5));
+            }
+        }
+    }
+
+    #[test]
+    fn an_f16_map_whose_sum_overflows_has_a_finite_average() {
+        let device = Device::flex();
+        let x = Tensor::<4>::full([1, 1, 64, 64], 1000.0, &device).cast(FloatDType::F16);
+        let y = adaptive_avg_pool2d(x, [1, 1]).cast(FloatDType::F32);
+        assert_eq!(y.into_scalar::<f32>(), 1000.0);
+    }
+}

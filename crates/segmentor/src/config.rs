@@ -1,0 +1,256 @@
+//! What a segmentor is made of.
+
+use burn::tensor::Device;
+use halfseg_backbone::{Depth, ResNetConfig};
+use halfseg_heads::{
+    AsppConfig, DeepLabV3HeadConfig, DeepLabV3PlusHeadConfig, FcnHeadConfig, PspHeadConfig,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{DecodeHead, Method, Segmentor};
+
+/// Architecture of a [`Segmentor`]. Defaults are the published models'
+/// (MMSegmentation 1.2, `configs/_base_/models/*_r50-d8.py` and `configs/*/*_r18-d8_*.py`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SegmentorConfig {
+    /// Which head follows the backbone.
+    pub method: Method,
+    /// Depth of the ResNetV1c-D8 backbone.
+    pub backbone: Depth,
+    /// Number of classes, 1 to 255.
+    #[serde(default = "default_classes")]
+    pub num_classes: usize,
+    /// Channels that the backbone's stem ends with; even.
+    #[serde(default = "default_width")]
+    pub stem_channels: usize,
+    /// Width of the backbone's first stage.
+    #[serde(default = "default_width")]
+    pub base_channels: usize,
+    /// Channels of the decode head's maps: 512, or 128 for depths 18 and 34.
+    pub head_channels: usize,
+    /// Channels of the auxiliary head's map: 256, or 64 for depths 18 and 34.
+    pub aux_channels: usize,
+    /// Channels that DeepLabV3+ reduces its low-level map to: 48, or 12 for depths 18 and 34.
+    pub c1_channels: usize,
+    /// Whether there is an auxiliary head.
+    #[serde(default = "default_true")]
+    pub aux_head: bool,
+    /// What the auxiliary head's loss is multiplied with.
+    #[serde(default = "default_aux_weight")]
+    pub aux_weight: f64,
+    /// Dilations of the atrous pyramid's branches, in pixels at stride 8.
+    #[serde(default = "default_dilations")]
+    pub dilations: Vec<usize>,
+    /// Share of channels dropped before the classifiers in training, in `0..1`.
+    #[serde(default = "default_dropout")]
+    pub dropout: f64,
+    /// Whether corners are aligned when maps are resized; the published 512x1024 models do not.
+    #[serde(default)]
+    pub align_corners: bool,
+}
+
+fn default_classes() -> usize {
+    19
+}
+fn default_width() -> usize {
+    64
+}
+fn default_true() -> bool {
+    true
+}
+fn default_aux_weight() -> f64 {
+    0.4
+}
+fn default_dilations() -> Vec<usize> {
+    vec![1, 12, 24, 36]
+}
+fn default_dropout() -> f64 {
+    0.1
+}
+
+/// A value that no segmentor can have.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{key} = {found} is not possible: expected {expected}")]
+pub struct ConfigError {
+    /// Name of the value.
+    pub key: &'static str,
+    /// What it may be.
+    pub expected: &'static str,
+    /// What it is.
+    pub found: String,
+}
+
+impl SegmentorConfig {
+    /// The published model of this method and depth.
+    pub fn new(method: Method, backbone: Depth) -> Self {
+        let (head_channels, aux_channels, c1_channels) = match backbone {
+            Depth::R18 | Depth::R34 => (128, 64, 12),
+            Depth::R50 | Depth::R101 | Depth::R152 => (512, 256, 48),
+        };
+        Self {
+            method,
+            backbone,
+            num_classes: default_classes(),
+            stem_channels: default_width(),
+            base_channels: default_width(),
+            head_channels,
+            aux_channels,
+            c1_channels,
+            aux_head: true,
+            aux_weight: default_aux_weight(),
+            dilations: default_dilations(),
+            dropout: default_dropout(),
+            align_corners: false,
+        }
+    }
+
+    /// FCN with ResNetV1c-101-D8.
+    pub fn fcn_r101_d8() -> Self {
+        Self::new(Method::Fcn, Depth::R101)
+    }
+    /// PSPNet with ResNetV1c-101-D8.
+    pub fn pspnet_r101_d8() -> Self {
+        Self::new(Method::PspNet, Depth::R101)
+    }
+    /// DeepLabV3 with ResNetV1c-101-D8.
+    pub fn deeplabv3_r101_d8() -> Self {
+        Self::new(Method::DeepLabV3, Depth::R101)
+    }
+    /// DeepLabV3+ with ResNetV1c-101-D8.
+    pub fn deeplabv3plus_r101_d8() -> Self {
+        Self::new(Method::DeepLabV3Plus, Depth::R101)
+    }
+
+    /// The same with another number of classes.
+    pub fn with_num_classes(mut self, num_classes: usize) -> Self {
+        self.num_classes = num_classes;
+        self
+    }
+
+    /// Whether a segmentor can have these values.
+    ///
+    /// # Errors
+    /// The first value that it cannot have.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let check = |key, ok: bool, expected, found: String| match ok {
+            true => Ok(()),
+            false => Err(ConfigError {
+                key,
+                expected,
+                found,
+            }),
+        };
+        let classes = self.num_classes;
+        check(
+            "num_classes",
+            (1..=255).contains(&classes),
+            "1 to 255",
+            classes.to_string(),
+        )?;
+        let stem = self.stem_channels;
+        let even = stem > 0 && stem.is_multiple_of(2);
+        check(
+            "stem_channels",
+            even,
+            "an even number above 0",
+            stem.to_string(),
+        )?;
+        for (key, width) in [
+            ("base_channels", self.base_channels),
+            ("head_channels", self.head_channels),
+            ("aux_channels", self.aux_channels),
+            ("c1_channels", self.c1_channels),
+        ] {
+            check(key, width > 0, "a number above 0", width.to_string())?;
+        }
+        let dilations = !self.dilations.is_empty() && !self.dilations.contains(&0);
+        check(
+            "dilations",
+            dilations,
+            "numbers above 0",
+            format!("{:?}", self.dilations),
+        )?;
+        let dropout = (0.0..1.0).contains(&self.dropout);
+        check(
+            "dropout",
+            dropout,
+            "0 or more, below 1",
+            self.dropout.to_string(),
+        )?;
+        let weight = self.aux_weight.is_finite() && self.aux_weight >= 0.0;
+        check(
+            "aux_weight",
+            weight,
+            "0 or more",
+            self.aux_weight.to_string(),
+        )
+    }
+
+    /// Draws the weights from `device`'s random numbers (`device.seed(..)` makes them repeat), as
+    /// MMSegmentation does when it trains from scratch: Kaiming normal by fan-out for convolutions,
+    /// N(0, 0.01) for classifiers, scale 0 for the last normalisation of each residual block.
+    ///
+    /// # Panics
+    /// If [`validate`](Self::validate) refuses the values.
+    pub fn init(&self, device: &Device) -> Segmentor {
+        if let Err(error) = self.validate() {
+            panic!("{error}");
+        }
+        let backbone = self.backbone_config();
+        let [_, _, c4, _] = backbone.stage_channels();
+        let auxiliary = || {
+            FcnHeadConfig::auxiliary(c4, self.aux_channels, self.num_classes)
+                .with_dropout(self.dropout)
+                .init(device)
+        };
+        Segmentor::new(
+            backbone.init(device),
+            self.decode_head(device),
+            self.aux_head.then(auxiliary),
+            self.clone(),
+        )
+    }
+
+    pub(crate) fn backbone_config(&self) -> ResNetConfig {
+        ResNetConfig::new(self.backbone)
+            .with_stem_channels(self.stem_channels)
+            .with_base_channels(self.base_channels)
+    }
+
+    fn decode_head(&self, device: &Device) -> DecodeHead {
+        let [c2, _, _, c5] = self.backbone_config().stage_channels();
+        let (channels, classes) = (self.head_channels, self.num_classes);
+        let aspp = AsppConfig::new(c5, channels)
+            .with_dilations(self.dilations.clone())
+            .with_align_corners(self.align_corners);
+        match self.method {
+            Method::Fcn => DecodeHead::Fcn(
+                FcnHeadConfig::new(c5, channels, classes)
+                    .with_dropout(self.dropout)
+                    .init(device),
+            ),
+            Method::PspNet => DecodeHead::PspNet(
+                PspHeadConfig::new(c5, channels, classes)
+                    .with_dropout(self.dropout)
+                    .with_align_corners(self.align_corners)
+                    .init(device),
+            ),
+            Method::DeepLabV3 => DecodeHead::DeepLabV3(
+                DeepLabV3HeadConfig::new(aspp, classes)
+                    .with_dropout(self.dropout)
+                    .init(device),
+            ),
+            Method::DeepLabV3Plus => DecodeHead::DeepLabV3Plus(
+                DeepLabV3PlusHeadConfig::new(
+                    aspp.with_separable(true),
+                    c2,
+                    self.c1_channels,
+                    classes,
+                )
+                .with_dropout(self.dropout)
+                .init(device),
+            ),
+        }
+    }
+}

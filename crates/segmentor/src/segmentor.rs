@@ -1,0 +1,168 @@
+//! Backbone, decode head and auxiliary head together.
+
+use burn::module::Module;
+use burn::tensor::{FloatDType, Int, Tensor};
+use halfseg_backbone::{ResNet, Stages};
+use halfseg_heads::{DeepLabV3Head, DeepLabV3PlusHead, FcnHead, PspHead};
+use halfseg_layers::{SegmentationLoss, resize_with, segmentation_loss};
+use rand::Rng;
+
+use crate::SegmentorConfig;
+
+/// The head of one of the four methods.
+#[derive(Module, Debug)]
+pub enum DecodeHead {
+    /// Fully convolutional.
+    Fcn(FcnHead),
+    /// Pyramid pooling.
+    PspNet(PspHead),
+    /// Atrous pyramid.
+    DeepLabV3(DeepLabV3Head),
+    /// Separable atrous pyramid with a low-level branch.
+    DeepLabV3Plus(DeepLabV3PlusHead),
+}
+
+/// A semantic segmentation network.
+///
+/// On an autodiff device it trains ([`loss`](Self::loss)); [`Module::valid`] gives the network for
+/// inference ([`forward`](Self::forward)).
+#[derive(Module, Debug)]
+pub struct Segmentor {
+    /// Gives maps at four depths.
+    pub backbone: ResNet,
+    /// Gives class logits.
+    pub decode_head: DecodeHead,
+    /// Gives class logits from the third stage, in training only.
+    pub auxiliary_head: Option<FcnHead>,
+    #[module(skip)]
+    config: SegmentorConfig,
+}
+
+/// Class logits at the heads' own sizes.
+#[derive(Clone, Debug)]
+pub struct TrainLogits {
+    /// `[n, classes, h', w']`, at an eighth of the image's size (DeepLabV3+: a quarter).
+    pub decode: Tensor<4>,
+    /// `[n, classes, h', w']`, at an eighth of the image's size.
+    pub aux: Option<Tensor<4>>,
+}
+
+/// Losses of a batch, each f32 `[1]`.
+#[derive(Clone, Debug)]
+pub struct Losses {
+    /// What training minimises: `decode + aux`.
+    pub total: Tensor<1>,
+    /// Cross-entropy of the decode head.
+    pub decode: Tensor<1>,
+    /// Cross-entropy of the auxiliary head **times its weight**, as MMSegmentation logs it; 0
+    /// without one.
+    pub aux: Tensor<1>,
+    /// Share of pixels that the decode head gets right, in percent.
+    pub accuracy: Tensor<1>,
+    /// The same for the auxiliary head.
+    pub aux_accuracy: Option<Tensor<1>>,
+}
+
+impl Segmentor {
+    pub(crate) fn new(
+        backbone: ResNet,
+        decode_head: DecodeHead,
+        auxiliary_head: Option<FcnHead>,
+        config: SegmentorConfig,
+    ) -> Self {
+        Self {
+            backbone,
+            decode_head,
+            auxiliary_head,
+            config,
+        }
+    }
+
+    /// The architecture.
+    pub fn config(&self) -> &SegmentorConfig {
+        &self.config
+    }
+
+    /// Class logits at the image's size, f32: `[n, 3, h, w]`, normalised, -> `[n, classes, h, w]`.
+    ///
+    /// # Panics
+    /// If `x` is on an autodiff device, where layers would train: use `self.valid()` and
+    /// `x.inner()`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        assert!(
+            !x.device().is_autodiff(),
+            "inference on an autodiff device would train the normalisations: use model.valid() and \
+             an image without autodiff"
+        );
+        let [_, _, h, w] = x.dims();
+        let logits = {
+            let Stages { c2, c5, .. } = self.backbone.forward(x);
+            match &self.decode_head {
+                DecodeHead::Fcn(head) => head.forward(c5),
+                DecodeHead::PspNet(head) => head.forward(c5),
+                DecodeHead::DeepLabV3(head) => head.forward(c5),
+                DecodeHead::DeepLabV3Plus(head) => head.forward(c5, c2),
+            }
+        };
+        resize_with(
+            logits.cast(FloatDType::F32),
+            [h, w],
+            self.config.align_corners,
+        )
+    }
+
+    /// Class logits of both heads at their own sizes, with dropout drawn from `rng`.
+    ///
+    /// # Panics
+    /// If the batch is smaller than [`Method::min_train_batch`](crate::Method::min_train_batch).
+    pub fn forward_train(&self, x: Tensor<4>, rng: &mut impl Rng) -> TrainLogits {
+        let Stages { c2, c4, c5, .. } = self.backbone.forward(x);
+        let decode = match &self.decode_head {
+            DecodeHead::Fcn(head) => head.forward_train(c5, rng),
+            DecodeHead::PspNet(head) => head.forward_train(c5, rng),
+            DecodeHead::DeepLabV3(head) => head.forward_train(c5, rng),
+            DecodeHead::DeepLabV3Plus(head) => head.forward_train(c5, c2, rng),
+        };
+        let aux = self
+            .auxiliary_head
+            .as_ref()
+            .map(|head| head.forward_train(c4, rng));
+        TrainLogits { decode, aux }
+    }
+
+    /// Losses of a batch of images `[n, 3, h, w]`, normalised, against labels `[n, h, w]`, each a
+    /// class or 255 where nothing counts. Dropout is drawn from `rng`.
+    ///
+    /// Logits are resized to the labels' size first, in f32; see
+    /// [`halfseg_layers::cross_entropy`] about the denominator.
+    ///
+    /// # Panics
+    /// If the batch is smaller than [`Method::min_train_batch`](crate::Method::min_train_batch).
+    pub fn loss(&self, x: Tensor<4>, labels: Tensor<3, Int>, rng: &mut impl Rng) -> Losses {
+        let logits = self.forward_train(x, rng);
+        let align_corners = self.config.align_corners;
+        let SegmentationLoss {
+            loss: decode,
+            accuracy,
+        } = segmentation_loss(logits.decode, labels.clone(), align_corners);
+        let Some(logits) = logits.aux else {
+            let aux = decode.clone().inner().zeros_like();
+            return Losses {
+                total: decode.clone(),
+                decode,
+                aux,
+                accuracy,
+                aux_accuracy: None,
+            };
+        };
+        let aux = segmentation_loss(logits, labels, align_corners);
+        let aux_loss = aux.loss * self.config.aux_weight;
+        Losses {
+            total: decode.clone() + aux_loss.clone(),
+            decode,
+            aux: aux_loss,
+            accuracy,
+            aux_accuracy: Some(aux.accuracy),
+        }
+    }
+}
