@@ -1,1 +1,47 @@
 #![doc = include_str!("../README.md")]
+
+mod cityscapes;
+mod error;
+mod image;
+mod labels;
+mod loader;
+mod photometric;
+mod resize;
+mod synthetic;
+mod transform;
+
+pub use cityscapes::{Cityscapes, write_cityscapes_layout};
+pub use error::DataError;
+pub use image::{LabelMap, Plane, RgbImage, read_image, read_label, write_label, write_rgb};
+pub use labels::{CATEGORIES, CLASSES, IGNORE, LABELS, Label, PALETTE, label_id, train_id};
+pub use loader::{Batch, Loader, LoaderConfig};
+pub use photometric::{Photometric, bgr_from_hsv, hsv_from_rgb};
+pub use resize::{resize_bilinear, resize_nearest, scaled_size};
+pub use synthetic::SyntheticStreets;
+pub use transform::{CropBox, MEAN, Pipeline, STD, Transformed, crop, flip, normalize, pad};
+
+/// One image with its label map.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Name without extension, unique within the data set.
+    pub name: String,
+    /// The picture.
+    pub image: RgbImage,
+    /// trainIds, or nothing for splits without labels.
+    pub label: Option<LabelMap>,
+}
+
+/// A finite, ordered collection of samples that can be read from several threads.
+pub trait Dataset: Send + Sync {
+    /// Number of samples.
+    fn len(&self) -> usize;
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Reads sample `index`.
+    ///
+    /// # Errors
+    /// If its files cannot be read or do not fit each other.
+    fn get(&self, index: usize) -> Result<Sample, DataError>;
+}

@@ -1,0 +1,101 @@
+use std::path::PathBuf;
+
+/// What can be wrong with a data set.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A file or folder cannot be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A folder that the layout asks for is absent.
+    #[error("{path}: folder not found; expected the Cityscapes layout `{expected}`", path = path.display())]
+    MissingFolder {
+        /// The absent folder.
+        path: PathBuf,
+        /// The layout.
+        expected: &'static str,
+    },
+    /// A split has no image.
+    #[error("{path}: the split holds no image; expected files named {expected}", path = path.display())]
+    EmptySplit {
+        /// The split's folder.
+        path: PathBuf,
+        /// Names that would have been found.
+        expected: &'static str,
+    },
+    /// An image has no label map.
+    #[error("{image}: label not found; expected {expected}", image = image.display(), expected = expected.display())]
+    MissingLabel {
+        /// The image.
+        image: PathBuf,
+        /// Where its label map should be.
+        expected: PathBuf,
+    },
+    /// A label map has no image.
+    #[error("{label}: image not found; expected {expected}", label = label.display(), expected = expected.display())]
+    MissingImage {
+        /// The label map.
+        label: PathBuf,
+        /// Where its image should be.
+        expected: PathBuf,
+    },
+    /// Image and label map differ in size.
+    #[error("{label}: expected {expected:?} (width, height) as {image} has, found {found:?}", label = label.display(), image = image.display())]
+    SizeMismatch {
+        /// The image.
+        image: PathBuf,
+        /// The label map.
+        label: PathBuf,
+        /// The image's width and height.
+        expected: (usize, usize),
+        /// The label map's width and height.
+        found: (usize, usize),
+    },
+    /// A file is no image that can be decoded.
+    #[error("{path}: cannot be decoded as {expected}: {found}", path = path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// The format expected.
+        expected: &'static str,
+        /// The decoder's words.
+        found: String,
+    },
+    /// A label map has another pixel format than one 8-bit channel.
+    #[error("{path}: expected a label map of one 8-bit channel, found {found}", path = path.display())]
+    LabelFormat {
+        /// The label map.
+        path: PathBuf,
+        /// The format found.
+        found: String,
+    },
+    /// A label map holds a value that the table of labels lacks.
+    #[error("{path}: expected {expected}, found {pixels} pixels of value {value}", path = path.display())]
+    UnknownLabel {
+        /// The label map.
+        path: PathBuf,
+        /// The values allowed.
+        expected: &'static str,
+        /// The first value that is not allowed.
+        value: u8,
+        /// How many pixels have it.
+        pixels: usize,
+    },
+    /// A worker thread ended without a result.
+    #[error("a loading worker stopped: {0}")]
+    Worker(String),
+}
+
+impl DataError {
+    pub(crate) fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.into(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Broken data sets are refused with the file, what was expected and what was found.
+
+use std::path::{Path, PathBuf};
+
+use halfseg_data::{
+    Cityscapes, DataError, Dataset, LabelMap, RgbImage, SyntheticStreets, write_cityscapes_layout,
+    write_label, write_rgb,
+};
+
+fn tree() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let root = tempfile::tempdir().unwrap();
+    let streets = SyntheticStreets::new(32, 16, 2, 1);
+    write_cityscapes_layout(&streets, root.path(), "train", "demo").unwrap();
+    let image = root
+        .path()
+        .join("leftImg8bit/train/demo/demo_000001_000000_leftImg8bit.png");
+    let label = root
+        .path()
+        .join("gtFine/train/demo/demo_000001_000000_gtFine_labelIds.png");
+    (root, image, label)
+}
+
+/// The error of opening the data set and reading its second sample.
+fn refusal(root: &Path) -> DataError {
+    match Cityscapes::open(root, "train") {
+        Err(error) => error,
+        Ok(dataset) => dataset.get(1).expect_err("the data set is broken"),
+    }
+}
+
+fn check(error: &DataError, words: &[&str]) {
+    let message = error.to_string();
+    for word in words {
+        assert!(message.contains(word), "`{message}` lacks `{word}`");
+    }
+}
+
+#[test]
+fn a_written_data_set_reads_back_the_same() {
+    let (root, ..) = tree();
+    let dataset = Cityscapes::open(root.path(), "train").unwrap();
+    assert_eq!(dataset.len(), 2);
+    assert!(dataset.is_labelled());
+    let (read, made) = (
+        dataset.get(1).unwrap(),
+        SyntheticStreets::new(32, 16, 2, 1).get(1).unwrap(),
+    );
+    assert_eq!((read.image, read.label), (made.image, made.label));
+}
+
+#[test]
+fn a_missing_folder_names_the_layout() {
+    let root = tempfile::tempdir().unwrap();
+    check(
+        &refusal(root.path()),
+        &["leftImg8bit/train", "folder not found", "gtFine/<split>"],
+    );
+}
+
+#[test]
+fn an_empty_split_names_the_files_it_wants() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(root.path().join("leftImg8bit/train/demo")).unwrap();
+    check(&refusal(root.path()), &["no image", "*_leftImg8bit.png"]);
+}
+
+#[test]
+fn an_image_without_label_and_the_reverse_are_refused() {
+    let (root, image, label) = tree();
+    std::fs::remove_file(&label).unwrap();
+    check(
+        &refusal(root.path()),
+        &["label not found", "demo_000001_000000_gtFine_labelIds.png"],
+    );
+    let (root, ..) = (tree().0, image);
+    std::fs::remove_file(
+        root.path()
+            .join("leftImg8bit/train/demo/demo_000001_000000_leftImg8bit.png"),
+    )
+    .unwrap();
+    check(
+        &refusal(root.path()),
+        &["image not found", "demo_000001_000000_leftImg8bit.png"],
+    );
+}
+
+#[test]
+fn sizes_that_differ_are_refused() {
+    let (root, _, label) = tree();
+    write_label(&label, &LabelMap::filled(30, 16, [7])).unwrap();
+    check(
+        &refusal(root.path()),
+        &["labelIds.png", "(32, 16)", "(30, 16)"],
+    );
+}
+
+#[test]
+fn truncated_files_are_refused() {
+    let (root, image, label) = tree();
+    let bytes = std::fs::read(&image).unwrap();
+    std::fs::write(&image, &bytes[..bytes.len() / 2]).unwrap();
+    check(
+        &refusal(root.path()),
+        &[
+            "demo_000001_000000_leftImg8bit.png",
+            "cannot be decoded as PNG",
+        ],
+    );
+    std::fs::write(&image, &bytes).unwrap();
+    let bytes = std::fs::read(&label).unwrap();
+    std::fs::write(&label, &bytes[..40]).unwrap();
+    check(
+        &refusal(root.path()),
+        &["labelIds.png", "cannot be decoded as PNG"],
+    );
+}
+
+#[test]
+fn a_broken_jpeg_is_refused() {
+    let (root, image, _) = tree();
+    let jpeg = image.with_extension("jpg");
+    std::fs::remove_file(&image).unwrap();
+    std::fs::write(&jpeg, [0xFF, 0xD8, 0xFF, 0xE0, 0, 16]).unwrap();
+    check(
+        &refusal(root.path()),
+        &["leftImg8bit.jpg", "cannot be decoded as JPEG"],
+    );
+}
+
+#[test]
+fn an_unknown_label_is_counted() {
+    let (root, _, label) = tree();
+    let mut map = LabelMap::filled(32, 16, [7]);
+    map.data[..5].fill(77);
+    write_label(&label, &map).unwrap();
+    check(
+        &refusal(root.path()),
+        &["labelIds.png", "labelIds 0 to 33", "5 pixels of value 77"],
+    );
+}
+
+#[test]
+fn a_coloured_mask_is_refused() {
+    let (root, _, label) = tree();
+    write_rgb(&label, &RgbImage::filled(32, 16, [1, 2, 3])).unwrap();
+    check(
+        &refusal(root.path()),
+        &["labelIds.png", "one 8-bit channel", "Rgb of 8 bits"],
+    );
+}
