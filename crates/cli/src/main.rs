@@ -1,3 +1,17 @@
 #![doc = include_str!("../README.md")]
 
-fn main() {}
+mod args;
+mod commands;
+mod failure;
+mod interrupt;
+mod progress;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    failure::to_exit_code(|| commands::run(cli.command))
+}

@@ -1,7 +1,7 @@
 //! Files that appear complete or not at all.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -15,20 +15,18 @@ fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Writes `path` through `write` into a temporary file of the same folder, flushes it to the disk
-/// and renames it. When anything fails, what was at `path` before stays, and the temporary file
-/// goes.
+/// Lets `write` fill a temporary file in the folder of `path`, flushes it to the disk and renames
+/// it to `path`. When anything fails, what was at `path` before stays and the temporary file goes.
 pub(crate) fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), Error> {
     let temporary = temporary(path);
     let result = (|| {
-        let file = fs::File::create(&temporary)?;
-        let mut buffered = io::BufWriter::with_capacity(1 << 20, file);
-        write(&mut buffered)?;
-        // Errors of a full disk may surface here only.
-        buffered.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        let mut out = io::BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        write(&mut out)?;
+        // A full disk may show only here.
+        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
         fs::rename(&temporary, path)
     })();
     result.map_err(|source| {

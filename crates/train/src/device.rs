@@ -1,0 +1,119 @@
+//! Opening the device that a recipe names.
+
+use burn::tensor::Device;
+
+use crate::{DeviceChoice, Error};
+
+impl DeviceChoice {
+    /// Opens the device, without autodiff.
+    ///
+    /// # Errors
+    ///
+    /// A backend that this build lacks, a driver that this machine lacks, or a GPU number beyond
+    /// those that it has. Burn itself would panic in a background thread instead.
+    pub fn open(self) -> Result<Device, Error> {
+        match self {
+            Self::Flex => open_flex(),
+            Self::Cuda(index) => open_cuda(index).map_err(|reason| Error::Device {
+                device: self.to_string(),
+                reason,
+            }),
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+fn open_flex() -> Result<Device, Error> {
+    Ok(Device::flex())
+}
+
+#[cfg(not(feature = "flex"))]
+fn open_flex() -> Result<Device, Error> {
+    Err(Error::Device {
+        device: "flex".into(),
+        reason: "this program was built without the feature `flex`".into(),
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_index: usize) -> Result<Device, String> {
+    Err("this program was built without CUDA; build it again with `--features cuda`, or use \
+         `--device flex`"
+        .into())
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(index: usize) -> Result<Device, String> {
+    let found = driver::device_count()?;
+    if index >= found {
+        return Err(format!("expected a GPU number below {found}, found {index}"));
+    }
+    let device = Device::cuda(index);
+    // What else can be missing (NVRTC, its headers, memory) shows at the first kernel.
+    let trial = device.clone();
+    std::panic::catch_unwind(move || {
+        let sum = burn::tensor::Tensor::<1>::ones([8], &trial).sum().into_scalar::<f32>();
+        assert_eq!(sum, 8.0, "the GPU adds wrongly");
+    })
+    .map_err(|panic| {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("unknown error");
+        format!("a trial kernel failed: {message}")
+    })?;
+    Ok(device)
+}
+
+/// The driver is asked before Burn is, which looks for it at run time and panics without it.
+#[cfg(feature = "cuda")]
+mod driver {
+    use std::ffi::{CStr, c_int, c_uint};
+
+    type Init = unsafe extern "C" fn(c_uint) -> c_int;
+    type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
+
+    fn load(names: &[&CStr]) -> Option<*mut libc::c_void> {
+        names.iter().find_map(|name| {
+            // SAFETY: the name is a C string; the libraries are the driver's and NVIDIA's own,
+            // whose initialisers may run at any time.
+            let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+            (!handle.is_null()).then_some(handle)
+        })
+    }
+
+    fn symbol(library: *mut libc::c_void, name: &CStr) -> Result<*mut libc::c_void, String> {
+        // SAFETY: `library` came from `dlopen` and is never closed; the name is a C string.
+        let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
+        if symbol.is_null() {
+            return Err(format!("libcuda lacks {}", name.to_string_lossy()));
+        }
+        Ok(symbol)
+    }
+
+    /// Number of GPUs, or why there are none.
+    pub fn device_count() -> Result<usize, String> {
+        let library = load(&[c"libcuda.so.1", c"libcuda.so"]).ok_or(
+            "libcuda.so.1 was not found: this machine has no NVIDIA driver; use `--device flex`",
+        )?;
+        let (init, count) = (symbol(library, c"cuInit")?, symbol(library, c"cuDeviceGetCount")?);
+        // SAFETY: both symbols have had these signatures since CUDA 2.0.
+        let (init, count) = unsafe {
+            (std::mem::transmute::<*mut libc::c_void, Init>(init),
+             std::mem::transmute::<*mut libc::c_void, Count>(count))
+        };
+        // SAFETY: flags must be 0, and are.
+        let status = unsafe { init(0) };
+        if status != 0 {
+            return Err(format!("cuInit failed with CUDA error {status}"));
+        }
+        let mut found = 0;
+        // SAFETY: `found` outlives the call.
+        let status = unsafe { count(&mut found) };
+        if status != 0 {
+            return Err(format!("cuDeviceGetCount failed with CUDA error {status}"));
+        }
+        Ok(usize::try_from(found).unwrap_or(0))
+    }
+}

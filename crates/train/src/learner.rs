@@ -1,0 +1,156 @@
+//! One training step, and everything that it changes.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use halfseg_amp::{DynamicScale, GradScaler, Policy, StepOutcome, autocast};
+use halfseg_segmentor::Segmentor;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::{LossScale, PolySchedule, Precision, Recipe, Sgd};
+
+/// A network in training: weights, optimizer, gradient scaler and schedule.
+///
+/// [`step`](Self::step) is the whole of a training iteration but for loading the batch. A skipped
+/// step (see [`StepOutcome`]) leaves weights, running statistics and momentum as they were, but
+/// counts as an iteration: the schedule moves on, as mmengine's does.
+pub struct Learner {
+    /// Taken only within a step, so that the optimizer is the weights' sole owner and can write
+    /// in place.
+    model: Option<Segmentor>,
+    sgd: Sgd,
+    scaler: GradScaler,
+    policy: Policy,
+    schedule: PolySchedule,
+    clip_norm: f64,
+    seed: u64,
+    iteration: u64,
+}
+
+/// What one iteration did.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Iterations run so far, this one included.
+    pub iteration: u64,
+    /// The learning rate that it used.
+    pub lr: f64,
+    /// Decode loss + auxiliary loss.
+    pub loss: f64,
+    /// Cross-entropy of the decode head.
+    pub decode: f64,
+    /// Cross-entropy of the auxiliary head, times its weight.
+    pub aux: f64,
+    /// Pixels that the decode head had right, in percent of those that count.
+    pub accuracy: f64,
+    /// Whether weights changed, and by what scale.
+    pub outcome: StepOutcome,
+}
+
+impl Learner {
+    /// Trains `model`, which lives on an autodiff device, as `recipe` says.
+    ///
+    /// # Panics
+    ///
+    /// When the model's device does not track gradients.
+    pub fn new(model: Segmentor, recipe: &Recipe) -> Self {
+        let scaler = match (recipe.precision.dtype, recipe.precision.loss_scale) {
+            (Precision::F32, _) => GradScaler::disabled(),
+            (_, LossScale::Static(scale)) => GradScaler::fixed(scale as f32),
+            (_, LossScale::Dynamic) => GradScaler::dynamic(DynamicScale::torch()),
+        };
+        Self {
+            model: Some(model),
+            sgd: Sgd::new(recipe.optimizer.momentum, recipe.optimizer.weight_decay),
+            scaler,
+            policy: recipe.precision.dtype.policy(),
+            schedule: recipe.poly(),
+            clip_norm: recipe.optimizer.clip_norm,
+            seed: recipe.seed,
+            iteration: 0,
+        }
+    }
+
+    /// One iteration.
+    ///
+    /// # Shapes
+    /// - `images`: `[n, 3, h, w]`, normalised, on the model's device
+    /// - `labels`: `[n, h, w]`, trainIds or 255
+    pub fn step(&mut self, images: Tensor<4>, labels: Tensor<3, Int>) -> Step {
+        let lr = self.schedule.at(self.iteration);
+        // Each iteration has random numbers of its own, so that a resumed run draws the same.
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(self.iteration);
+
+        let model = self.model.take().expect("a model is put back after each step");
+        self.scaler.begin(&model);
+        let losses = autocast(&self.policy, || model.loss(images, labels, &mut rng));
+        let numbers = [&losses.total, &losses.decode, &losses.aux, &losses.accuracy];
+        let numbers = Tensor::cat(numbers.map(|number| number.clone().inner()).to_vec(), 0);
+        let grads = self.scaler.scale(losses.total).backward(&model);
+        let mut grads = self.scaler.unscale(grads);
+        if self.clip_norm > 0.0 {
+            grads = grads.clip_norm(self.clip_norm as f32);
+        }
+        let (sgd, scaler) = (&mut self.sgd, &mut self.scaler);
+        let (model, outcome) =
+            scaler.step_with(model, grads, |model, grads| sgd.step(lr, model, grads));
+        self.model = Some(model);
+        self.iteration += 1;
+
+        let numbers: Vec<f32> =
+            numbers.into_data().try_into_vec().expect("losses are four f32 numbers");
+        let [loss, decode, aux, accuracy] = [0, 1, 2, 3].map(|i| f64::from(numbers[i]));
+        Step { iteration: self.iteration, lr, loss, decode, aux, accuracy, outcome }
+    }
+
+    /// The network, in training mode.
+    pub fn model(&self) -> &Segmentor {
+        self.model.as_ref().expect("a model is put back after each step")
+    }
+
+    /// A copy of the network for inference; it shares the weights' memory.
+    pub fn inference(&self) -> Segmentor {
+        self.model().valid()
+    }
+
+    /// How operations are cast.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The gradient scaler.
+    pub fn scaler(&self) -> &GradScaler {
+        &self.scaler
+    }
+
+    /// Iterations run so far.
+    pub fn iteration(&self) -> u64 {
+        self.iteration
+    }
+
+    /// Iterations of the whole run.
+    pub fn iterations(&self) -> u64 {
+        self.schedule.iterations
+    }
+
+    pub(crate) fn momentum(&self) -> BTreeMap<String, TensorData> {
+        self.sgd.buffers(self.model())
+    }
+
+    /// Continues where another learner stopped. Returns the momentum buffers that have no
+    /// parameter.
+    pub(crate) fn restore(
+        &mut self,
+        iteration: u64,
+        scaler: GradScaler,
+        momentum: BTreeMap<String, TensorData>,
+        device: &Device,
+    ) -> Vec<String> {
+        self.iteration = iteration;
+        self.scaler = scaler;
+        let model = self.model.as_ref().expect("a model is put back after each step");
+        self.sgd.restore(model, momentum, device)
+    }
+}

@@ -1,0 +1,201 @@
+//! What a checkpoint holds besides the weights.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::{DType, TensorData};
+use halfseg_amp::GradScaler;
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::atomic::write_atomically;
+
+/// Key of the metadata that holds everything but tensors, as JSON.
+const KEY: &str = "halfseg.state";
+/// Raised when an old state cannot be read as a new one.
+const FORMAT: u32 = 1;
+const EXPECTED: &str = "the training state that halfseg writes beside its weights";
+
+/// Everything of a run at one moment, besides the weights and running statistics.
+///
+/// The random numbers of an iteration (dropout) and of a sample (augmentation) are drawn from
+/// generators that the seed and the position alone determine, so the state of all generators is
+/// `seed`, `iteration` and `sample`.
+#[derive(Debug)]
+pub(crate) struct RunState {
+    pub position: Position,
+    /// Momentum by module path.
+    pub momentum: BTreeMap<String, TensorData>,
+}
+
+/// The part of the state that is not tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Position {
+    format: u32,
+    /// Iterations that were run: the position in the schedule too.
+    pub iteration: u64,
+    /// Samples that were drawn.
+    pub sample: u64,
+    /// The seed that all generators derive from.
+    pub seed: u64,
+    /// The scaler, with its scale and counts.
+    pub scaler: serde_json::Value,
+    /// Steps skipped in a row up to now.
+    pub skipped_in_a_row: u64,
+    /// Best mIoU so far, and the iteration that reached it.
+    pub best: Option<(f64, u64)>,
+}
+
+impl Position {
+    pub fn new(iteration: u64, sample: u64, seed: u64, scaler: &GradScaler) -> Self {
+        Self {
+            format: FORMAT,
+            iteration,
+            sample,
+            seed,
+            scaler: serde_json::to_value(scaler).expect("a scaler is plain numbers"),
+            skipped_in_a_row: 0,
+            best: None,
+        }
+    }
+}
+
+impl RunState {
+    /// Writes the state to a temporary file that takes the place of `path`.
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        let mut end = 0;
+        let tensors = self.momentum.iter().map(|(name, data)| {
+            assert_eq!(data.dtype(), DType::F32, "momentum of {name} is kept in f32");
+            let start = end;
+            end += data.as_bytes().len();
+            let info = TensorInfo {
+                dtype: Dtype::F32,
+                shape: data.shape().to_vec(),
+                data_offsets: (start, end),
+            };
+            (name.clone(), info)
+        });
+        let json = serde_json::to_string(&self.position).expect("plain numbers and texts");
+        let metadata = HashMap::from([(KEY.to_owned(), json)]);
+        let header = Metadata::new(Some(metadata), tensors.collect())
+            .expect("offsets follow one another");
+        let mut header = serde_json::to_vec(&header).expect("a header is JSON");
+        header.resize(header.len().next_multiple_of(8), b' ');
+        // Not the crate's own writer: its files are readable by their owner alone.
+        write_atomically(path, |out| {
+            out.write_all(&(header.len() as u64).to_le_bytes())?;
+            out.write_all(&header)?;
+            self.momentum.values().try_for_each(|data| out.write_all(data.as_bytes()))
+        })
+    }
+
+    /// Reads what [`save`](Self::save) wrote.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let bytes =
+            fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let wrong = |found: String| Error::State {
+            path: path.to_owned(),
+            expected: EXPECTED.into(),
+            found,
+        };
+        let (_, header) =
+            SafeTensors::read_metadata(&bytes).map_err(|error| wrong(error.to_string()))?;
+        let json = header
+            .metadata()
+            .as_ref()
+            .and_then(|metadata| metadata.get(KEY))
+            .ok_or_else(|| wrong(format!("a safetensors file without `{KEY}`")))?;
+        let position: Position =
+            serde_json::from_str(json).map_err(|error| wrong(format!("`{KEY}`: {error}")))?;
+        if position.format != FORMAT {
+            return Err(wrong(format!("format {} (this is {FORMAT})", position.format)));
+        }
+        let tensors =
+            SafeTensors::deserialize(&bytes).map_err(|error| wrong(error.to_string()))?;
+        let mut momentum = BTreeMap::new();
+        for (name, tensor) in tensors.iter() {
+            if tensor.dtype() != Dtype::F32 {
+                return Err(wrong(format!("`{name}` of {:?} instead of F32", tensor.dtype())));
+            }
+            let values: Vec<f32> = tensor
+                .data()
+                .chunks_exact(4)
+                .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+                .collect();
+            momentum.insert(name.to_owned(), TensorData::new(values, tensor.shape().to_vec()));
+        }
+        Ok(Self { position, momentum })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> RunState {
+        let mut position = Position::new(7, 14, 3, &GradScaler::fixed(512.0));
+        position.best = Some((0.5, 4));
+        RunState {
+            position,
+            momentum: BTreeMap::from([(
+                "head.weight".to_owned(),
+                TensorData::new(vec![1.0f32, f32::MIN_POSITIVE / 2.0], [1, 2]),
+            )]),
+        }
+    }
+
+    #[test]
+    fn a_state_comes_back_bit_for_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.state.safetensors");
+        let saved = state();
+        saved.save(&path).unwrap();
+        let loaded = RunState::load(&path).unwrap();
+        assert_eq!(loaded.position, saved.position);
+        assert_eq!(loaded.momentum, saved.momentum);
+        let scaler: GradScaler = serde_json::from_value(loaded.position.scaler).unwrap();
+        assert_eq!(scaler.current_scale(), 512.0);
+    }
+
+    #[test]
+    fn a_full_disk_keeps_the_previous_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.state.safetensors");
+        state().save(&path).unwrap();
+        let before = fs::read(&path).unwrap();
+        // The name that the writer takes leads to a device that is always full.
+        #[cfg(target_os = "linux")]
+        {
+            let temporary =
+                folder.path().join(format!(".a.state.safetensors.{}.tmp", std::process::id()));
+            std::os::unix::fs::symlink("/dev/full", temporary).unwrap();
+            let error = state().save(&path).unwrap_err();
+            assert!(matches!(error, Error::Write { .. }), "{error}");
+        }
+        assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn other_files_are_refused_with_their_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.safetensors");
+        state().save(&path).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        let refused = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            let error = RunState::load(&path).unwrap_err().to_string();
+            assert!(error.contains("b.safetensors"), "{error}");
+        };
+        refused(&bytes[..bytes.len() - 1]);
+        refused(&bytes[..5]);
+        refused(b"not a checkpoint at all");
+        let mut other = state();
+        other.position.format = 2;
+        other.save(&path).unwrap();
+        assert!(RunState::load(&path).unwrap_err().to_string().contains("format 2"));
+    }
+}
