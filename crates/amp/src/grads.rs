@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, FloatDType, Gradients, Tensor};
+use burn::tensor::{Bool, DType, Device, FloatDType, Gradients, Tensor};
 
+use crate::Precision;
 use crate::cache::invalidate_casts;
 use crate::statistics::{PathStack, flush};
+use crate::underflow::{Losses, UnderflowReport, UnderflowRow};
 
 /// A gradient of any rank.
 trait Slot: Send {
@@ -17,6 +19,12 @@ trait Slot: Send {
     fn finite(&self, device: &Device) -> Tensor<1>;
     /// The sum of squares in f32, on `device`.
     fn sum_squares(&self, device: &Device) -> Tensor<1>;
+    /// The number of values.
+    fn elements(&self) -> usize;
+    /// How many values are not zero.
+    fn non_zero(&self, device: &Device) -> Tensor<1>;
+    /// How many values, times `scale`, become zero, subnormal and infinite in `precision`.
+    fn losses(&self, precision: FloatDType, scale: f32, device: &Device) -> Tensor<1>;
     fn scale(self: Box<Self>, factor: f32) -> Box<dyn Slot>;
     fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot>;
     fn register(self: Box<Self>, id: ParamId, grads: &mut GradientsParams);
@@ -35,6 +43,36 @@ impl<const D: usize> Slot for Tensor<D> {
             .sum()
             .cast(FloatDType::F32)
             .to_device(device)
+    }
+
+    fn elements(&self) -> usize {
+        self.shape().num_elements()
+    }
+
+    fn non_zero(&self, device: &Device) -> Tensor<1> {
+        count(self.clone().not_equal_scalar(0.0), device)
+    }
+
+    fn losses(&self, precision: FloatDType, scale: f32, device: &Device) -> Tensor<1> {
+        let low = self
+            .clone()
+            .mul_scalar(scale)
+            .cast(precision)
+            .cast(FloatDType::F32)
+            .abs();
+        let smallest = DType::from(precision)
+            .finfo()
+            .expect("a float")
+            .min_positive;
+        let zero = low.clone().equal_scalar(0.0);
+        let flushed = self.clone().not_equal_scalar(0.0).bool_and(zero.clone());
+        let subnormal = low
+            .clone()
+            .lower_scalar(smallest as f32)
+            .bool_and(zero.bool_not());
+        let overflowed = low.is_inf().bool_and(self.clone().is_finite());
+        let counts = [flushed, subnormal, overflowed].map(|mask| count(mask, device));
+        Tensor::cat(counts.to_vec(), 0)
     }
 
     fn scale(self: Box<Self>, factor: f32) -> Box<dyn Slot> {
@@ -66,6 +104,11 @@ fn finite_flag<const D: usize>(x: Tensor<D>, device: &Device) -> Tensor<1> {
         .float()
         .cast(FloatDType::F32)
         .to_device(device)
+}
+
+/// How often `mask` is true, on `device`. Exact up to 2^24, the integers of f32.
+fn count<const D: usize>(mask: Tensor<D, Bool>, device: &Device) -> Tensor<1> {
+    mask.float().cast(FloatDType::F32).sum().to_device(device)
 }
 
 struct Grad {
@@ -508,6 +551,62 @@ impl UnscaledGrads {
                 .collect();
         }
         self
+    }
+
+    /// What `precision` would make of each parameter's gradient at each of `scales`.
+    ///
+    /// Take the gradients from a step in f32, or in half precision at a scale that suits: what was
+    /// already lost in the backward pass cannot be counted. Waits for the device once. Counts are
+    /// exact up to 2^24 values per parameter and rounded to f32 beyond.
+    ///
+    /// # Panics
+    ///
+    /// If `precision` is [`Precision::Input`].
+    pub fn underflow(&self, precision: Precision, scales: &[f32]) -> UnderflowReport {
+        let dtype = precision
+            .dtype()
+            .expect("a report needs a precision to report on");
+        let mut counts = Vec::new();
+        if let Some(first) = self.grads.first() {
+            let device = first.value.device();
+            for grad in &self.grads {
+                counts.push(grad.value.non_zero(&device));
+                let losses = scales
+                    .iter()
+                    .map(|scale| grad.value.losses(dtype, *scale, &device));
+                counts.extend(losses);
+            }
+            let data = Tensor::cat(counts, 0).into_data();
+            let data = data.as_slice::<f32>().expect("the counts are f32");
+            let rows = self.grads.iter().zip(data.chunks(1 + 3 * scales.len()));
+            let rows = rows.map(|(grad, counts)| {
+                let (non_zero, counts) = counts.split_first().expect("a chunk is not empty");
+                let fraction = |count: f32| f64::from(count) / f64::from(*non_zero).max(1.0);
+                UnderflowRow {
+                    path: grad.path.clone(),
+                    elements: grad.value.elements() as u64,
+                    non_zero: *non_zero as u64,
+                    at: counts
+                        .chunks(3)
+                        .map(|count| Losses {
+                            flushed: fraction(count[0]),
+                            subnormal: fraction(count[1]),
+                            overflowed: fraction(count[2]),
+                        })
+                        .collect(),
+                }
+            });
+            return UnderflowReport {
+                precision,
+                scales: scales.to_vec(),
+                rows: rows.collect(),
+            };
+        }
+        UnderflowReport {
+            precision,
+            scales: scales.to_vec(),
+            rows: Vec::new(),
+        }
     }
 
     /// Whether [`clip_norm`](Self::clip_norm) changed the gradients.

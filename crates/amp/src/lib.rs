@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod audit;
 mod cache;
 mod error;
 mod grads;
@@ -14,7 +15,9 @@ mod scaler;
 mod scaling;
 mod scope;
 mod statistics;
+mod underflow;
 
+pub use audit::{AuditReport, AuditRow, audit};
 pub use cache::{cast_param, invalidate_casts};
 pub use error::AmpError;
 pub use grads::{ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
@@ -25,3 +28,4 @@ pub use report::{CastReport, cast_report};
 pub use scaler::{GradScaler, OverflowPass, ScaleUpdate, StepOutcome};
 pub use scaling::{DynamicScale, Scaling};
 pub use scope::{Site, autocast, cast, current, observe};
+pub use underflow::{Losses, UnderflowReport, UnderflowRow};

@@ -7,7 +7,7 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::report::count_cast;
-use crate::{Op, OpClass, Policy, Precision, cache};
+use crate::{Op, OpClass, Policy, Precision, audit, cache};
 
 thread_local! {
     static SCOPES: RefCell<Vec<Rc<Policy>>> = const { RefCell::new(Vec::new()) };
@@ -195,12 +195,17 @@ pub fn observe<'a, I: Clone, const D: usize>(
     body: impl Fn(I) -> Tensor<D>,
 ) -> Tensor<D> {
     let site = site.into();
+    // An audit covers the outermost operation; those inside are part of it.
+    if !matches!(FORCED.get(), Some(Forced::All(_)))
+        && let Some(output) = audit::run(op, site, &input, &body)
+    {
+        return output;
+    }
     let forced = match site {
         Site::Param(id) => SCOPES
             .with_borrow(|scopes| scopes.last().and_then(|policy| policy.module_precision(id))),
         Site::Name(_) => None,
     };
-    let _ = op;
     match forced {
         Some(precision) => with_forced(Forced::Module(precision), || body(input)),
         None => body(input),
