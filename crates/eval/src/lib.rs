@@ -1,1 +1,13 @@
 #![doc = include_str!("../README.md")]
+
+mod confusion;
+mod error;
+mod inference;
+mod pictures;
+mod plots;
+
+pub use confusion::{ClassScore, ConfusionMatrix, Scores};
+pub use error::EvalError;
+pub use inference::{argmax, multi_scale_flip, slide, whole};
+pub use pictures::{colorize, overlay, panel, write_gray_png, write_rgb_png};
+pub use plots::{Series, confusion_svg, curves_svg};

@@ -1,0 +1,168 @@
+//! Whole-image, sliding-window and multi-scale inference over any network.
+
+use burn::tensor::{DType, Tensor, TensorData, activation::softmax};
+
+/// Logits of the whole image at once: the network as it is.
+pub fn whole(network: &dyn Fn(Tensor<4>) -> Tensor<4>, image: Tensor<4>) -> Tensor<4> {
+    network(image)
+}
+
+/// Logits from overlapping windows: sums divided by counts; windows at the right and lower edge
+/// shift inward (mmsegmentation `encoder_decoder.py`, `slide_inference`).
+///
+/// # Shapes
+/// - `image`: `[n, 3, h, w]`
+/// - `crop`, `stride`: height and width in pixels; a crop larger than the image is cut to it
+/// - output: `[n, classes, h, w]`
+///
+/// # Panics
+/// If a crop or stride is 0.
+pub fn slide(
+    network: &dyn Fn(Tensor<4>) -> Tensor<4>,
+    image: Tensor<4>,
+    crop: [usize; 2],
+    stride: [usize; 2],
+) -> Tensor<4> {
+    assert!(
+        crop.iter().chain(&stride).all(|&v| v > 0),
+        "crop and stride must not be 0"
+    );
+    let [n, _, height, width] = image.dims();
+    let starts = |size: usize, crop: usize, stride: usize| -> Vec<usize> {
+        let steps = size.saturating_sub(crop).div_ceil(stride) + 1;
+        (0..steps)
+            .map(|i| (i * stride).min(size.saturating_sub(crop)))
+            .collect()
+    };
+    let device = image.device();
+    let mut sums: Option<Tensor<4>> = None;
+    let mut counts = vec![0f32; height * width];
+    for &y in &starts(height, crop[0], stride[0]) {
+        for &x in &starts(width, crop[1], stride[1]) {
+            let (bottom, right) = ((y + crop[0]).min(height), (x + crop[1]).min(width));
+            let logits = network(image.clone().slice([0..n, 0..3, y..bottom, x..right]));
+            let classes = logits.dims()[1];
+            let window = [0..n, 0..classes, y..bottom, x..right];
+            let all = sums.unwrap_or_else(|| {
+                Tensor::zeros([n, classes, height, width], (&device, logits.dtype()))
+            });
+            let part = all.clone().slice(window.clone()) + logits;
+            sums = Some(all.slice_assign(window, part));
+            for row in y..bottom {
+                counts[row * width + x..row * width + right]
+                    .iter_mut()
+                    .for_each(|c| *c += 1.0);
+            }
+        }
+    }
+    let counts = Tensor::<1>::from_data(TensorData::new(counts, [height * width]), &device);
+    let Some(sums) = sums else {
+        unreachable!("there is at least one window")
+    };
+    sums / counts.reshape([1, 1, height, width])
+}
+
+/// Class probabilities averaged over scales and mirrorings, at the size of `image`
+/// (mmsegmentation `seg_tta.py`).
+///
+/// `logits_at` gives the logits **at the size of the unscaled image** for the image scaled by a
+/// ratio and mirrored or not; it is called once for each view, and mirrored logits are mirrored
+/// back here.
+pub fn multi_scale_flip(
+    logits_at: &dyn Fn(f64, bool) -> Tensor<4>,
+    ratios: &[f64],
+    mirrored: &[bool],
+) -> Tensor<4> {
+    assert!(
+        !ratios.is_empty() && !mirrored.is_empty(),
+        "at least one view is needed"
+    );
+    let mut sum: Option<Tensor<4>> = None;
+    for &ratio in ratios {
+        for &mirror in mirrored {
+            let logits = logits_at(ratio, mirror).cast(DType::F32);
+            let logits = if mirror { logits.flip([3]) } else { logits };
+            let probabilities = softmax(logits, 1);
+            sum = Some(match sum {
+                Some(sum) => sum + probabilities,
+                None => probabilities,
+            });
+        }
+    }
+    let views = (ratios.len() * mirrored.len()) as f64;
+    let Some(sum) = sum else {
+        unreachable!("there is at least one view")
+    };
+    sum / views
+}
+
+/// The class of the largest value at each pixel, the first where several are equal: one map of
+/// `h * w` classes for each image of `[n, classes, h, w]`.
+///
+/// # Panics
+/// If there are more than 256 classes or the tensor cannot be read.
+pub fn argmax(scores: Tensor<4>) -> Vec<Vec<u8>> {
+    let [_, classes, h, w] = scores.dims();
+    assert!(
+        (1..=256).contains(&classes),
+        "1 to 256 classes, not {classes}"
+    );
+    let data = scores.into_data().convert::<f32>();
+    let values = data.as_slice::<f32>().expect("converted to f32 above");
+    let area = h * w;
+    values
+        .chunks_exact(classes * area)
+        .map(|image| {
+            let mut best = image[..area].to_vec();
+            let mut class = vec![0u8; area];
+            for (k, plane) in image.chunks_exact(area).enumerate().skip(1) {
+                for ((best, class), &value) in best.iter_mut().zip(&mut class).zip(plane) {
+                    if value > *best {
+                        *best = value;
+                        *class = k as u8;
+                    }
+                }
+            }
+            class
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, Distribution};
+
+    #[test]
+    fn a_pointwise_network_gives_the_same_logits_in_windows() {
+        let image = Tensor::<4>::random([2, 3, 23, 37], Distribution::Default, &Device::flex());
+        let network = |x: Tensor<4>| Tensor::cat(vec![x.clone() * 2.0, x], 1);
+        let expected = network(image.clone());
+        let windows = slide(&network, image, [10, 16], [7, 9]);
+        let error = (windows - expected).abs().max().into_scalar::<f32>();
+        assert!(error < 1e-6, "{error}");
+    }
+
+    #[test]
+    fn mirrored_views_are_mirrored_back() {
+        let image = Tensor::<4>::random([1, 4, 5, 6], Distribution::Default, &Device::flex());
+        let source = image.clone();
+        let view = move |_: f64, mirror: bool| {
+            if mirror {
+                source.clone().flip([3])
+            } else {
+                source.clone()
+            }
+        };
+        let mean = multi_scale_flip(&view, &[0.5, 1.0], &[false, true]);
+        let error = (mean - softmax(image, 1)).abs().max().into_scalar::<f32>();
+        assert!(error < 1e-6, "{error}");
+    }
+
+    #[test]
+    fn argmax_takes_the_first_of_equal_values() {
+        let values = [[[[1.0, 5.0]], [[1.0, 2.0]], [[0.0, 5.5]]]];
+        let maps = argmax(Tensor::<4>::from_floats(values, &Device::flex()));
+        assert_eq!(maps, [vec![0, 2]]);
+    }
+}
