@@ -165,6 +165,11 @@ impl ScaledLoss {
         self.raw.clone()
     }
 
+    /// The loss times the scale, which gradients are taken of.
+    pub fn value(&self) -> Tensor<1> {
+        self.loss.clone()
+    }
+
     /// Runs the backward pass, and keeps the gradients of `model`.
     ///
     /// # Panics

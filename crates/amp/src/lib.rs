@@ -23,7 +23,7 @@ pub use error::AmpError;
 pub use grads::{ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
 pub use op::{Op, OpClass};
 pub use policy::{Policy, Precision};
-pub use promote::{add, cat, div, matmul_operands, mul, promote, stack, sub, widest};
+pub use promote::{add, cat, div, matmul_operands, mul, operands, promote, stack, sub, widest};
 pub use report::{CastReport, cast_report};
 pub use scaler::{GradScaler, OverflowPass, ScaleUpdate, StepOutcome};
 pub use scaling::{DynamicScale, Scaling};

@@ -5,17 +5,34 @@
 //! their checkpoints stay what they are; without a scope the functions are their `forward`.
 //! Activations such as ReLU need no counterpart: they run in the dtype of their input.
 
-use burn::module::Param;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d};
 use burn::nn::loss::CrossEntropyLoss;
 use burn::nn::{BatchNorm, GroupNorm, InstanceNorm, LayerNorm, Linear};
 use burn::tensor::{FloatDType, Int, Tensor};
 
-use crate::{Op, cast, cast_param, observe};
+use crate::promote::widen;
+use crate::statistics::statistics_ids;
+use crate::{Op, cast, cast_param, observe, operands};
 
-/// A stand-in for a parameter, holding its cast.
-fn stand_in<const D: usize>(op: Op, param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
-    Param::initialized(param.id, cast_param(op, param))
+/// An input and a weight in one dtype, the weight as a stand-in for its parameter.
+fn with_weight<const D: usize, const E: usize>(
+    op: Op,
+    x: Tensor<D>,
+    weight: &Param<Tensor<E>>,
+) -> (Tensor<D>, Param<Tensor<E>>) {
+    let (x, value) = operands(op, x, weight);
+    (x, Param::initialized(weight.id, value))
+}
+
+/// A further parameter in the dtype of the input that [`with_weight`] returned.
+fn further<const D: usize, const E: usize>(
+    op: Op,
+    x: &Tensor<D>,
+    param: &Param<Tensor<E>>,
+) -> Param<Tensor<E>> {
+    let value = widen(cast_param(op, param), FloatDType::from(x.dtype()));
+    Param::initialized(param.id, value)
 }
 
 macro_rules! weighted {
@@ -31,9 +48,10 @@ macro_rules! weighted {
         pub fn $name $($rank)* (layer: &$layer, x: Tensor<$d>) -> Tensor<$d> {
             observe(Op::$op, &layer.weight, x, |x| {
                 let mut layer = layer.clone();
-                layer.weight = stand_in(Op::$op, &layer.weight);
-                layer.bias = layer.bias.map(|bias| stand_in(Op::$op, &bias));
-                layer.forward(cast(Op::$op, x))
+                let (x, weight) = with_weight(Op::$op, x, &layer.weight);
+                layer.weight = weight;
+                layer.bias = layer.bias.map(|bias| further(Op::$op, &x, &bias));
+                layer.forward(x)
             })
         }
     )*};
@@ -61,11 +79,12 @@ weighted! {
 /// As the layer's `forward`.
 pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     observe(Op::Linear, &layer.weight, x, |x| {
-        let layer = Linear {
-            weight: stand_in(Op::Linear, &layer.weight),
-            bias: layer.bias.as_ref().map(|bias| stand_in(Op::Linear, bias)),
-        };
-        layer.forward(cast(Op::Linear, x))
+        let (x, weight) = with_weight(Op::Linear, x, &layer.weight);
+        let bias = layer
+            .bias
+            .as_ref()
+            .map(|bias| further(Op::Linear, &x, bias));
+        Linear { weight, bias }.forward(x)
     })
 }
 
@@ -96,9 +115,10 @@ pub fn batch_norm<const D: usize>(layer: &BatchNorm, x: Tensor<D>) -> Tensor<D> 
 pub fn layer_norm<const D: usize>(layer: &LayerNorm, x: Tensor<D>) -> Tensor<D> {
     observe(Op::LayerNorm, &layer.gamma, x, |x| {
         let mut layer = layer.clone();
-        layer.gamma = stand_in(Op::LayerNorm, &layer.gamma);
-        layer.beta = layer.beta.map(|beta| stand_in(Op::LayerNorm, &beta));
-        layer.forward(cast(Op::LayerNorm, x))
+        let (x, gamma) = with_weight(Op::LayerNorm, x, &layer.gamma);
+        layer.gamma = gamma;
+        layer.beta = layer.beta.map(|beta| further(Op::LayerNorm, &x, &beta));
+        layer.forward(x)
     })
 }
 
@@ -110,9 +130,14 @@ pub fn layer_norm<const D: usize>(layer: &LayerNorm, x: Tensor<D>) -> Tensor<D> 
 pub fn group_norm<const D: usize>(layer: &GroupNorm, x: Tensor<D>) -> Tensor<D> {
     observe(Op::GroupNorm, site(&layer.gamma, "group_norm"), x, |x| {
         let mut layer = layer.clone();
-        layer.gamma = layer.gamma.map(|gamma| stand_in(Op::GroupNorm, &gamma));
-        layer.beta = layer.beta.map(|beta| stand_in(Op::GroupNorm, &beta));
-        layer.forward(cast(Op::GroupNorm, x))
+        let mut x = cast(Op::GroupNorm, x);
+        if let Some(gamma) = &layer.gamma {
+            let (promoted, gamma) = with_weight(Op::GroupNorm, x, gamma);
+            x = promoted;
+            layer.gamma = Some(gamma);
+        }
+        layer.beta = layer.beta.map(|beta| further(Op::GroupNorm, &x, &beta));
+        layer.forward(x)
     })
 }
 
@@ -124,9 +149,14 @@ pub fn group_norm<const D: usize>(layer: &GroupNorm, x: Tensor<D>) -> Tensor<D> 
 pub fn instance_norm<const D: usize>(layer: &InstanceNorm, x: Tensor<D>) -> Tensor<D> {
     observe(Op::GroupNorm, site(&layer.gamma, "instance_norm"), x, |x| {
         let mut layer = layer.clone();
-        layer.gamma = layer.gamma.map(|gamma| stand_in(Op::GroupNorm, &gamma));
-        layer.beta = layer.beta.map(|beta| stand_in(Op::GroupNorm, &beta));
-        layer.forward(cast(Op::GroupNorm, x))
+        let mut x = cast(Op::GroupNorm, x);
+        if let Some(gamma) = &layer.gamma {
+            let (promoted, gamma) = with_weight(Op::GroupNorm, x, gamma);
+            x = promoted;
+            layer.gamma = Some(gamma);
+        }
+        layer.beta = layer.beta.map(|beta| further(Op::GroupNorm, &x, &beta));
+        layer.forward(x)
     })
 }
 
@@ -152,4 +182,46 @@ pub fn cross_entropy(
         (logits, targets),
         |(logits, targets)| loss.forward(cast(Op::Loss, logits), targets),
     )
+}
+
+/// A copy of a layer whose parameters are cast to what the policy prescribes for `op`.
+///
+/// For layers that have no function of their own here: attention blocks, recurrent cells,
+/// embeddings. The casts are the shared ones of [`cast_param`]; the input is the caller's to
+/// [`cast`].
+///
+/// ```
+/// use burn::nn::LstmConfig;
+/// use burn::tensor::{DType, Device, Tensor};
+/// use halfseg_amp::{Op, Policy, autocast, cast, nn};
+///
+/// let device = Device::flex();
+/// let lstm = LstmConfig::new(4, 8, true).init(&device);
+/// let x = Tensor::<3>::ones([2, 5, 4], &device);
+/// let (y, _) = autocast(&Policy::bf16(), || {
+///     let lstm = nn::cast_module(Op::Rnn, &lstm);
+///     // A recurrent layer makes its first state in the device's dtype, f32; give it one.
+///     let zeros = cast(Op::Rnn, Tensor::<2>::zeros([2, 8], &device));
+///     let state = burn::nn::LstmState::new(zeros.clone(), zeros);
+///     lstm.forward(cast(Op::Rnn, x), Some(state))
+/// });
+/// assert_eq!(y.dtype(), DType::BF16);
+/// ```
+///
+/// # Panics
+///
+/// If the layer has running statistics, which all copies share and which stay f32: use
+/// [`batch_norm`].
+pub fn cast_module<M: Module>(op: Op, layer: &M) -> M {
+    struct Caster(Op);
+    impl ModuleMapper for Caster {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            Param::initialized(param.id, cast_param(self.0, &param))
+        }
+    }
+    assert!(
+        statistics_ids(layer).is_empty(),
+        "a layer with running statistics cannot be cast as a whole: use `nn::batch_norm`"
+    );
+    layer.clone().map(&mut Caster(op))
 }

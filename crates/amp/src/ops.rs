@@ -5,8 +5,8 @@
 //! function. Operations with weights are in [`nn`](crate::nn), those that promote mixed operands
 //! (`add`, `cat`, ...) at the root of the crate.
 
-use burn::tensor::ops::InterpolateOptions;
-use burn::tensor::{Int, Tensor, activation, module};
+use burn::tensor::ops::{AttentionModuleOptions, InterpolateOptions};
+use burn::tensor::{Bool, Int, Tensor, activation, module};
 
 use crate::{Op, cast, matmul_operands, observe, promote};
 
@@ -16,6 +16,29 @@ pub fn matmul<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
         let (a, b) = matmul_operands(a, b);
         a.matmul(b)
     })
+}
+
+/// Scaled dot-product attention of `[batch, heads, length, channels]`, in the compute dtype.
+///
+/// `mask` is true where a position must not be attended to.
+pub fn attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    mask: Option<Tensor<4, Bool>>,
+    options: AttentionModuleOptions,
+) -> Tensor<4> {
+    observe(
+        Op::Attention,
+        "attention",
+        (query, key, value),
+        |(query, key, value)| {
+            let (query, key) = promote(cast(Op::Attention, query), cast(Op::Attention, key));
+            let (query, value) = promote(query, cast(Op::Attention, value));
+            let (key, value) = promote(key, value);
+            module::attention(query, key, value, mask.clone(), None, options)
+        },
+    )
 }
 
 /// Exponential of each element, in f32.

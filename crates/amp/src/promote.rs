@@ -4,10 +4,11 @@
 //! and f32 reads garbage on CUDA. These functions widen explicitly, on every backend and in every
 //! build, whether or not autocast is on.
 
+use burn::module::Param;
 use burn::tensor::{DType, FloatDType, Tensor};
 
-use crate::Op;
-use crate::scope::{convert, target};
+use crate::scope::convert;
+use crate::{Op, cast, cast_param};
 
 /// The narrowest dtype that holds both: f16 and bf16 meet in f32, f64 absorbs all.
 ///
@@ -23,7 +24,7 @@ pub fn widest(a: DType, b: DType) -> FloatDType {
     }
 }
 
-fn widen<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
+pub(crate) fn widen<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
     match dtype {
         // `convert` leaves f64 alone but does not refuse to make it.
         FloatDType::F64 if x.dtype() != DType::F64 => x.cast(dtype),
@@ -40,16 +41,25 @@ pub fn promote<const A: usize, const B: usize>(
     (widen(a, dtype), widen(b, dtype))
 }
 
+/// An input and a weight as the policy wants them for `op`, and in one dtype in any case: where
+/// nothing is cast (a disabled policy inside an f16 scope, say) they are promoted.
+///
+/// What a layer should use for the operands of its matrix product or convolution.
+pub fn operands<const A: usize, const B: usize>(
+    op: Op,
+    x: Tensor<A>,
+    weight: &Param<Tensor<B>>,
+) -> (Tensor<A>, Tensor<B>) {
+    promote(cast(op, x), cast_param(op, weight))
+}
+
 /// The operands of a matrix product as the policy wants them, or else promoted.
 pub fn matmul_operands<const A: usize, const B: usize>(
     a: Tensor<A>,
     b: Tensor<B>,
 ) -> (Tensor<A>, Tensor<B>) {
-    match target(Op::Matmul) {
-        // f64 stays f64, and then draws the other operand along.
-        Some(dtype) => promote(convert(a, dtype), convert(b, dtype)),
-        None => promote(a, b),
-    }
+    // f64 stays f64, and then draws the other operand along.
+    promote(cast(Op::Matmul, a), cast(Op::Matmul, b))
 }
 
 /// `a + b` in the widest dtype of the two.

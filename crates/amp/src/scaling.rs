@@ -276,7 +276,7 @@ impl DynamicScale {
             "min",
             self.min.into(),
             "at least 2^-126 and at most init",
-            { self.min >= f32::MIN_POSITIVE && self.min <= self.init },
+            self.min >= f32::MIN_POSITIVE && self.min <= self.init,
         )?;
         check("max", self.max.into(), "at least min and at most 2^126", {
             self.max >= self.min && self.max <= MAX_SCALE

@@ -1,0 +1,197 @@
+//! What several test programs share.
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig2d};
+use burn::optim::ModuleOptimizer;
+use burn::tensor::{Device, Tensor, TensorData, activation};
+use halfseg_amp::{GradScaler, StepOutcome, UnscaledGrads, nn};
+
+pub fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+/// Reproducible values around zero with magnitude up to one.
+pub fn values<const D: usize>(shape: [usize; D], seed: u32, device: &Device) -> Tensor<D> {
+    let count = shape.iter().product::<usize>();
+    let mut state = seed.wrapping_mul(2654435761).wrapping_add(12345);
+    let values: Vec<f32> = (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// One weight vector: the gradient of `(weight * x).sum()` is `x`.
+#[derive(Module, Debug)]
+pub struct Weights {
+    pub weight: Param<Tensor<1>>,
+}
+
+impl Weights {
+    pub fn new<const N: usize>(values: [f32; N], device: &Device) -> Self {
+        Self {
+            weight: Param::from_tensor(Tensor::from_floats(values, device)),
+        }
+    }
+
+    /// A loss whose gradient is `gradient`.
+    pub fn loss(&self, gradient: Tensor<1>) -> Tensor<1> {
+        self.weight.val().mul(gradient).sum()
+    }
+}
+
+/// Convolution, batch norm, ReLU and a linear classifier, as a plain Burn program has them.
+#[derive(Module, Debug)]
+pub struct Net {
+    pub conv: Conv2d,
+    pub bn: BatchNorm,
+    pub head: Linear,
+    /// Part of no operation but [`Net::overflowing`].
+    pub spare: Param<Tensor<1>>,
+}
+
+impl Net {
+    pub fn new(device: &Device) -> Self {
+        device.seed(7);
+        let conv = Conv2dConfig::new([3, 8], [3, 3]).with_padding(PaddingConfig2d::Same);
+        Self {
+            conv: conv.init(device),
+            bn: BatchNormConfig::new(8).init(device),
+            head: LinearConfig::new(8, 4).init(device),
+            spare: Param::from_tensor(Tensor::zeros([2], device)),
+        }
+    }
+
+    /// Images `[n, 3, h, w]` -> class logits `[n, 4]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+        let x = activation::relu(nn::batch_norm(&self.bn, nn::conv2d(&self.conv, x)));
+        let [n, c, h, w] = x.dims();
+        let x = halfseg_amp::ops::mean_dim(x.reshape([n, c, h * w]), 2).reshape([n, c]);
+        nn::linear(&self.head, x)
+    }
+
+    /// The mean square of the logits of a batch made from `seed`.
+    pub fn loss(&self, seed: u32) -> Tensor<1> {
+        let x = values([4, 3, 6, 6], seed, &self.conv.weight.device());
+        let logits = self.forward(x);
+        halfseg_amp::ops::mse(logits.clone(), Tensor::ones_like(&logits))
+    }
+
+    /// 0, with a gradient that overflows for `spare` alone at any scale above 4.
+    pub fn overflowing(&self) -> Tensor<1> {
+        self.spare.val().mul_scalar(1e38).sum()
+    }
+}
+
+/// The bits of all float parameters and running statistics, with their paths.
+pub fn bits<M: Module>(model: &M) -> Vec<(String, Vec<u32>)> {
+    #[derive(Default)]
+    struct Bits {
+        path: Vec<String>,
+        found: Vec<(String, Vec<u32>)>,
+    }
+    impl ModuleVisitor for Bits {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.found
+                .push((self.path.join("."), floats(param.val(), f32::to_bits)));
+        }
+    }
+    // `valid` brings running statistics up to date.
+    let mut bits = Bits::default();
+    model.valid().visit(&mut bits);
+    bits.found
+}
+
+pub fn floats<const D: usize, T>(x: Tensor<D>, map: impl Fn(f32) -> T) -> Vec<T> {
+    let data = x.into_data();
+    data.as_slice::<f32>()
+        .expect("the tensor is f32")
+        .iter()
+        .map(|value| map(*value))
+        .collect()
+}
+
+pub fn vec<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    floats(x, |value| value)
+}
+
+/// Takes a step and gives back the gradients that the optimizer would have had.
+pub fn gradients<M: Module>(scaler: &mut GradScaler, model: M, grads: UnscaledGrads) -> Grads {
+    let mut taken = None;
+    let (_, outcome) = scaler.step_with(model, grads, |model, grads| {
+        taken = Some(grads);
+        model
+    });
+    Grads {
+        outcome,
+        grads: taken,
+    }
+}
+
+pub struct Grads {
+    pub outcome: StepOutcome,
+    /// `None` after a skip.
+    pub grads: Option<burn::optim::GradientsParams>,
+}
+
+impl Grads {
+    pub fn of<const D: usize>(&self, param: &Param<Tensor<D>>) -> Tensor<D> {
+        let grads = self.grads.as_ref().expect("the step was taken");
+        grads.get(param.id).expect("the parameter has a gradient")
+    }
+}
+
+/// One step of one optimizer on a loss that `forward` computes.
+pub fn step<M: Module>(
+    scaler: &mut GradScaler,
+    optimizer: &mut ModuleOptimizer,
+    lr: f64,
+    model: M,
+    forward: impl FnOnce(&M) -> Tensor<1>,
+) -> (M, StepOutcome) {
+    scaler.begin(&model);
+    let grads = scaler.scale(forward(&model)).backward(&model);
+    let grads = scaler.unscale(grads);
+    scaler.step(optimizer, lr, model, grads)
+}
+
+/// The scales after each step of a pattern, `x` marking steps with an overflow, and the outcomes.
+pub fn trajectory(scaler: &mut GradScaler, pattern: &str) -> (Vec<f32>, Vec<StepOutcome>) {
+    let device = device();
+    let mut model = Weights::new([1.0], &device);
+    let mut optimizer = burn::optim::SgdConfig::new().init();
+    pattern
+        .chars()
+        .map(|step_kind| {
+            let gradient = if step_kind == 'x' {
+                f32::INFINITY
+            } else {
+                1e-30
+            };
+            let gradient = Tensor::from_floats([gradient], &device);
+            let before = bits(&model);
+            let taken = model.clone();
+            let (updated, outcome) = step(scaler, &mut optimizer, 1e-3, taken, |model| {
+                model.loss(gradient)
+            });
+            assert_eq!(outcome.stepped(), step_kind == '.');
+            if step_kind == 'x' {
+                assert_eq!(bits(&updated), before);
+            }
+            model = updated;
+            (scaler.current_scale(), outcome)
+        })
+        .unzip()
+}

@@ -1,0 +1,182 @@
+//! How the scale moves: checks 1 to 6, and recorded runs of other libraries' scalers.
+
+mod common;
+
+use common::trajectory;
+use halfseg_amp::{DynamicScale, GradScaler, StepOutcome};
+
+const K: f32 = 1024.0;
+
+fn check(settings: DynamicScale, pattern: &str, expected: &[f32]) {
+    let (scales, _) = trajectory(&mut GradScaler::dynamic(settings), pattern);
+    assert_eq!(scales, expected, "{pattern}");
+}
+
+#[test]
+fn check_01_backoff_by_a_quarter() {
+    let settings = DynamicScale::torch()
+        .with_init(4.0)
+        .with_backoff(0.25)
+        .with_interval(2);
+    check(settings, "..x", &[4.0, 8.0, 2.0]);
+}
+
+#[test]
+fn check_02_torch_preset_with_interval_3() {
+    check(
+        DynamicScale::torch().with_interval(3),
+        "...x....xx...",
+        &[
+            64., 64., 128., 64., 64., 64., 128., 128., 64., 32., 32., 32., 64.,
+        ]
+        .map(|k| k * K),
+    );
+}
+
+#[test]
+fn check_03_megatron_preset_forgives_one_overflow() {
+    check(
+        DynamicScale::megatron().with_init(65536.0).with_interval(3),
+        "...x....xx...",
+        &[
+            64., 64., 128., 128., 128., 128., 256., 256., 256., 128., 128., 128., 256.,
+        ]
+        .map(|k| k * K),
+    );
+}
+
+#[test]
+fn check_04_the_floor_holds_and_is_reported() {
+    let settings = DynamicScale::torch().with_init(16.0).with_min(1.0);
+    let (scales, outcomes) = trajectory(&mut GradScaler::dynamic(settings), "xxxxxxxx");
+    assert_eq!(scales, [8.0, 4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+    let floors: Vec<bool> = outcomes
+        .iter()
+        .map(|outcome| matches!(outcome, StepOutcome::Skipped { at_floor: true, .. }))
+        .collect();
+    assert_eq!(floors, [false, false, false, false, true, true, true, true]);
+}
+
+#[test]
+fn check_05_growth_never_overflows_the_scale() {
+    let settings = DynamicScale::torch()
+        .with_init(1e38)
+        .with_growth(16.0)
+        .with_interval(1);
+    assert!(settings.max <= 2f32.powi(126));
+    let mut scaler = GradScaler::dynamic(settings);
+    // An initial scale above the maximum starts at the maximum.
+    assert_eq!(scaler.current_scale(), 2f32.powi(126));
+    let (scales, _) = trajectory(&mut scaler, ".....");
+    assert_eq!(scales, [2f32.powi(126); 5]);
+
+    let below = DynamicScale::torch()
+        .with_init(2f32.powi(124))
+        .with_interval(1);
+    check(below, "....", &[125, 126, 126, 126].map(|e| 2f32.powi(e)));
+}
+
+#[test]
+fn check_06_a_static_scale_stays_and_still_skips() {
+    let mut scaler = GradScaler::mmcv_static();
+    let (scales, outcomes) = trajectory(&mut scaler, ".x.");
+    assert_eq!(scales, [512.0; 3]);
+    assert_eq!(
+        outcomes.iter().filter(|outcome| !outcome.stepped()).count(),
+        1
+    );
+    assert_eq!((scaler.steps(), scaler.skips()), (2, 1));
+}
+
+#[test]
+fn user_bounds_hold() {
+    let settings = DynamicScale::apex().with_init(8388608.0).with_interval(1);
+    check(settings, "....", &[16777216.0; 4]);
+}
+
+/// The file that `record_scalers.py` wrote; see there for its format.
+const RECORDED: &str = include_str!("data/scales.txt");
+
+fn decode(value: &str) -> f32 {
+    match value.strip_prefix('e') {
+        // Not `powi`, which is not exact for every exponent.
+        Some(exponent) if value.len() < 8 => {
+            let exponent: i32 = exponent.parse().unwrap();
+            f32::from_bits(((exponent + 127) as u32) << 23)
+        }
+        _ => f32::from_bits(u32::from_str_radix(value, 16).unwrap()),
+    }
+}
+
+/// Replays every recorded run of one library, through real steps, and counts them.
+fn replay(library: &str) -> usize {
+    let mut runs = 0;
+    for line in RECORDED.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [
+            name,
+            init,
+            growth,
+            backoff,
+            interval,
+            min,
+            hysteresis,
+            pattern,
+            scales,
+        ] = fields[..]
+        else {
+            panic!("a line of 9 fields, not {line}");
+        };
+        if name != library {
+            continue;
+        }
+        let interval: u32 = interval.parse().unwrap();
+        let mut settings = match library {
+            "torch" => DynamicScale::torch().with_interval(interval),
+            "megatron" => DynamicScale::megatron().with_interval(interval),
+            // Flax counts the steps before the one that grows; its preset says 2001 for its 2000.
+            "flax" => DynamicScale::flax().with_interval(interval + 1),
+            other => panic!("no scaler called {other}"),
+        };
+        settings = settings
+            .with_init(init.parse().unwrap())
+            .with_growth(growth.parse().unwrap())
+            .with_backoff(backoff.parse().unwrap());
+        if min != "-" {
+            settings = settings.with_min(min.parse().unwrap());
+        }
+        if hysteresis != "-" {
+            settings = settings.with_hysteresis(hysteresis.parse().unwrap());
+        }
+        let expected: Vec<f32> = scales
+            .split(',')
+            .flat_map(|run| {
+                let (value, count) = run.split_once('*').unwrap_or((run, "1"));
+                vec![decode(value); count.parse().unwrap()]
+            })
+            .collect();
+        let overflows = u64::from_str_radix(pattern, 16).unwrap();
+        let pattern: String = (0..expected.len())
+            .map(|step| if overflows >> step & 1 == 1 { 'x' } else { '.' })
+            .collect();
+        let (found, _) = trajectory(&mut GradScaler::dynamic(settings), &pattern);
+        assert_eq!(found, expected, "{line}");
+        runs += 1;
+    }
+    runs
+}
+
+#[test]
+fn scales_are_those_of_pytorch_for_1000_random_patterns() {
+    assert_eq!(replay("torch"), 1000);
+}
+
+#[test]
+fn scales_are_those_of_megatron_for_1000_random_patterns() {
+    assert_eq!(replay("megatron"), 1000);
+}
+
+#[test]
+fn scales_are_those_of_flax_for_1000_random_patterns() {
+    assert_eq!(replay("flax"), 1000);
+}
