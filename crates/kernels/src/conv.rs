@@ -17,7 +17,12 @@ pub struct Conv2dOptions {
 
 impl Default for Conv2dOptions {
     fn default() -> Self {
-        Self { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 }
+        Self {
+            stride: [1, 1],
+            padding: [0, 0],
+            dilation: [1, 1],
+            groups: 1,
+        }
     }
 }
 
@@ -39,6 +44,16 @@ pub fn conv2d(
     bias: Option<Tensor<1>>,
     options: Conv2dOptions,
 ) -> Tensor<4> {
-    let Conv2dOptions { stride, padding, dilation, groups } = options;
-    module::conv2d(x, weight, bias, ConvOptions::new(stride, padding, dilation, groups))
+    let Conv2dOptions {
+        stride,
+        padding,
+        dilation,
+        groups,
+    } = options;
+    module::conv2d(
+        x,
+        weight,
+        bias,
+        ConvOptions::new(stride, padding, dilation, groups),
+    )
 }

@@ -64,5 +64,9 @@ pub fn batch_norm_train(
         DType::BF16 => y.cast(FloatDType::BF16),
         _ => y,
     };
-    BatchNormOutput { output, mean: mean.detach(), variance: variance.detach() }
+    BatchNormOutput {
+        output,
+        mean: mean.detach(),
+        variance: variance.detach(),
+    }
 }
