@@ -105,7 +105,8 @@ impl fmt::Display for Scaling {
             Scaling::Disabled => f.write_str("none"),
             Scaling::Fixed(scale) => write!(f, "{scale}"),
             Scaling::Dynamic(dynamic) => {
-                let presets: [(&str, fn() -> DynamicScale); 5] = [
+                type Preset = (&'static str, fn() -> DynamicScale);
+                let presets: [Preset; 5] = [
                     ("torch", DynamicScale::torch),
                     ("megatron", DynamicScale::megatron),
                     ("flax", DynamicScale::flax),

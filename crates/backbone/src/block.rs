@@ -21,6 +21,10 @@ pub struct BlockConfig {
 }
 
 /// A residual block of either kind.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "made once per network, never moved in a loop"
+)]
 #[derive(Module, Debug)]
 pub enum Block {
     /// Two 3x3 convolutions.
