@@ -186,24 +186,21 @@ pub fn cross_entropy(
 
 /// A copy of a layer whose parameters are cast to what the policy prescribes for `op`.
 ///
-/// For layers that have no function of their own here: attention blocks, recurrent cells,
-/// embeddings. The casts are the shared ones of [`cast_param`]; the input is the caller's to
+/// For layers that have no function of their own here: attention blocks, embeddings. The casts are the shared ones of [`cast_param`]; the input is the caller's to
 /// [`cast`].
 ///
+/// Burn's recurrent layers cannot be cast this way: they write into f32 buffers of their own.
+///
 /// ```
-/// use burn::nn::LstmConfig;
+/// use burn::nn::LinearConfig;
 /// use burn::tensor::{DType, Device, Tensor};
 /// use halfseg_amp::{Op, Policy, autocast, cast, nn};
 ///
 /// let device = Device::flex();
-/// let lstm = LstmConfig::new(4, 8, true).init(&device);
-/// let x = Tensor::<3>::ones([2, 5, 4], &device);
-/// let (y, _) = autocast(&Policy::bf16(), || {
-///     let lstm = nn::cast_module(Op::Rnn, &lstm);
-///     // A recurrent layer makes its first state in the device's dtype, f32; give it one.
-///     let zeros = cast(Op::Rnn, Tensor::<2>::zeros([2, 8], &device));
-///     let state = burn::nn::LstmState::new(zeros.clone(), zeros);
-///     lstm.forward(cast(Op::Rnn, x), Some(state))
+/// let layer = LinearConfig::new(4, 8).init(&device);
+/// let x = Tensor::<2>::ones([2, 4], &device);
+/// let y = autocast(&Policy::bf16(), || {
+///     nn::cast_module(Op::Linear, &layer).forward(cast(Op::Linear, x))
 /// });
 /// assert_eq!(y.dtype(), DType::BF16);
 /// ```
