@@ -21,10 +21,6 @@ pub struct BlockConfig {
 }
 
 /// A residual block of either kind.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "made once per network, never moved in a loop"
-)]
 #[derive(Module, Debug)]
 pub enum Block {
     /// Two 3x3 convolutions.

@@ -28,10 +28,6 @@ pub struct AsppConfig {
 }
 
 /// A branch of an [`Aspp`].
-#[allow(
-    clippy::large_enum_variant,
-    reason = "made once per network, never moved in a loop"
-)]
 #[derive(Module, Debug)]
 pub enum AsppBranch {
     /// One convolution.

@@ -10,10 +10,6 @@ use rand::Rng;
 use crate::SegmentorConfig;
 
 /// The head of one of the four methods.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "made once per network, never moved in a loop"
-)]
 #[derive(Module, Debug)]
 pub enum DecodeHead {
     /// Fully convolutional.
