@@ -1,8 +1,11 @@
 //! Batch normalisation with PyTorch's running statistics.
 
+use std::cell::RefCell;
+
 use burn::config::Config;
 use burn::module::{Flag, Module, Param, RunningState};
 use burn::tensor::{Device, Tensor};
+use halfseg_amp::{Op, cast, observe};
 use halfseg_kernels::{Activation, batch_norm_train};
 
 /// Configuration of a [`BatchNorm`].
@@ -67,7 +70,7 @@ impl BatchNorm {
     }
 
     /// Normalises `x` by its own statistics, adds `skip`, applies `activation`, and moves the
-    /// running statistics. All maps are `[n, c, h, w]` of one dtype.
+    /// running statistics. All maps are `[n, c, h, w]`.
     ///
     /// # Panics
     /// If there is one value per channel only (batch 1 of a 1x1 map): it has no variance.
@@ -84,18 +87,21 @@ impl BatchNorm {
             "batch normalisation needs more than one value per channel in training, but was given \
              [{n}, {c}, {h}, {w}]: use a batch of at least 2, or freeze the layer"
         );
-        let result = batch_norm_train(
-            x,
-            self.weight.val(),
-            self.bias.val(),
-            self.epsilon,
-            skip,
-            activation,
-        );
-        let unbiased = count as f64 / (count - 1) as f64;
-        self.update(&self.running_mean, result.mean, self.momentum);
-        self.update(&self.running_var, result.variance, self.momentum * unbiased);
-        result.output
+        let statistics = RefCell::new(None);
+        let output = observe(Op::BatchNorm, &self.weight, (x, skip), |(x, skip)| {
+            let x = cast(Op::BatchNorm, x);
+            let skip = skip.map(|skip| skip.cast(x.dtype()));
+            let (gamma, beta) = (self.weight.val(), self.bias.val());
+            let result = batch_norm_train(x, gamma, beta, self.epsilon, skip, activation);
+            *statistics.borrow_mut() = Some((result.mean, result.variance));
+            result.output
+        });
+        if let Some((mean, variance)) = statistics.into_inner() {
+            let unbiased = count as f64 / (count - 1) as f64;
+            self.update(&self.running_mean, mean, self.momentum);
+            self.update(&self.running_var, variance, self.momentum * unbiased);
+        }
+        output
     }
 
     /// The scale and the shift, `[c]` each, that normalise by the running statistics:

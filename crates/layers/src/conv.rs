@@ -3,7 +3,7 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor};
-use halfseg_amp::{Op, cast, cast_param};
+use halfseg_amp::{Op, cast, cast_param, observe};
 use halfseg_kernels::{Conv2dOptions, conv2d};
 
 /// How the initial weights of a [`Conv2d`] are drawn.
@@ -108,13 +108,11 @@ impl Conv2d {
     /// If `x` has another number of channels.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.check(&x);
-        let bias = self.bias.as_ref().map(|bias| cast_param(Op::Conv2d, bias));
-        conv2d(
-            cast(Op::Conv2d, x),
-            cast_param(Op::Conv2d, &self.weight),
-            bias,
-            self.options,
-        )
+        observe(Op::Conv2d, &self.weight, x, |x| {
+            let bias = self.bias.as_ref().map(|bias| cast_param(Op::Conv2d, bias));
+            let weight = cast_param(Op::Conv2d, &self.weight);
+            conv2d(cast(Op::Conv2d, x), weight, bias, self.options)
+        })
     }
 
     /// The same convolution with each output channel multiplied by `scale` and moved by `shift`
@@ -130,12 +128,14 @@ impl Conv2d {
         );
         let [c_out, ..] = self.weight.dims();
         let weight = self.weight.val() * scale.reshape([c_out, 1, 1, 1]);
-        let weight = cast(Op::Conv2d, weight);
-        conv2d(
-            cast(Op::Conv2d, x),
-            weight,
-            Some(cast(Op::Conv2d, shift)),
-            self.options,
+        observe(
+            Op::Conv2d,
+            &self.weight,
+            (x, weight, shift),
+            |(x, weight, shift)| {
+                let [x, weight] = [x, weight].map(|tensor| cast(Op::Conv2d, tensor));
+                conv2d(x, weight, Some(cast(Op::Conv2d, shift)), self.options)
+            },
         )
     }
 

@@ -89,9 +89,9 @@ impl ConvBnAct {
 
     fn run(&self, x: Tensor<4>, skip: Option<Tensor<4>>) -> Tensor<4> {
         if self.bn.trains_on(&x.device()) {
-            let y = self.conv.forward(x);
-            let skip = skip.map(|skip| skip.cast(y.dtype()));
-            return self.bn.forward_train(y, skip, self.activation);
+            return self
+                .bn
+                .forward_train(self.conv.forward(x), skip, self.activation);
         }
         let (scale, shift) = self.bn.affine();
         let mut y = self.conv.forward_affine(x, scale, shift);

@@ -1,9 +1,13 @@
 #![doc = include_str!("../README.md")]
 
+mod checkpoint;
 mod config;
 mod method;
 mod segmentor;
 
+pub use checkpoint::{
+    CONFIG_KEY, CheckpointError, LoadReport, Reinitialised, load, read_architecture, read_metadata,
+};
 pub use config::{ConfigError, SegmentorConfig};
 pub use halfseg_backbone::{Depth, UnknownDepth};
 pub use method::{Method, UnknownMethod};

@@ -1,0 +1,130 @@
+//! What can be wrong with a checkpoint.
+
+use std::io;
+use std::path::PathBuf;
+
+use burn_store::pytorch::PytorchError;
+
+/// A checkpoint that cannot be read, does not fit, or cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The file cannot be opened or read.
+    #[error("cannot read the checkpoint {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file ends too early, or parts of it contradict each other.
+    #[error("the checkpoint {path} is truncated or damaged: expected {expected}, found {found}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The file is something else.
+    #[error(
+        "{path} is not a checkpoint: expected tensors in PyTorch's .pth or in .safetensors format, \
+         found {found}"
+    )]
+    NotACheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// The file holds tensors, but not those of a segmentor of the four methods.
+    #[error("{path} holds no segmentor: expected {expected}, found {found}")]
+    NotASegmentor {
+        /// The file.
+        path: PathBuf,
+        /// What a segmentor has.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The file holds a segmentor of another method or depth.
+    #[error(
+        "the checkpoint {path} is of another architecture: expected {expected}, found {found}; \
+         first tensors missing: {}; first tensors without a place: {}",
+        list(missing),
+        list(unexpected)
+    )]
+    OtherArchitecture {
+        /// The file.
+        path: PathBuf,
+        /// What was asked for.
+        expected: String,
+        /// What the file holds, as far as that can be told.
+        found: String,
+        /// The first tensors that the network needs and the file lacks.
+        missing: Vec<String>,
+        /// The first tensors of the file that the network has no place for.
+        unexpected: Vec<String>,
+    },
+    /// A tensor has another shape than the network's.
+    #[error("{name} in {path} has another shape: expected {expected:?}, found {found:?}")]
+    WrongShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The network's shape.
+        expected: Vec<usize>,
+        /// The file's shape.
+        found: Vec<usize>,
+    },
+    /// A tensor holds no floating-point numbers.
+    #[error("{name} in {path} has another type: expected f32, f16, bf16 or f64, found {found}")]
+    WrongType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The file's type.
+        found: String,
+    },
+    /// The file cannot be written.
+    #[error("cannot write the checkpoint {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl CheckpointError {
+    /// Sorts what PyTorch's reader reports by who is at fault.
+    pub(crate) fn from_pytorch(path: PathBuf, error: PytorchError) -> Self {
+        match error {
+            PytorchError::Io(source)
+                if !matches!(
+                    source.kind(),
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+                ) =>
+            {
+                Self::Read { path, source }
+            }
+            PytorchError::InvalidFormat(found) => Self::NotACheckpoint { path, found },
+            error => Self::Damaged {
+                path,
+                expected: "a PyTorch checkpoint".to_owned(),
+                found: error.to_string(),
+            },
+        }
+    }
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
+}

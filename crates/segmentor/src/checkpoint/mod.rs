@@ -1,0 +1,107 @@
+//! Checkpoints: reading MMSegmentation's and halfseg's own, writing files that both read.
+
+mod architecture;
+mod error;
+mod file;
+mod load;
+mod names;
+mod save;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::ParamId;
+use burn::tensor::Device;
+
+pub use error::CheckpointError;
+pub use load::{LoadReport, Reinitialised};
+
+use crate::{Segmentor, SegmentorConfig};
+use file::CheckpointFile;
+
+/// The key in a checkpoint's metadata that holds its [`SegmentorConfig`] as JSON.
+pub const CONFIG_KEY: &str = "halfseg.model";
+
+/// The architecture of the segmentor in a checkpoint: read from its metadata if halfseg wrote it,
+/// otherwise off the tensors' names and shapes.
+///
+/// What tensors do not show has the published models' values: dilations, dropout, the auxiliary
+/// weight, `align_corners`.
+///
+/// # Errors
+/// If the file cannot be read or holds no segmentor of the four methods, such as a backbone alone.
+pub fn read_architecture(path: impl AsRef<Path>) -> Result<SegmentorConfig, CheckpointError> {
+    CheckpointFile::open(path.as_ref())?.architecture()
+}
+
+/// The metadata of a `.safetensors` checkpoint; empty for a `.pth`.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn read_metadata(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>, CheckpointError> {
+    Ok(CheckpointFile::open(path.as_ref())?.metadata)
+}
+
+/// Loads a whole segmentor for inference or further training, from MMSegmentation's `.pth` (zip or
+/// pre-1.6 format) or from `.safetensors` with the same names.
+///
+/// `state_dict` wrappers and `module.` prefixes are recognised, f16 and bf16 weights become f32
+/// master weights, `num_batches_tracked` is ignored. No code in a pickle is ever executed. An
+/// auxiliary head that the file lacks is the only part that may stay as drawn; the report names it.
+///
+/// Without `config` the architecture is [read off the file](read_architecture).
+///
+/// # Errors
+/// If the file cannot be read, is no checkpoint, or holds another architecture than `config`.
+pub fn load(
+    path: impl AsRef<Path>,
+    config: Option<&SegmentorConfig>,
+    device: &Device,
+) -> Result<(Segmentor, LoadReport), CheckpointError> {
+    let file = CheckpointFile::open(path.as_ref())?;
+    let config = match config {
+        Some(config) => config.clone(),
+        None => file.architecture()?,
+    };
+    load::load_into(config.init(device), &file, load::Mode::Whole)
+}
+
+impl Segmentor {
+    /// Starts training from a checkpoint: of a whole segmentor, or of a backbone alone (ImageNet
+    /// weights of ResNetV1c, with or without `backbone.` before their names).
+    ///
+    /// What the file lacks stays as drawn, and so do classifiers whose number of classes differs;
+    /// the report names both.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is no checkpoint, or its backbone or head is of another
+    /// architecture.
+    pub fn load_pretrained(
+        self,
+        path: impl AsRef<Path>,
+    ) -> Result<(Self, LoadReport), CheckpointError> {
+        let file = CheckpointFile::open(path.as_ref())?;
+        load::load_into(self, &file, load::Mode::Pretrained)
+    }
+
+    /// MMSegmentation's name of every parameter and running statistic, by its id here.
+    pub fn names(&self) -> BTreeMap<ParamId, String> {
+        names::by_id(self)
+    }
+
+    /// Writes all weights and statistics as `.safetensors` under MMSegmentation's names; PyTorch
+    /// loads them strictly. The architecture is added to `metadata` under [`CONFIG_KEY`].
+    ///
+    /// The file is written under a temporary name beside `path` and renamed, so that a full disk
+    /// leaves what was there before.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Write`] if the file cannot be written.
+    pub fn save_safetensors(
+        &self,
+        path: impl AsRef<Path>,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<(), CheckpointError> {
+        save::save(self, path.as_ref(), metadata)
+    }
+}

@@ -1,0 +1,442 @@
+//! Checkpoints: what goes in comes out, and what is wrong with a file is said.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Device, Tensor, TensorData};
+use half::f16;
+use halfseg_segmentor::{
+    CheckpointError, Depth, Method, Segmentor, SegmentorConfig, load, read_architecture,
+    read_metadata,
+};
+use safetensors::tensor::{Dtype, TensorView};
+
+/// A network small enough to write many times.
+fn tiny(method: Method) -> SegmentorConfig {
+    let mut config = SegmentorConfig::new(method, Depth::R18);
+    (config.base_channels, config.stem_channels) = (2, 4);
+    (
+        config.head_channels,
+        config.aux_channels,
+        config.c1_channels,
+    ) = (4, 4, 4);
+    config.num_classes = 4;
+    config
+}
+
+fn recording(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/recordings")
+        .join(file)
+}
+
+fn tensors(model: &Segmentor) -> BTreeMap<String, TensorData> {
+    struct Visitor {
+        names: BTreeMap<ParamId, String>,
+        found: BTreeMap<String, TensorData>,
+    }
+    impl ModuleVisitor for Visitor {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.found
+                .insert(self.names[&param.id].clone(), param.val().into_data());
+        }
+    }
+    let mut visitor = Visitor {
+        names: model.names(),
+        found: BTreeMap::new(),
+    };
+    model.visit(&mut visitor);
+    visitor.found
+}
+
+/// Writes `tensors` as safetensors, each value made by `bytes`.
+fn write(path: &Path, tensors: &BTreeMap<String, TensorData>, dtype: Dtype) {
+    let bytes: BTreeMap<&String, (Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, data)| {
+            let values = data.iter::<f32>();
+            let bytes = match dtype {
+                Dtype::F16 => values
+                    .flat_map(|v| f16::from_f32(v).to_le_bytes())
+                    .collect(),
+                Dtype::I32 => values.flat_map(|v| (v as i32).to_le_bytes()).collect(),
+                _ => values.flat_map(f32::to_le_bytes).collect(),
+            };
+            (name, (data.shape().to_vec(), bytes))
+        })
+        .collect();
+    let views = bytes.iter().map(|(name, (shape, bytes))| {
+        let view = TensorView::new(dtype, shape.clone(), bytes).expect("sizes fit");
+        (name.as_str(), view)
+    });
+    let file = safetensors::serialize(views, None).expect("tensors can be written");
+    fs::write(path, file).expect("a temporary file can be written");
+}
+
+/// Loads `path` into FCN and gives the error.
+fn error(path: &Path) -> CheckpointError {
+    match load(path, Some(&tiny(Method::Fcn)), &Device::flex()) {
+        Ok(_) => panic!("{} was loaded", path.display()),
+        Err(error) => {
+            assert!(
+                error.to_string().contains(&path.display().to_string()),
+                "{error}"
+            );
+            error
+        }
+    }
+}
+
+#[test]
+fn a_saved_network_comes_back_bit_for_bit_with_its_metadata() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for method in Method::ALL {
+        let path = folder.path().join(format!("{method}.safetensors"));
+        let mut config = tiny(method);
+        config.dilations = vec![1, 2, 3];
+        let model = config.init(&Device::flex());
+        let metadata = BTreeMap::from([("iteration".to_owned(), "7".to_owned())]);
+        model
+            .save_safetensors(&path, metadata)
+            .expect("it can be written");
+        let (back, report) = load(&path, None, &Device::flex()).expect("it can be read");
+        assert!(
+            report.is_complete() && report.unexpected.is_empty(),
+            "{report}"
+        );
+        assert_eq!(tensors(&back), tensors(&model));
+        assert_eq!(back.config(), &config);
+        assert_eq!(
+            read_metadata(&path).expect("it can be read")["iteration"],
+            "7"
+        );
+    }
+    assert_eq!(
+        fs::read_dir(folder.path()).expect("a folder").count(),
+        4,
+        "something was left"
+    );
+}
+
+#[test]
+fn a_failed_save_leaves_the_previous_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("checkpoint");
+    fs::create_dir(&path).expect("a folder");
+    fs::write(path.join("previous"), "kept").expect("a file");
+    let model = tiny(Method::Fcn).init(&Device::flex());
+    let error = model
+        .save_safetensors(&path, BTreeMap::new())
+        .expect_err("it is a folder");
+    assert!(matches!(error, CheckpointError::Write { .. }), "{error}");
+    assert_eq!(
+        fs::read(path.join("previous")).expect("still there"),
+        b"kept"
+    );
+    assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+}
+
+#[test]
+fn half_precision_weights_become_f32_master_weights() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("f16.safetensors");
+    let config = tiny(Method::PspNet);
+    let model = config.init(&Device::flex());
+    write(&path, &tensors(&model), Dtype::F16);
+    let (back, _) = load(&path, Some(&config), &Device::flex()).expect("it can be read");
+    for (name, data) in tensors(&back) {
+        assert_eq!(data.dtype(), burn::tensor::DType::F32, "{name}");
+        let expected = tensors(&model)[&name].clone();
+        for (found, exact) in data.iter::<f32>().zip(expected.iter::<f32>()) {
+            assert_eq!(found, f16::from_f32(exact).to_f32(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn wrappers_and_prefixes_are_recognised() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = tiny(Method::DeepLabV3);
+    let model = config.init(&Device::flex());
+    for prefix in ["state_dict.", "module.", "state_dict.module."] {
+        let path = folder.path().join("wrapped.safetensors");
+        let mut wrapped: BTreeMap<String, TensorData> = tensors(&model)
+            .into_iter()
+            .map(|(name, data)| (format!("{prefix}{name}"), data))
+            .collect();
+        if prefix.starts_with("state_dict") {
+            let state = TensorData::from([1.0f32]);
+            wrapped.insert("optimizer.state.0.momentum_buffer".to_owned(), state);
+        }
+        write(&path, &wrapped, Dtype::F32);
+        let (back, report) = load(&path, None, &Device::flex()).expect("it can be read");
+        assert!(
+            report.is_complete() && report.unexpected.is_empty(),
+            "{report}"
+        );
+        assert_eq!(tensors(&back), tensors(&model));
+    }
+}
+
+#[test]
+fn a_backbone_alone_starts_training_and_the_rest_is_reported() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("resnet18_v1c.safetensors");
+    let device = Device::flex();
+    let source = tensors(&tiny(Method::Fcn).init(&device));
+    let mut backbone: BTreeMap<String, TensorData> = source
+        .iter()
+        .filter_map(|(name, data)| Some((name.strip_prefix("backbone.")?.to_owned(), data.clone())))
+        .collect();
+    backbone.insert("fc.weight".to_owned(), TensorData::from([[1.0f32, 2.0]]));
+    write(&path, &backbone, Dtype::F32);
+
+    let model = tiny(Method::DeepLabV3Plus).init(&device);
+    let before = tensors(&model);
+    let (model, report) = model.load_pretrained(&path).expect("it can be read");
+    let after = tensors(&model);
+    for (name, data) in &after {
+        let expected = if name.starts_with("backbone.") {
+            &source[name]
+        } else {
+            &before[name]
+        };
+        assert_eq!(data, expected, "{name}");
+    }
+    assert_eq!(report.unexpected, ["fc.weight"]);
+    assert_eq!(report.loaded.len(), backbone.len() - 1);
+    assert_eq!(report.missing.len(), after.len() - report.loaded.len());
+    // For inference a random head is an error.
+    assert!(matches!(
+        error(&path),
+        CheckpointError::OtherArchitecture { .. }
+    ));
+    let reason = read_architecture(&path)
+        .expect_err("it has no head")
+        .to_string();
+    assert!(reason.contains("a backbone without a head"), "{reason}");
+}
+
+#[test]
+fn another_number_of_classes_draws_the_classifiers_anew_and_says_so() {
+    let path = recording("fcn/model.pth");
+    let config = tiny(Method::Fcn).with_num_classes(7);
+    let model = config.init(&Device::flex());
+    let before = tensors(&model);
+    let (model, report) = model.load_pretrained(&path).expect("it can be read");
+    let names: Vec<&str> = report
+        .reinitialised
+        .iter()
+        .map(|r| r.name.as_str())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "auxiliary_head.conv_seg.bias",
+            "auxiliary_head.conv_seg.weight",
+            "decode_head.conv_seg.bias",
+            "decode_head.conv_seg.weight"
+        ]
+    );
+    assert_eq!(report.reinitialised[3].expected, [7, 4, 1, 1]);
+    assert_eq!(report.reinitialised[3].found, [4, 4, 1, 1]);
+    assert!(
+        report
+            .to_string()
+            .contains("re-initialised: decode_head.conv_seg.weight")
+    );
+    let after = tensors(&model);
+    assert_eq!(
+        after["decode_head.conv_seg.weight"],
+        before["decode_head.conv_seg.weight"]
+    );
+    assert_ne!(
+        after["backbone.stem.0.weight"],
+        before["backbone.stem.0.weight"]
+    );
+    // Inference needs the classes that the file has.
+    let error = load(&path, Some(&config), &Device::flex()).expect_err("it has other classes");
+    assert!(
+        matches!(error, CheckpointError::WrongShape { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn another_method_is_named_with_the_first_tensors_that_differ() {
+    let error = error(&recording("deeplabv3/model.pth"));
+    let CheckpointError::OtherArchitecture {
+        expected,
+        found,
+        missing,
+        unexpected,
+        ..
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(
+        (expected.as_str(), found.as_str()),
+        ("fcn on resnet18", "deeplabv3 on resnet18")
+    );
+    assert_eq!(missing[0], "decode_head.conv_cat.bn.bias");
+    assert_eq!(unexpected[0], "decode_head.aspp_modules.0.bn.bias");
+}
+
+#[test]
+fn a_deeper_backbone_is_another_architecture_even_if_all_shapes_fit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("r34.safetensors");
+    let mut config = tiny(Method::Fcn);
+    config.backbone = Depth::R34;
+    let model = config.init(&Device::flex());
+    model
+        .save_safetensors(&path, BTreeMap::new())
+        .expect("it can be written");
+    let error = error(&path).to_string();
+    assert!(
+        error.contains("expected fcn on resnet18, found fcn on resnet34"),
+        "{error}"
+    );
+    assert!(error.contains("backbone.layer1.2."), "{error}");
+}
+
+#[test]
+fn a_wrong_shape_is_named_with_both_shapes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("shape.safetensors");
+    let mut values = tensors(&tiny(Method::Fcn).init(&Device::flex()));
+    let name = "backbone.layer2.0.conv1.weight";
+    values.insert(name.to_owned(), TensorData::zeros::<f32, _>([4, 2, 5, 5]));
+    write(&path, &values, Dtype::F32);
+    let error = error(&path);
+    let CheckpointError::WrongShape {
+        name: found_name,
+        expected,
+        found,
+        ..
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(found_name, name);
+    assert_eq!(
+        (expected.as_slice(), found.as_slice()),
+        (&[4, 2, 3, 3][..], &[4, 2, 5, 5][..])
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("expected [4, 2, 3, 3], found [4, 2, 5, 5]"),
+        "{error}"
+    );
+}
+
+#[test]
+fn integers_are_no_weights() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("integers.safetensors");
+    write(
+        &path,
+        &tensors(&tiny(Method::Fcn).init(&Device::flex())),
+        Dtype::I32,
+    );
+    let error = error(&path);
+    assert!(
+        matches!(error, CheckpointError::WrongType { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn truncated_files_of_all_formats_are_damaged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // The recordings hold both of PyTorch's formats: a zip, and what versions before 1.6 wrote.
+    for file in [
+        "fcn/model.pth",
+        "deeplabv3/model.pth",
+        "fcn/model.safetensors",
+    ] {
+        let bytes = fs::read(recording(file)).expect("the recording is there");
+        for keep in [bytes.len() - 1, bytes.len() / 2, 600, 9] {
+            let path = folder.path().join("truncated");
+            fs::write(&path, &bytes[..keep]).expect("a file");
+            let error = error(&path);
+            assert!(
+                matches!(
+                    error,
+                    CheckpointError::Damaged { .. } | CheckpointError::NotACheckpoint { .. }
+                ),
+                "{file} cut to {keep} bytes: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn other_files_are_no_checkpoints() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("file");
+    for bytes in [
+        &b""[..],
+        b"PNG",
+        b"not a checkpoint at all",
+        b"{\"a\": 1, \"b\": [1, 2, 3]}",
+    ] {
+        fs::write(&path, bytes).expect("a file");
+        let error = error(&path);
+        let sorted = matches!(
+            error,
+            CheckpointError::NotACheckpoint { .. } | CheckpointError::Damaged { .. }
+        );
+        assert!(sorted, "{bytes:?}: {error}");
+    }
+    let missing = error(&folder.path().join("missing.pth"));
+    assert!(matches!(missing, CheckpointError::Read { .. }), "{missing}");
+}
+
+#[test]
+fn a_pickle_that_would_run_a_command_runs_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let trace = folder.path().join("trace");
+    // What `pickle.dumps` writes for an object whose `__reduce__` gives
+    // `(os.system, ("touch ...",))`, alone and as the value of `state_dict`.
+    let call = format!("cposix\nsystem\n(Vtouch {}\ntR", trace.display());
+    for pickle in [format!("{call}."), format!("(dVstate_dict\n{call}s.")] {
+        let path = folder.path().join("model.pth");
+        fs::write(&path, pickle).expect("a file");
+        let error = error(&path);
+        assert!(
+            matches!(
+                error,
+                CheckpointError::Damaged { .. } | CheckpointError::NotACheckpoint { .. }
+            ),
+            "{error}"
+        );
+    }
+    assert!(!trace.exists(), "the pickle's command was run");
+}
+
+#[test]
+fn a_plain_resnet_is_told_from_v1c() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("resnet.safetensors");
+    let values = BTreeMap::from([
+        (
+            "conv1.weight".to_owned(),
+            TensorData::zeros::<f32, _>([64, 3, 7, 7]),
+        ),
+        (
+            "layer1.0.conv1.weight".to_owned(),
+            TensorData::zeros::<f32, _>([64, 64, 3, 3]),
+        ),
+    ]);
+    write(&path, &values, Dtype::F32);
+    let error = read_architecture(&path).expect_err("it is no segmentor");
+    assert!(
+        matches!(error, CheckpointError::NotASegmentor { .. }),
+        "{error}"
+    );
+}
