@@ -44,6 +44,36 @@ pub enum EvalError {
         /// Pixels of the prediction.
         found: usize,
     },
+    /// A map holds an id that Cityscapes lacks, or an instance of a class without instances.
+    #[error("{map} map: expected ids of Cityscapes, found {pixels} pixels of {value}")]
+    UnknownId {
+        /// `label`, `prediction` or `instance`.
+        map: &'static str,
+        /// The first such id.
+        value: u16,
+        /// How many pixels have it.
+        pixels: u64,
+    },
+    /// A file or folder does not hold what is expected of it.
+    #[error("{path}: expected {expected}, found {found}", path = path.display())]
+    Image {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it should hold.
+        expected: String,
+        /// What it holds.
+        found: String,
+    },
+    /// A prediction cannot be scored against its ground truth.
+    #[error("{} against {}: {source}", prediction.display(), truth.display())]
+    Pair {
+        /// The predicted map.
+        prediction: PathBuf,
+        /// The true map.
+        truth: PathBuf,
+        /// Why.
+        source: Box<EvalError>,
+    },
 }
 
 impl EvalError {

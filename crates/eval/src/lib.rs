@@ -1,11 +1,14 @@
 #![doc = include_str!("../README.md")]
 
+mod cityscapes;
 mod confusion;
 mod error;
 mod inference;
 mod pictures;
 mod plots;
+mod png_map;
 
+pub use cityscapes::{CityscapesScore, CityscapesScorer, CityscapesScores};
 pub use confusion::{ClassScore, ConfusionMatrix, Scores};
 pub use error::EvalError;
 pub use inference::{argmax, multi_scale_flip, slide, whole};

@@ -1,0 +1,109 @@
+//! The official scores against recordings of cityscapesscripts and of MMSegmentation's metric.
+//!
+//! Each folder below `tests/data`, and below `$HALFSEG_SCORER_CASES` where that is set, holds
+//! `pred`, `gt/<city>` and `expected.json`.
+
+use std::path::{Path, PathBuf};
+
+use halfseg_eval::{CityscapesScore, CityscapesScorer};
+use serde_json::Value;
+
+const TOLERANCE: f64 = 1e-6;
+
+fn cases() -> Vec<PathBuf> {
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let more = std::env::var_os("HALFSEG_SCORER_CASES").map(PathBuf::from);
+    let mut cases: Vec<PathBuf> = std::iter::once(committed)
+        .chain(more)
+        .flat_map(|root| std::fs::read_dir(root).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("expected.json").exists())
+        .collect();
+    cases.sort();
+    cases
+}
+
+fn close(what: &str, found: Option<f64>, expected: &Value) {
+    let same = match (found, expected.as_f64()) {
+        (Some(found), Some(expected)) => (found - expected).abs() <= TOLERANCE,
+        (None, None) => true,
+        _ => false,
+    };
+    assert!(same, "{what}: expected {expected}, found {found:?}");
+}
+
+#[test]
+fn scores_agree_with_the_official_ones() {
+    let cases = cases();
+    assert!(!cases.is_empty());
+    for case in &cases {
+        let text = std::fs::read_to_string(case.join("expected.json")).unwrap();
+        let expected: Value = serde_json::from_str(&text).unwrap();
+        let scores = CityscapesScorer::score_folders(&case.join("pred"), &case.join("gt")).unwrap();
+        assert_eq!(Some(scores.images as u64), expected["images"].as_u64());
+        let with_instances = expected["instances"] == true;
+        let check = |list: &[CityscapesScore], iou: &str, instance: &str| {
+            for score in list {
+                let what = format!("{}, {iou} of {}", case.display(), score.name);
+                close(&what, score.iou, &expected[iou][&score.name]);
+                let recorded = &expected[instance][&score.name];
+                let recorded = if with_instances {
+                    recorded
+                } else {
+                    &Value::Null
+                };
+                close(&format!("{what}, instances"), score.instance_iou, recorded);
+            }
+        };
+        check(&scores.classes, "classes", "class_i");
+        check(&scores.categories, "categories", "category_i");
+        for score in &scores.classes {
+            let what = format!("{}, mmseg's {}", case.display(), score.name);
+            close(&what, score.iou, &expected["mmseg"][&score.name]);
+        }
+        close("mIoU", scores.mean_iou, &expected["mIoU"]);
+        close("mmseg's mIoU", scores.mean_iou, &expected["mmseg_mIoU"]);
+        close(
+            "category mIoU",
+            scores.mean_category_iou,
+            &expected["mIoUc"],
+        );
+        if with_instances {
+            close("iIoU", scores.mean_instance_iou, &expected["iIoU"]);
+            let found = scores.mean_category_instance_iou;
+            close("category iIoU", found, &expected["iIoUc"]);
+        }
+    }
+    println!("{} cases within {TOLERANCE}", cases.len());
+}
+
+#[test]
+fn unfit_folders_and_files_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pred, gt) = (folder.path().join("pred"), folder.path().join("gt"));
+    std::fs::create_dir_all(gt.join("ulm")).unwrap();
+    std::fs::create_dir_all(&pred).unwrap();
+    let fails = |text: &str| {
+        let error = CityscapesScorer::score_folders(&pred, &gt)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(text), "{error}");
+    };
+    fails("found none");
+    let truth = gt.join("ulm/ulm_000000_000019_gtFine_labelIds.png");
+    halfseg_eval::write_gray_png(&truth, &[7; 6], (3, 2)).unwrap();
+    fails("one prediction ulm_000000_000019*.png");
+    let first = pred.join("ulm_000000_000019_pred.png");
+    halfseg_eval::write_gray_png(&first, &[7; 6], (2, 3)).unwrap();
+    fails("expected 3x2 pixels");
+    halfseg_eval::write_rgb_png(&first, &[7; 18], (3, 2)).unwrap();
+    fails("one channel of ids");
+    halfseg_eval::write_gray_png(&first, &[7, 7, 7, 7, 7, 99], (3, 2)).unwrap();
+    fails("1 pixels of 99");
+    std::fs::write(&first, b"\x89PNG\r\n\x1a\n").unwrap();
+    fails("expected a whole PNG");
+    halfseg_eval::write_gray_png(&first, &[7; 6], (3, 2)).unwrap();
+    assert!(CityscapesScorer::score_folders(&pred, &gt).is_ok());
+    std::fs::copy(&first, pred.join("ulm_000000_000019_color.png")).unwrap();
+    fails("ulm_000000_000019_color.png and");
+}
