@@ -274,13 +274,10 @@ impl ScaledGraph {
         } = visitor;
         if self.round.checked {
             let finite = finite_flag(self.raw.clone(), &device);
-            forward.insert(
-                0,
-                ForwardFlag {
-                    name: LOSS.to_owned(),
-                    finite,
-                },
-            );
+            forward.push(ForwardFlag {
+                name: LOSS.to_owned(),
+                finite,
+            });
         }
         ScaledGrads {
             grads: found,
@@ -294,11 +291,30 @@ impl ScaledGraph {
 const LOSS: &str = "loss";
 
 /// Gradients times the scale. They can be [accumulated](Self::accumulate) and
-/// [unscaled](crate::GradScaler::unscale), nothing else:
+/// [unscaled](crate::GradScaler::unscale), nothing else.
+///
+/// Clipping needs unscaled gradients:
+///
+/// ```
+/// fn clip(grads: halfseg_amp::UnscaledGrads) {
+///     let _ = grads.clip_norm(1.0);
+/// }
+/// ```
 ///
 /// ```compile_fail,E0599
-/// fn clip_before_unscaling(scaled: halfseg_amp::ScaledGrads) {
-///     let _ = scaled.clip_norm(1.0);
+/// fn clip(grads: halfseg_amp::ScaledGrads) {
+///     let _ = grads.clip_norm(1.0);
+/// }
+/// ```
+///
+/// and so does a step:
+///
+/// ```
+/// use burn::{module::Module, optim::ModuleOptimizer};
+/// use halfseg_amp::{GradScaler, UnscaledGrads};
+///
+/// fn step(s: &mut GradScaler, o: &mut ModuleOptimizer, m: impl Module, grads: UnscaledGrads) {
+///     let _ = s.step(o, 0.1, m, grads);
 /// }
 /// ```
 ///
@@ -306,13 +322,8 @@ const LOSS: &str = "loss";
 /// use burn::{module::Module, optim::ModuleOptimizer};
 /// use halfseg_amp::{GradScaler, ScaledGrads};
 ///
-/// fn step_without_unscaling<M: Module>(
-///     scaler: &mut GradScaler,
-///     optimizer: &mut ModuleOptimizer,
-///     model: M,
-///     scaled: ScaledGrads,
-/// ) {
-///     let _ = scaler.step(optimizer, 0.1, model, scaled);
+/// fn step(s: &mut GradScaler, o: &mut ModuleOptimizer, m: impl Module, grads: ScaledGrads) {
+///     let _ = s.step(o, 0.1, m, grads);
 /// }
 /// ```
 #[must_use = "unscale the gradients"]
@@ -458,28 +469,32 @@ fn total_norm(squares: &[f32]) -> f32 {
 ///
 /// They cannot be unscaled again:
 ///
-/// ```compile_fail,E0308
-/// use halfseg_amp::{GradScaler, UnscaledGrads};
+/// ```
+/// use halfseg_amp::{GradScaler, ScaledGrads};
 ///
-/// fn unscale_twice(scaler: &mut GradScaler, grads: UnscaledGrads) {
-///     let _ = scaler.unscale(grads);
+/// fn unscale(scaler: &mut GradScaler, grads: ScaledGrads) {
+///     let _grads = scaler.unscale(grads);
 /// }
 /// ```
 ///
-/// nor can one step be taken twice with them:
+/// ```compile_fail,E0308
+/// use halfseg_amp::{GradScaler, ScaledGrads};
+///
+/// fn unscale(scaler: &mut GradScaler, grads: ScaledGrads) {
+///     let grads = scaler.unscale(grads);
+///     let _grads = scaler.unscale(grads);
+/// }
+/// ```
+///
+/// nor can two steps be taken with them:
 ///
 /// ```compile_fail,E0382
 /// use burn::{module::Module, optim::ModuleOptimizer};
 /// use halfseg_amp::{GradScaler, UnscaledGrads};
 ///
-/// fn step_twice<M: Module>(
-///     scaler: &mut GradScaler,
-///     optimizer: &mut ModuleOptimizer,
-///     model: M,
-///     grads: UnscaledGrads,
-/// ) {
-///     let (model, _) = scaler.step(optimizer, 0.1, model, grads);
-///     let _ = scaler.step(optimizer, 0.1, model, grads);
+/// fn step(s: &mut GradScaler, o: &mut ModuleOptimizer, m: impl Module, grads: UnscaledGrads) {
+///     let (m, _) = s.step(o, 0.1, m, grads);
+///     let _ = s.step(o, 0.1, m, grads);
 /// }
 /// ```
 #[must_use = "pass the gradients to `GradScaler::step`"]

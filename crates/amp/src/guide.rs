@@ -1,1 +1,1 @@
-//! How to use this crate: a tutorial.
+#![doc = include_str!("guide.md")]

@@ -186,8 +186,8 @@ pub fn cross_entropy(
 
 /// A copy of a layer whose parameters are cast to what the policy prescribes for `op`.
 ///
-/// For layers that have no function of their own here: attention blocks, embeddings. The casts are the shared ones of [`cast_param`]; the input is the caller's to
-/// [`cast`].
+/// For layers that have no function of their own here, such as attention blocks and embeddings.
+/// The casts are the shared ones of [`cast_param`]; the input is the caller's to [`cast`].
 ///
 /// Burn's recurrent layers cannot be cast this way: they write into f32 buffers of their own.
 ///

@@ -221,6 +221,7 @@ impl Policy {
             }
         }
         self.bound = Some(Bound(Arc::new(bound)));
+        unmatched.sort();
         unmatched
     }
 
