@@ -1,14 +1,25 @@
 //! The Cityscapes folder layout.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::{DataError, Dataset, IGNORE, Sample, label_id, labels, read_image, read_label};
-use crate::{write_label, write_rgb};
+use crate::image::PendingImage;
+use crate::labels::{CLASSES, IGNORE, MAX_LABEL_ID, label_id, train_id};
+use crate::natural::natural_order;
+use crate::{
+    DataError, Dataset, InstanceMap, LabelMap, Sample, read_instances, read_label, write_label,
+    write_rgb,
+};
 
 const LAYOUT: &str = "leftImg8bit/<split>/<city>/*_leftImg8bit.png|jpg with gtFine/<split>/<city>/*_gtFine_labelIds.png|_labelTrainIds.png";
-const IMAGE_NAMES: &str = "*_leftImg8bit.png or *_leftImg8bit.jpg";
+const IMAGE_NAMES: &str = "<city>/*_leftImg8bit.png or <city>/*_leftImg8bit.jpg";
+const IMAGE_ENDINGS: [&str; 3] = ["_leftImg8bit.png", "_leftImg8bit.jpg", "_leftImg8bit.jpeg"];
+const LABEL_IDS: &str = "_gtFine_labelIds.png";
+const TRAIN_IDS: &str = "_gtFine_labelTrainIds.png";
+const INSTANCE_IDS: &str = "_gtFine_instanceIds.png";
 
-/// A split of a data set in the Cityscapes folder layout.
+/// A split of a data set in the Cityscapes folder layout, in the natural order of city and name.
 #[derive(Clone, Debug)]
 pub struct Cityscapes {
     items: Vec<Item>,
@@ -19,82 +30,70 @@ struct Item {
     name: String,
     image: PathBuf,
     label: Option<PathBuf>,
+    instances: Option<PathBuf>,
 }
 
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let mut paths = std::fs::read_dir(folder)
-        .map_err(|e| DataError::io(folder, e))?
-        .map(|entry| {
-            entry
-                .map(|e| e.path())
-                .map_err(|e| DataError::io(folder, e))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    paths.sort();
-    Ok(paths)
+/// The entries of a folder in natural order, with their names; names that are not Unicode belong
+/// to no data set and are left out.
+fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, DataError> {
+    let failed = |e| DataError::io(folder, e);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if let Ok(name) = entry.file_name().into_string() {
+            found.push((name, entry.path()));
+        }
+    }
+    found.sort_by(|a, b| natural_order(&a.0, &b.0));
+    Ok(found)
 }
 
-fn image_stem(path: &Path) -> Option<String> {
-    let name = path.file_name()?.to_str()?;
-    ["png", "jpg", "jpeg"].iter().find_map(|extension| {
-        Some(
-            name.strip_suffix(&format!("_leftImg8bit.{extension}"))?
-                .to_owned(),
-        )
-    })
+fn missing_folder(path: &Path) -> DataError {
+    let parent = path.ancestors().find(|folder| folder.is_dir());
+    let found = match parent.map(|folder| (folder, entries(folder))) {
+        Some((folder, Ok(entries))) if !entries.is_empty() => {
+            let names: Vec<_> = entries.into_iter().take(8).map(|(name, _)| name).collect();
+            format!("{} in {}", names.join(", "), folder.display())
+        }
+        Some((folder, _)) => format!("nothing in {}", folder.display()),
+        None => "nothing".to_owned(),
+    };
+    DataError::MissingFolder {
+        path: path.to_owned(),
+        expected: LAYOUT,
+        found,
+    }
 }
 
 impl Cityscapes {
     /// Lists `split` (`train`, `val`, ...) below `root`. Without the folder `gtFine/<split>` the
-    /// samples have no labels.
+    /// samples have no labels, as a split for prediction.
     ///
     /// # Errors
-    /// If a folder is missing, the split is empty, or an image or a label map lacks its partner.
+    /// If a folder is missing, the split is empty, two pictures share a name, or a picture or a
+    /// label map lacks its partner.
     pub fn open(root: &Path, split: &str) -> Result<Self, DataError> {
         let images = root.join("leftImg8bit").join(split);
         if !images.is_dir() {
-            return Err(DataError::MissingFolder {
-                path: images,
-                expected: LAYOUT,
-            });
+            return Err(missing_folder(&images));
         }
         let labels = root.join("gtFine").join(split);
         let labelled = labels.is_dir();
         let mut items = Vec::new();
-        for city in entries(&images)?.into_iter().filter(|path| path.is_dir()) {
-            let Some(city_name) = city.file_name().map(PathBuf::from) else {
-                continue;
-            };
-            for image in entries(&city)? {
-                let Some(name) = image_stem(&image) else {
-                    continue;
-                };
-                let label = labelled
-                    .then(|| {
-                        let folder = labels.join(&city_name);
-                        let ids = folder.join(format!("{name}_gtFine_labelIds.png"));
-                        let train_ids = folder.join(format!("{name}_gtFine_labelTrainIds.png"));
-                        match (ids.is_file(), train_ids.is_file()) {
-                            (true, _) => Ok(ids),
-                            (_, true) => Ok(train_ids),
-                            _ => Err(DataError::MissingLabel {
-                                image: image.clone(),
-                                expected: ids,
-                            }),
-                        }
-                    })
-                    .transpose()?;
-                items.push(Item { name, image, label });
+        for (city, folder) in entries(&images)? {
+            if folder.is_dir() {
+                let labels = labelled.then(|| labels.join(&city));
+                list_city(&folder, labels.as_deref(), &mut items)?;
             }
+        }
+        if labelled {
+            check_orphans(&labels, &images, &items)?;
         }
         if items.is_empty() {
             return Err(DataError::EmptySplit {
                 path: images,
                 expected: IMAGE_NAMES,
             });
-        }
-        if labelled {
-            check_orphans(&labels, &images)?;
         }
         Ok(Self { items })
     }
@@ -104,30 +103,104 @@ impl Cityscapes {
         self.items.iter().map(|item| item.image.as_path())
     }
 
+    /// The label file of sample `index`, where the split has labels.
+    ///
+    /// # Panics
+    /// If `index` is not below the length.
+    pub fn label_path(&self, index: usize) -> Option<&Path> {
+        self.items[index].label.as_deref()
+    }
+
     /// Whether label maps exist.
     pub fn is_labelled(&self) -> bool {
         self.items.iter().all(|item| item.label.is_some())
     }
+
+    /// Reads the instance ids of sample `index`, where `*_gtFine_instanceIds.png` exists.
+    ///
+    /// # Errors
+    /// If the file cannot be read or differs in size from the label map.
+    ///
+    /// # Panics
+    /// If `index` is not below the length.
+    pub fn instances(&self, index: usize) -> Result<Option<InstanceMap>, DataError> {
+        let item = &self.items[index];
+        let Some(path) = &item.instances else {
+            return Ok(None);
+        };
+        let map = read_instances(path)?;
+        let expected = PendingImage::open(&item.image)?.size();
+        check_size(item, path, expected, (map.width, map.height))?;
+        Ok(Some(map))
+    }
+
+    /// The label map of `item` as trainIds, checked against the size of its picture.
+    fn label(item: &Item, size: (usize, usize)) -> Result<Option<LabelMap>, DataError> {
+        let Some(path) = &item.label else {
+            return Ok(None);
+        };
+        let mut label = read_label(path)?;
+        check_size(item, path, size, (label.width, label.height))?;
+        to_train_ids(path, &mut label.data)?;
+        Ok(Some(label))
+    }
 }
 
-fn check_orphans(labels: &Path, images: &Path) -> Result<(), DataError> {
-    for city in entries(labels)?.into_iter().filter(|path| path.is_dir()) {
-        let Some(city_name) = city.file_name().map(PathBuf::from) else {
+fn list_city(images: &Path, labels: Option<&Path>, items: &mut Vec<Item>) -> Result<(), DataError> {
+    for (file, image) in entries(images)? {
+        let name = IMAGE_ENDINGS
+            .iter()
+            .find_map(|ending| file.strip_suffix(ending));
+        let Some(name) = name else {
             continue;
         };
-        for label in entries(&city)? {
-            let Some(file) = label.file_name().and_then(|n| n.to_str()) else {
+        let previous = items.last().filter(|item: &&Item| item.name == name);
+        if let Some(previous) = previous.filter(|item| item.image.parent() == Some(images)) {
+            return Err(DataError::DuplicateImage {
+                first: previous.image.clone(),
+                second: image,
+            });
+        }
+        let partner = |ending: &str| {
+            let path = labels?.join(format!("{name}{ending}"));
+            path.is_file().then_some(path)
+        };
+        let label = partner(LABEL_IDS).or_else(|| partner(TRAIN_IDS));
+        if let (Some(folder), None) = (labels, &label) {
+            return Err(DataError::MissingLabel {
+                image,
+                expected: folder.join(format!("{name}{LABEL_IDS}")),
+            });
+        }
+        items.push(Item {
+            name: name.to_owned(),
+            label,
+            instances: partner(INSTANCE_IDS),
+            image,
+        });
+    }
+    Ok(())
+}
+
+/// Refuses label maps that no image of `items` uses.
+fn check_orphans(labels: &Path, images: &Path, items: &[Item]) -> Result<(), DataError> {
+    let known: BTreeSet<_> = items
+        .iter()
+        .filter_map(|item| Some((item.image.parent()?.file_name()?, item.name.as_str())))
+        .collect();
+    for (city, folder) in entries(labels)? {
+        if !folder.is_dir() {
+            continue;
+        }
+        for (file, label) in entries(&folder)? {
+            let endings = [LABEL_IDS, TRAIN_IDS];
+            let Some(name) = endings.iter().find_map(|ending| file.strip_suffix(ending)) else {
                 continue;
             };
-            let stem = ["_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"]
-                .iter()
-                .find_map(|suffix| file.strip_suffix(suffix));
-            let Some(stem) = stem else { continue };
-            let folder = images.join(&city_name);
-            let candidates = ["png", "jpg", "jpeg"]
-                .map(|extension| folder.join(format!("{stem}_leftImg8bit.{extension}")));
-            if !candidates.iter().any(|path| path.is_file()) {
-                let [expected, ..] = candidates;
+            if !known.contains(&(city.as_ref(), name)) {
+                let expected = images
+                    .join(&city)
+                    .join(format!("{name}{}", IMAGE_ENDINGS[0]));
                 return Err(DataError::MissingImage { label, expected });
             }
         }
@@ -135,32 +208,42 @@ fn check_orphans(labels: &Path, images: &Path) -> Result<(), DataError> {
     Ok(())
 }
 
+fn check_size(
+    item: &Item,
+    label: &Path,
+    expected: (usize, usize),
+    found: (usize, usize),
+) -> Result<(), DataError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(DataError::SizeMismatch {
+        image: item.image.clone(),
+        label: label.to_owned(),
+        expected,
+        found,
+    })
+}
+
 fn to_train_ids(path: &Path, data: &mut [u8]) -> Result<(), DataError> {
-    let train_ids = path.to_string_lossy().ends_with("_labelTrainIds.png");
-    let mut counts = [0usize; 256];
-    for &value in data.iter() {
-        counts[value as usize] += 1;
-    }
-    let known = |value: u8| match train_ids {
-        true => (value < labels::CLASSES as u8 || value == IGNORE).then_some(value),
-        false => labels::train_id(value),
+    let (expected, largest, table) = match path.to_string_lossy().ends_with(TRAIN_IDS) {
+        true => ("trainIds 0 to 18 or 255", CLASSES as u8 - 1, None),
+        false => ("labelIds 0 to 33", MAX_LABEL_ID, Some(train_id)),
     };
-    for value in 0..=255u8 {
-        if counts[value as usize] > 0 && known(value).is_none() {
-            return Err(DataError::UnknownLabel {
-                path: path.to_owned(),
-                expected: if train_ids {
-                    "trainIds 0 to 18 or 255"
-                } else {
-                    "labelIds 0 to 33"
-                },
-                value,
-                pixels: counts[value as usize],
-            });
-        }
+    let unknown = |v: u8| v > largest && (table.is_some() || v != IGNORE);
+    // Two plain passes over the map, which compilers vectorise; the search runs only after them.
+    if data.iter().fold(false, |bad, &v| bad | unknown(v)) {
+        let value = data.iter().copied().find(|&v| unknown(v)).unwrap_or(IGNORE);
+        return Err(DataError::UnknownLabel {
+            path: path.to_owned(),
+            expected,
+            value,
+            pixels: data.iter().filter(|&&v| v == value).count(),
+        });
     }
-    for value in data.iter_mut() {
-        *value = known(*value).unwrap_or(IGNORE);
+    if let Some(train_id) = table {
+        let table: [u8; 256] = std::array::from_fn(|v| train_id(v as u8).unwrap_or(IGNORE));
+        data.iter_mut().for_each(|v| *v = table[*v as usize]);
     }
     Ok(())
 }
@@ -172,27 +255,28 @@ impl Dataset for Cityscapes {
 
     fn get(&self, index: usize) -> Result<Sample, DataError> {
         let item = &self.items[index];
-        let image = read_image(&item.image)?;
-        let label = match &item.label {
-            None => None,
-            Some(path) => {
-                let mut label = read_label(path)?;
-                let (expected, found) = ((image.width, image.height), (label.width, label.height));
-                if expected != found {
-                    return Err(DataError::SizeMismatch {
-                        image: item.image.clone(),
-                        label: path.clone(),
-                        expected,
-                        found,
-                    });
-                }
-                to_train_ids(path, &mut label.data)?;
-                Some(label)
-            }
-        };
+        let image = PendingImage::open(&item.image)?;
+        let (width, height) = image.size();
         Ok(Sample {
             name: item.name.clone(),
-            image,
+            label: Self::label(item, (width, height))?,
+            image: image.rows(0..height)?,
+        })
+    }
+
+    fn get_rows(
+        &self,
+        index: usize,
+        wanted: &mut dyn FnMut(&LabelMap) -> Range<usize>,
+    ) -> Result<Sample, DataError> {
+        let item = &self.items[index];
+        let image = PendingImage::open(&item.image)?;
+        let (width, height) = image.size();
+        let label = Self::label(item, (width, height))?;
+        let rows = label.as_ref().map_or(0..height, wanted);
+        Ok(Sample {
+            name: item.name.clone(),
+            image: image.rows(rows)?,
             label,
         })
     }
@@ -210,19 +294,18 @@ pub fn write_cityscapes_layout(
 ) -> Result<(), DataError> {
     let images = root.join("leftImg8bit").join(split).join(city);
     let labels = root.join("gtFine").join(split).join(city);
-    for folder in [&images, &labels] {
-        std::fs::create_dir_all(folder).map_err(|e| DataError::io(folder, e))?;
-    }
+    let create =
+        |folder: &Path| std::fs::create_dir_all(folder).map_err(|e| DataError::io(folder, e));
+    create(&images)?;
     for index in 0..dataset.len() {
         let sample = dataset.get(index)?;
         let name = format!("{city}_{index:06}_000000");
-        write_rgb(
-            &images.join(format!("{name}_leftImg8bit.png")),
-            &sample.image,
-        )?;
+        let image = images.join(format!("{name}{}", IMAGE_ENDINGS[0]));
+        write_rgb(&image, &sample.image)?;
         if let Some(mut label) = sample.label {
+            create(&labels)?;
             label.data.iter_mut().for_each(|id| *id = label_id(*id));
-            write_label(&labels.join(format!("{name}_gtFine_labelIds.png")), &label)?;
+            write_label(&labels.join(format!("{name}{LABEL_IDS}")), &label)?;
         }
     }
     Ok(())

@@ -13,12 +13,14 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// A folder that the layout asks for is absent.
-    #[error("{path}: folder not found; expected the Cityscapes layout `{expected}`", path = path.display())]
+    #[error("{path}: folder not found; expected the Cityscapes layout `{expected}`, found {found}", path = path.display())]
     MissingFolder {
         /// The absent folder.
         path: PathBuf,
         /// The layout.
         expected: &'static str,
+        /// What stands in the nearest folder that exists.
+        found: String,
     },
     /// A split has no image.
     #[error("{path}: the split holds no image; expected files named {expected}", path = path.display())]
@@ -27,6 +29,14 @@ pub enum DataError {
         path: PathBuf,
         /// Names that would have been found.
         expected: &'static str,
+    },
+    /// Two pictures claim the same name, such as a PNG and a JPEG.
+    #[error("{first}: expected one picture of this name, found {second} as well", first = first.display(), second = second.display())]
+    DuplicateImage {
+        /// The one picture.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
     },
     /// An image has no label map.
     #[error("{image}: label not found; expected {expected}", image = image.display(), expected = expected.display())]
@@ -66,11 +76,13 @@ pub enum DataError {
         /// The decoder's words.
         found: String,
     },
-    /// A label map has another pixel format than one 8-bit channel.
-    #[error("{path}: expected a label map of one 8-bit channel, found {found}", path = path.display())]
+    /// A map of ids has another pixel format than its kind.
+    #[error("{path}: expected {expected}, found {found}", path = path.display())]
     LabelFormat {
         /// The label map.
         path: PathBuf,
+        /// The format expected.
+        expected: &'static str,
         /// The format found.
         found: String,
     },
@@ -85,6 +97,12 @@ pub enum DataError {
         value: u8,
         /// How many pixels have it.
         pixels: usize,
+    },
+    /// A sample without a label map was given to the training pipeline.
+    #[error("{name}: training needs a label map, found none; is this a split for prediction?")]
+    Unlabelled {
+        /// Name of the sample.
+        name: String,
     },
     /// A worker thread ended without a result.
     #[error("a loading worker stopped: {0}")]

@@ -5,6 +5,8 @@ mod error;
 mod image;
 mod labels;
 mod loader;
+mod natural;
+mod orientation;
 mod photometric;
 mod resize;
 mod synthetic;
@@ -12,13 +14,22 @@ mod transform;
 
 pub use cityscapes::{Cityscapes, write_cityscapes_layout};
 pub use error::DataError;
-pub use image::{LabelMap, Plane, RgbImage, read_image, read_label, write_label, write_rgb};
-pub use labels::{CATEGORIES, CLASSES, IGNORE, LABELS, Label, PALETTE, label_id, train_id};
+pub use image::{
+    InstanceMap, LabelMap, Plane, RgbImage, read_image, read_instances, read_label, write_label,
+    write_rgb,
+};
+pub use labels::{
+    CATEGORIES, CLASS_NAMES, CLASSES, IGNORE, LABELS, Label, PALETTE, label_id, train_id,
+};
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use photometric::{Photometric, bgr_from_hsv, hsv_from_rgb};
 pub use resize::{resize_bilinear, resize_nearest, scaled_size};
 pub use synthetic::SyntheticStreets;
-pub use transform::{CropBox, MEAN, Pipeline, STD, Transformed, crop, flip, normalize, pad};
+pub use transform::{
+    Choices, CropBox, MEAN, Pipeline, STD, Transformed, crop, flip, normalize, pad,
+};
+
+use std::ops::Range;
 
 /// One image with its label map.
 #[derive(Clone, Debug)]
@@ -44,4 +55,23 @@ pub trait Dataset: Send + Sync {
     /// # Errors
     /// If its files cannot be read or do not fit each other.
     fn get(&self, index: usize) -> Result<Sample, DataError>;
+
+    /// Reads sample `index` for a caller that needs only some rows of its picture: `wanted` names
+    /// them as soon as the label map is known. Other rows are unspecified, and damage in the part
+    /// of a file that was not needed may stay unnoticed. `wanted` is called once, or never where
+    /// the sample has no label map.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    fn get_rows(
+        &self,
+        index: usize,
+        wanted: &mut dyn FnMut(&LabelMap) -> Range<usize>,
+    ) -> Result<Sample, DataError> {
+        let sample = self.get(index)?;
+        if let Some(label) = &sample.label {
+            wanted(label);
+        }
+        Ok(sample)
+    }
 }

@@ -1,6 +1,8 @@
 //! Background loading in an order that depends on the seed alone.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{DataError, Dataset, Pipeline};
+use crate::{DataError, Dataset, IGNORE, LabelMap, Pipeline};
 
 /// How a [`Loader`] reads.
 #[derive(Clone, Debug)]
@@ -44,8 +46,13 @@ pub struct Batch {
 impl Batch {
     /// Images `[n, 3, h, w]` in f32 and labels `[n, h, w]` on `device`.
     pub fn to_tensors(&self, device: &Device) -> (Tensor<4>, Tensor<3, Int>) {
+        self.clone().into_tensors(device)
+    }
+
+    /// [`Self::to_tensors`] without a copy of the images.
+    pub fn into_tensors(self, device: &Device) -> (Tensor<4>, Tensor<3, Int>) {
         let [n, h, w] = self.shape;
-        let images = TensorData::new(self.images.clone(), [n, 3, h, w]);
+        let images = TensorData::new(self.images, [n, 3, h, w]);
         let labels: Vec<i32> = self.labels.iter().map(|&id| id as i32).collect();
         let labels = TensorData::new(labels, [n, h, w]);
         (
@@ -60,100 +67,151 @@ type Message = Result<Batch, DataError>;
 /// An endless iterator of batches, made by worker threads behind bounded queues.
 ///
 /// Iteration `i` is always made by worker `i % workers` from a random generator of its own per
-/// sample, so that neither the number of workers nor their speed changes a value.
+/// sample, so that neither the number of workers nor their speed changes a value. At most
+/// `workers * (queue + 1)` batches exist beside the one in use. After an error, which names the
+/// file at fault, the worker that met it has ended and every later batch of it is an error.
 #[derive(Debug)]
 pub struct Loader {
     queues: Vec<Receiver<Message>>,
     workers: Vec<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
     next: u64,
+    waited: Duration,
 }
 
 impl Loader {
     /// Starts the workers.
     ///
     /// # Panics
-    /// If the data set is empty, or batch or workers are 0.
+    /// If the data set is empty, batch or workers are 0, or the pipeline has an empty crop or
+    /// scale, a ratio that is not positive, or a probability outside 0 to 1.
     pub fn new(dataset: Arc<dyn Dataset>, pipeline: Pipeline, config: LoaderConfig) -> Self {
         assert!(!dataset.is_empty(), "a loader needs at least one sample");
         assert!(
             config.batch > 0 && config.workers > 0,
             "batch and workers must be at least 1"
         );
+        pipeline.check();
         let (mut queues, mut workers) = (Vec::new(), Vec::new());
+        let stop = Arc::new(AtomicBool::new(false));
         let count = config.workers as u64;
         for worker in 0..count {
             let (sender, receiver) = sync_channel(config.queue.max(1));
-            let (dataset, pipeline, config) = (dataset.clone(), pipeline.clone(), config.clone());
+            queues.push(receiver);
+            let task = Task {
+                dataset: dataset.clone(),
+                pipeline: pipeline.clone(),
+                config: config.clone(),
+                stop: stop.clone(),
+                order: Order::new(dataset.len(), config.seed),
+            };
             // The worker's first iteration: the smallest from `start_at` on that is its own.
             let first = config.start_at + (worker + count - config.start_at % count) % count;
-            queues.push(receiver);
-            workers.push(std::thread::spawn(move || {
-                work(&*dataset, &pipeline, &config, first, count, &sender);
-            }));
+            let failed = sender.clone();
+            let started = std::thread::Builder::new()
+                .name(format!("loader-{worker}"))
+                .spawn(move || task.run(first, count, &sender));
+            match started {
+                Ok(handle) => workers.push(handle),
+                // The queue has room: nothing has been sent yet.
+                Err(error) => drop(failed.send(Err(DataError::Worker(error.to_string())))),
+            }
         }
         Self {
             queues,
             workers,
+            stop,
             next: config.start_at,
+            waited: Duration::ZERO,
         }
+    }
+
+    /// The iteration that comes next: `start_at` of a loader that goes on from here.
+    pub fn position(&self) -> u64 {
+        self.next
+    }
+
+    /// How long the caller has waited for batches in all.
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 }
 
-fn work(
-    dataset: &dyn Dataset,
-    pipeline: &Pipeline,
-    config: &LoaderConfig,
-    first: u64,
-    step: u64,
-    sender: &SyncSender<Message>,
-) {
-    let mut order = Order::new(dataset.len(), config.seed);
-    let mut iteration = first;
-    loop {
-        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            make(dataset, pipeline, config, &mut order, iteration)
-        }))
-        .unwrap_or_else(|panic| {
-            let words = panic.downcast_ref::<String>().cloned();
-            let words = words.or(panic.downcast_ref::<&str>().map(|s| s.to_string()));
-            Err(DataError::Worker(words.unwrap_or_else(|| "panic".into())))
-        });
-        let failed = made.is_err();
-        // A closed queue means that the loader is gone.
-        if sender.send(made).is_err() || failed {
-            return;
-        }
-        iteration += step;
-    }
+/// What one worker knows.
+struct Task {
+    dataset: Arc<dyn Dataset>,
+    pipeline: Pipeline,
+    config: LoaderConfig,
+    stop: Arc<AtomicBool>,
+    order: Order,
 }
 
-fn make(
-    dataset: &dyn Dataset,
-    pipeline: &Pipeline,
-    config: &LoaderConfig,
-    order: &mut Order,
-    iteration: u64,
-) -> Message {
-    let (height, width) = pipeline.crop;
-    let mut images = Vec::with_capacity(config.batch * 3 * height * width);
-    let mut labels = Vec::with_capacity(config.batch * height * width);
-    for j in 0..config.batch as u64 {
-        let counter = iteration * config.batch as u64 + j;
-        let sample = dataset.get(order.index(counter))?;
-        let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+impl Task {
+    fn run(mut self, first: u64, step: u64, sender: &SyncSender<Message>) {
+        for iteration in (first..).step_by(step as usize) {
+            let made =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.make(iteration)))
+                    .unwrap_or_else(|panic| {
+                        let words = panic.downcast_ref::<String>().cloned();
+                        let words = words.or(panic.downcast_ref::<&str>().map(|s| s.to_string()));
+                        Err(DataError::Worker(words.unwrap_or_else(|| "panic".into())))
+                    });
+            let failed = made.is_err();
+            // A closed queue means that the loader is gone.
+            if sender.send(made).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    fn make(&mut self, iteration: u64) -> Message {
+        let (height, width) = self.pipeline.crop;
+        let (batch, area) = (self.config.batch, height * width);
+        // Filled with the padding, which each sample overwrites as far as it reaches.
+        let mut images = vec![0.0; batch * 3 * area];
+        let mut labels = vec![IGNORE; batch * area];
+        let parts = images
+            .chunks_exact_mut(3 * area)
+            .zip(labels.chunks_exact_mut(area));
+        for (counter, (planes, map)) in (iteration * batch as u64..).zip(parts) {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(DataError::Worker("the loader was dropped".into()));
+            }
+            self.make_sample(counter, planes, map)?;
+        }
+        Ok(Batch {
+            images,
+            labels,
+            shape: [batch, height, width],
+            iteration,
+            waited: Duration::ZERO,
+        })
+    }
+
+    fn make_sample(
+        &mut self,
+        counter: u64,
+        planes: &mut [f32],
+        map: &mut [u8],
+    ) -> Result<(), DataError> {
+        let index = self.order.index(counter);
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
         rng.set_stream(counter + 1);
-        let out = pipeline.apply(&sample, &mut rng)?;
-        images.extend(out.image);
-        labels.extend(out.label);
+        let mut choices = None;
+        let sample = self
+            .dataset
+            .get_rows(index, &mut |label: &LabelMap| -> Range<usize> {
+                let chosen = self.pipeline.choose(label, &mut rng);
+                choices = Some(chosen);
+                chosen.source_rows(label.height)
+            })?;
+        let (Some(label), Some(choices)) = (&sample.label, choices) else {
+            return Err(DataError::Unlabelled { name: sample.name });
+        };
+        self.pipeline
+            .replay_into(&sample.image, label, &choices, planes, map);
+        Ok(())
     }
-    let shape = [config.batch, height, width];
-    Ok(Batch {
-        images,
-        labels,
-        shape,
-        iteration,
-        waited: Duration::ZERO,
-    })
 }
 
 /// Shuffled epochs, one after the other.
@@ -198,15 +256,15 @@ impl Iterator for Loader {
             ))
         });
         self.next += 1;
-        Some(message.map(|batch| Batch {
-            waited: start.elapsed(),
-            ..batch
-        }))
+        let waited = start.elapsed();
+        self.waited += waited;
+        Some(message.map(|batch| Batch { waited, ..batch }))
     }
 }
 
 impl Drop for Loader {
     fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
         self.queues.clear();
         for worker in self.workers.drain(..) {
             // A worker turns its panics into messages; nothing is left to report here.
@@ -218,7 +276,7 @@ impl Drop for Loader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SyntheticStreets;
+    use crate::{Sample, SyntheticStreets};
 
     fn first(workers: usize, start_at: u64, count: usize) -> Vec<Batch> {
         let dataset = Arc::new(SyntheticStreets::new(64, 32, 5, 3));
@@ -260,26 +318,88 @@ mod tests {
         assert_ne!(one[0].images, one[1].images);
     }
 
-    #[test]
-    fn an_error_of_a_sample_reaches_the_caller() {
-        struct Broken;
-        impl Dataset for Broken {
-            fn len(&self) -> usize {
-                1
-            }
-            fn get(&self, _: usize) -> Result<crate::Sample, DataError> {
-                panic!("broken on purpose")
-            }
+    /// A data set that does the same for every index.
+    struct Always<F>(F);
+
+    impl<F: Fn() -> Result<Sample, DataError> + Send + Sync> Dataset for Always<F> {
+        fn len(&self) -> usize {
+            3
         }
+        fn get(&self, _: usize) -> Result<Sample, DataError> {
+            self.0()
+        }
+    }
+
+    fn loader(dataset: impl Dataset + 'static, batch: usize, workers: usize) -> Loader {
         let config = LoaderConfig {
-            batch: 1,
+            batch,
             seed: 0,
-            workers: 1,
+            workers,
             queue: 1,
             start_at: 0,
         };
-        let mut loader = Loader::new(Arc::new(Broken), Pipeline::default(), config);
-        let message = loader.next().unwrap().unwrap_err().to_string();
+        let pipeline = Pipeline {
+            scale: (16, 8),
+            crop: (8, 8),
+            ..Pipeline::default()
+        };
+        Loader::new(Arc::new(dataset), pipeline, config)
+    }
+
+    #[test]
+    fn panics_and_errors_of_a_sample_reach_the_caller_as_errors() {
+        let mut panicking = loader(Always(|| panic!("broken on purpose")), 1, 1);
+        let message = panicking.next().unwrap().unwrap_err().to_string();
         assert!(message.contains("broken on purpose"), "{message}");
+        let message = panicking.next().unwrap().unwrap_err().to_string();
+        assert!(message.contains("after an earlier error"), "{message}");
+
+        let unlabelled = Always(|| {
+            Ok(Sample {
+                name: "frame_7".into(),
+                image: crate::RgbImage::filled(16, 8, [0; 3]),
+                label: None,
+            })
+        });
+        let message = loader(unlabelled, 1, 2)
+            .next()
+            .unwrap()
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("frame_7"), "{message}");
+    }
+
+    #[test]
+    fn dropping_a_loader_ends_its_workers_after_the_sample_in_work() {
+        let pause = Duration::from_millis(30);
+        let slow = Always(move || {
+            std::thread::sleep(pause);
+            SyntheticStreets::new(16, 8, 1, 1).get(0)
+        });
+        let loader = loader(slow, 1000, 2);
+        std::thread::sleep(pause);
+        let start = Instant::now();
+        drop(loader);
+        assert!(start.elapsed() < 10 * pause, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn one_epoch_shows_every_sample_once_and_the_next_another_order() {
+        let mut order = Order::new(50, 3);
+        let first: Vec<usize> = (0..50).map(|i| order.index(i)).collect();
+        let second: Vec<usize> = (50..100).map(|i| order.index(i)).collect();
+        assert_ne!(first, second);
+        for mut epoch in [first, second] {
+            epoch.sort_unstable();
+            assert!(epoch.into_iter().eq(0..50));
+        }
+    }
+
+    #[test]
+    fn waiting_is_counted_and_the_position_moves() {
+        let mut loader = loader(SyntheticStreets::new(16, 8, 3, 1), 2, 2);
+        let waited: Duration = (0..4).map(|_| loader.next().unwrap().unwrap().waited).sum();
+        assert_eq!(loader.waited(), waited);
+        assert_eq!(loader.position(), 4);
     }
 }

@@ -47,12 +47,10 @@ impl Photometric {
         }
         // The peer converts to HSV and back once for each of the two steps.
         if let Some(alpha) = self.saturation {
-            through_hsv(image, |[h, s, v]| [h, convert(s, alpha, 0.0), v]);
+            through_hsv(image, Change::Saturation(alpha));
         }
         if let Some(delta) = self.hue {
-            through_hsv(image, |[h, s, v]| {
-                [(h as i32 + delta).rem_euclid(180) as u8, s, v]
-            });
+            through_hsv(image, Change::Hue(delta.rem_euclid(180)));
         }
         if let (Some(alpha), false) = (self.contrast, self.contrast_first) {
             affine(&mut image.data, alpha, 0.0);
@@ -60,49 +58,98 @@ impl Photometric {
     }
 }
 
+#[inline(always)]
 fn convert(value: u8, alpha: f32, beta: f32) -> u8 {
-    (value as f32 * alpha + beta).clamp(0.0, 255.0) as u8
+    // By way of i32, which vector registers convert to.
+    (value as f32 * alpha + beta).clamp(0.0, 255.0) as i32 as u8
 }
 
 fn affine(data: &mut [u8], alpha: f32, beta: f32) {
-    let table: [u8; 256] = std::array::from_fn(|v| convert(v as u8, alpha, beta));
-    data.iter_mut().for_each(|v| *v = table[*v as usize]);
+    pulp::Arch::new().dispatch(|| data.iter_mut().for_each(|v| *v = convert(*v, alpha, beta)));
 }
 
-fn through_hsv(image: &mut RgbImage, change: impl Fn([u8; 3]) -> [u8; 3]) {
-    // OpenCV's vector code truncates; its scalar tail of a row rounds.
-    let tail = image.width - image.width % 32;
-    for row in image.data.chunks_exact_mut(image.width * 3) {
-        for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
-            let hsv = change(hsv_from_rgb([pixel[0], pixel[1], pixel[2]]));
-            let [b, g, r] = bgr_from_hsv(hsv, x >= tail);
-            pixel.copy_from_slice(&[r, g, b]);
+/// What happens to a picture while it is HSV.
+#[derive(Clone, Copy)]
+enum Change {
+    Saturation(f32),
+    /// In 0 to 179.
+    Hue(i32),
+}
+
+impl Change {
+    #[inline(always)]
+    fn apply(self, [h, s, v]: [u8; 3]) -> [u8; 3] {
+        match self {
+            Self::Saturation(alpha) => [h, convert(s, alpha, 0.0), v],
+            Self::Hue(delta) => {
+                let h = h as i32 + delta;
+                [if h >= 180 { h - 180 } else { h } as u8, s, v]
+            }
         }
     }
 }
 
-const fn table(numerator: i32, scale: i32) -> [i32; 256] {
-    let mut table = [0; 256];
-    let mut i = 1;
-    while i < 256 {
-        let denominator = scale * i;
-        // Round half to even, as OpenCV's saturate_cast does.
-        let (q, r) = (numerator / denominator, numerator % denominator);
-        let up = 2 * r > denominator || (2 * r == denominator && q % 2 == 1);
-        table[i as usize] = q + up as i32;
-        i += 1;
-    }
-    table
-}
-static SATURATION: [i32; 256] = table(255 << 12, 1);
-static HUE: [i32; 256] = table(180 << 12, 6);
+/// Pixels that OpenCV's vector code converts at once (32 bytes of each channel).
+const LANES: usize = 32;
 
-/// Hue (0 to 179), saturation and value of an RGB pixel: OpenCV's fixed-point tables.
+fn through_hsv(image: &mut RgbImage, change: Change) {
+    let row_values = (image.width * 3).max(1);
+    pulp::Arch::new().dispatch(|| {
+        for row in image.data.chunks_exact_mut(row_values) {
+            let (blocks, tail) = row.as_chunks_mut::<{ 3 * LANES }>();
+            for block in blocks {
+                change_block(block, change);
+            }
+            // OpenCV's vector code truncates; its scalar tail of a row rounds.
+            for pixel in tail.as_chunks_mut::<3>().0 {
+                let [b, g, r] = bgr_from_hsv(change.apply(hsv_from_rgb(*pixel)), true);
+                *pixel = [r, g, b];
+            }
+        }
+    });
+}
+
+/// Channel by channel in fixed-size arrays, which compilers turn into vector code.
+#[inline(always)]
+fn change_block(block: &mut [u8; 3 * LANES], change: Change) {
+    let [mut r, mut g, mut b] = [[0u8; LANES]; 3];
+    for i in 0..LANES {
+        r[i] = block[3 * i];
+        g[i] = block[3 * i + 1];
+        b[i] = block[3 * i + 2];
+    }
+    for i in 0..LANES {
+        let hsv = change.apply(hsv_from_rgb([r[i], g[i], b[i]]));
+        let bgr = bgr_from_hsv(hsv, false);
+        b[i] = bgr[0];
+        g[i] = bgr[1];
+        r[i] = bgr[2];
+    }
+    for i in 0..LANES {
+        block[3 * i] = r[i];
+        block[3 * i + 1] = g[i];
+        block[3 * i + 2] = b[i];
+    }
+}
+
+/// `rint(numerator / denominator)` as OpenCV's tables hold it, 0 for a denominator of 0.
+///
+/// A quotient of these integers lies at least `1 / (2 denominator)` from a tie unless it is one,
+/// and f32 division errs by less, so the rounding is exact; a division in a vector register is
+/// cheaper than a gather from the table.
+#[inline(always)]
+fn fixed_point(numerator: i32, denominator: i32) -> i32 {
+    let quotient = (numerator as f32 / denominator.max(1) as f32).round_ties_even() as i32;
+    if denominator == 0 { 0 } else { quotient }
+}
+
+/// Hue (0 to 179), saturation and value of an RGB pixel, in OpenCV's 12-bit fixed point.
+#[inline(always)]
 pub fn hsv_from_rgb([r, g, b]: [u8; 3]) -> [u8; 3] {
     let (r, g, b) = (r as i32, g as i32, b as i32);
     let value = r.max(g).max(b);
     let diff = value - r.min(g).min(b);
-    let saturation = (diff * SATURATION[value as usize] + 2048) >> 12;
+    let saturation = (diff * fixed_point(255 << 12, value) + 2048) >> 12;
     let hue = if value == r {
         g - b
     } else if value == g {
@@ -110,44 +157,63 @@ pub fn hsv_from_rgb([r, g, b]: [u8; 3]) -> [u8; 3] {
     } else {
         r - g + 4 * diff
     };
-    let hue = (hue * HUE[diff as usize] + 2048) >> 12;
+    let hue = (hue * fixed_point((180 << 12) / 6, diff) + 2048) >> 12;
     let hue = if hue < 0 { hue + 180 } else { hue };
-    [hue as u8, saturation.min(255) as u8, value as u8]
+    [hue as u8, saturation as u8, value as u8]
 }
 
 /// Blue, green, red of a pixel of [`hsv_from_rgb`]; truncated, or rounded to the nearest.
+#[inline(always)]
 pub fn bgr_from_hsv([h, s, v]: [u8; 3], round: bool) -> [u8; 3] {
     let (s, v) = (s as f32 * (1.0 / 255.0), v as f32 * (1.0 / 255.0));
     let h = h as f32 * (6.0 / 180.0);
     let sector = h.floor();
     let fraction = h - sector;
-    let table = [
-        v,
-        v * (1.0 - s),
-        v * (-s).mul_add(fraction, 1.0),
-        v * (-s).mul_add(1.0 - fraction, 1.0),
-    ];
-    let [b, g, r] = [
-        [1, 3, 0],
-        [1, 0, 2],
-        [3, 0, 1],
-        [0, 2, 1],
-        [0, 1, 3],
-        [2, 1, 0],
-    ][sector as usize % 6];
-    [b, g, r].map(|i: usize| {
-        let value = table[i] * 255.0;
-        if round {
-            value.round_ties_even() as u8
-        } else {
-            value as u8
+    let low = v * (1.0 - s);
+    let falling = v * (-s).mul_add(fraction, 1.0);
+    let rising = v * (-s).mul_add(1.0 - fraction, 1.0);
+    // Hues past the circle (180 to 255) wrap.
+    let sector = sector as i32;
+    let sector = if sector >= 6 { sector - 6 } else { sector };
+    let pick = |choices: [f32; 6]| {
+        let mut value = choices[5];
+        for (i, &choice) in choices[..5].iter().enumerate() {
+            value = if sector == i as i32 { choice } else { value };
         }
-    })
+        let value = value * 255.0;
+        // By way of i32, which vector registers convert to; the value is at most 255.
+        (if round {
+            value.round_ties_even()
+        } else {
+            value
+        }) as i32 as u8
+    };
+    [
+        pick([low, low, rising, v, v, falling]),
+        pick([rising, v, v, falling, low, low]),
+        pick([v, falling, low, low, rising, v]),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fixed_point_reciprocals_equal_exact_integer_rounding() {
+        for numerator in [255 << 12, (180 << 12) / 6] {
+            for d in 1..256 {
+                let (q, r) = (numerator / d, numerator % d);
+                let up = 2 * r > d || (2 * r == d && q % 2 == 1);
+                assert_eq!(
+                    fixed_point(numerator, d),
+                    q + up as i32,
+                    "{numerator} / {d}"
+                );
+            }
+            assert_eq!(fixed_point(numerator, 0), 0);
+        }
+    }
 
     #[test]
     fn primary_colours_have_their_hues() {
@@ -180,5 +246,29 @@ mod tests {
         }
         .apply(&mut image);
         assert_eq!(image.data, [10, 110, 255]);
+    }
+
+    #[test]
+    fn a_distortion_does_not_depend_on_the_place_within_whole_blocks() {
+        let pixels: Vec<u8> = (0..LANES * 3).map(|i| (i * 83 % 256) as u8).collect();
+        let mut one = RgbImage {
+            width: LANES,
+            height: 1,
+            data: pixels.clone(),
+        };
+        let mut two = RgbImage {
+            width: LANES,
+            height: 2,
+            data: pixels.repeat(2),
+        };
+        let distortion = Photometric {
+            saturation: Some(1.3),
+            hue: Some(-9),
+            ..Default::default()
+        };
+        distortion.apply(&mut one);
+        distortion.apply(&mut two);
+        assert_eq!(two.data, one.data.repeat(2));
+        assert_ne!(one.data, pixels);
     }
 }

@@ -1,5 +1,7 @@
 //! Resizing as OpenCV does it on 8-bit data, value for value.
 
+use std::ops::Range;
+
 use crate::{CropBox, LabelMap, Plane};
 
 /// The size that keeps the aspect ratio of `size` inside `bound`, both `(width, height)`: the
@@ -15,31 +17,49 @@ pub fn scaled_size(size: (usize, usize), bound: (usize, usize)) -> (usize, usize
     )
 }
 
+/// The two neighbours of one output position and their weights in 1/2048.
+#[derive(Clone, Copy)]
 struct Tap {
     at: usize,
     next: usize,
     weights: [i32; 2],
 }
 
-fn taps(from: usize, to: usize, range: std::ops::Range<usize>) -> Vec<Tap> {
+fn tap(i: usize, from: usize, to: usize) -> Tap {
     let scale = from as f64 / to as f64;
-    range
-        .map(|i| {
-            let position = ((i as f64 + 0.5) * scale - 0.5) as f32;
-            let floor = position.floor();
-            let fraction = position - floor;
-            let last = from as i64 - 1;
-            let at = floor as i64;
-            Tap {
-                at: at.clamp(0, last) as usize,
-                next: (at + 1).clamp(0, last) as usize,
-                weights: [
-                    ((1.0 - fraction) * 2048.0).round_ties_even() as i32,
-                    (fraction * 2048.0).round_ties_even() as i32,
-                ],
-            }
-        })
-        .collect()
+    let position = ((i as f64 + 0.5) * scale - 0.5) as f32;
+    let floor = position.floor();
+    let fraction = position - floor;
+    let (at, last) = (floor as i64, from as i64 - 1);
+    Tap {
+        at: at.clamp(0, last) as usize,
+        next: (at + 1).clamp(0, last) as usize,
+        weights: [
+            ((1.0 - fraction) * 2048.0).round_ties_even() as i32,
+            (fraction * 2048.0).round_ties_even() as i32,
+        ],
+    }
+}
+
+/// The source rows that [`resize_bilinear`] reads for the rows `wanted` of `to`.
+pub(crate) fn source_rows(from: usize, to: usize, wanted: Range<usize>) -> Range<usize> {
+    if wanted.is_empty() {
+        return 0..0;
+    }
+    tap(wanted.start, from, to).at..tap(wanted.end - 1, from, to).next + 1
+}
+
+/// Positions of `range`, from the last one down where `mirrored`.
+fn positions(range: Range<usize>, mirrored: bool) -> impl Iterator<Item = usize> {
+    let (start, end) = (range.start, range.end);
+    range.map(move |i| if mirrored { start + end - 1 - i } else { i })
+}
+
+fn check_region(region: CropBox, to: (usize, usize)) {
+    assert!(
+        region.left + region.width <= to.0 && region.top + region.height <= to.1,
+        "the region {region:?} lies outside the size {to:?}"
+    );
 }
 
 /// Bilinear resize to `to` (width, height), of which only `region` is computed.
@@ -51,47 +71,37 @@ pub fn resize_bilinear<const C: usize>(
     to: (usize, usize),
     region: CropBox,
 ) -> Plane<C> {
-    assert!(
-        region.left + region.width <= to.0 && region.top + region.height <= to.1,
-        "the region {region:?} lies outside the size {to:?}"
-    );
-    let columns = taps(image.width, to.0, region.left..region.left + region.width);
-    let rows = taps(image.height, to.1, region.top..region.top + region.height);
-    let length = region.width * C;
-    let horizontal = |y: usize, out: &mut Vec<i32>| {
-        let row = image.row(y);
-        out.clear();
-        for tap in &columns {
-            for c in 0..C {
-                let (a, b) = (row[tap.at * C + c] as i32, row[tap.next * C + c] as i32);
-                out.push(a * tap.weights[0] + b * tap.weights[1]);
-            }
-        }
-    };
+    resize_bilinear_mirrored(image, to, region, false)
+}
+
+/// [`resize_bilinear`], and mirrored left to right within the region where `mirrored`.
+pub(crate) fn resize_bilinear_mirrored<const C: usize>(
+    image: &Plane<C>,
+    to: (usize, usize),
+    region: CropBox,
+    mirrored: bool,
+) -> Plane<C> {
+    check_region(region, to);
+    let columns: Vec<Tap> = positions(region.left..region.left + region.width, mirrored)
+        .map(|x| tap(x, image.width, to.0))
+        .collect();
+    let mut data = vec![0; region.width * region.height * C];
     // Two rows of horizontal sums are alive; neighbouring outputs mostly reuse them.
-    let mut lines: [(usize, Vec<i32>); 2] = [
-        (usize::MAX, Vec::with_capacity(length)),
-        (usize::MAX, Vec::with_capacity(length)),
-    ];
-    let mut data = Vec::with_capacity(length * region.height);
-    for tap in &rows {
-        if lines[0].0 != tap.at {
-            if lines[1].0 == tap.at {
-                lines.swap(0, 1);
-            } else {
-                lines[0].0 = tap.at;
-                horizontal(tap.at, &mut lines[0].1);
+    let line = || (usize::MAX, vec![0i32; region.width * C]);
+    let mut lines = [line(), line()];
+    let arch = pulp::Arch::new();
+    for (i, out) in data.chunks_exact_mut((region.width * C).max(1)).enumerate() {
+        let tap = tap(region.top + i, image.height, to.1);
+        if lines[0].0 != tap.at && lines[1].0 == tap.at {
+            lines.swap(0, 1);
+        }
+        for (line, y) in lines.iter_mut().zip([tap.at, tap.next]) {
+            if line.0 != y {
+                line.0 = y;
+                arch.dispatch(|| horizontal::<C>(image.row(y), &columns, &mut line.1));
             }
         }
-        if lines[1].0 != tap.next {
-            lines[1].0 = tap.next;
-            horizontal(tap.next, &mut lines[1].1);
-        }
-        let [b0, b1] = tap.weights;
-        data.extend(lines[0].1.iter().zip(&lines[1].1).map(|(&s0, &s1)| {
-            let sum = ((b0 * (s0 >> 4)) >> 16) + ((b1 * (s1 >> 4)) >> 16);
-            ((sum + 2) >> 2).clamp(0, 255) as u8
-        }));
+        arch.dispatch(|| vertical(&lines[0].1, &lines[1].1, tap.weights, out));
     }
     Plane {
         width: region.width,
@@ -100,26 +110,61 @@ pub fn resize_bilinear<const C: usize>(
     }
 }
 
+#[inline(always)]
+fn horizontal<const C: usize>(row: &[u8], columns: &[Tap], out: &mut [i32]) {
+    // Four channels at a time, the surplus overwritten by the next pixel: one vector operation
+    // where three channels would be nine scalar ones.
+    let mut scalar_from = 0;
+    if C == 3 {
+        for (x, tap) in columns.iter().enumerate() {
+            let (a, b) = (
+                row.get(tap.at * 3..tap.at * 3 + 4),
+                row.get(tap.next * 3..tap.next * 3 + 4),
+            );
+            let (Some(a), Some(b), Some(out)) = (a, b, out.get_mut(x * 3..x * 3 + 4)) else {
+                horizontal_pixel::<C>(row, tap, &mut out[x * C..(x + 1) * C]);
+                continue;
+            };
+            for c in 0..4 {
+                out[c] = a[c] as i32 * tap.weights[0] + b[c] as i32 * tap.weights[1];
+            }
+        }
+        scalar_from = columns.len();
+    }
+    for (x, tap) in columns.iter().enumerate().skip(scalar_from) {
+        horizontal_pixel::<C>(row, tap, &mut out[x * C..(x + 1) * C]);
+    }
+}
+
+#[inline(always)]
+fn horizontal_pixel<const C: usize>(row: &[u8], tap: &Tap, out: &mut [i32]) {
+    for (c, out) in out.iter_mut().enumerate() {
+        let (a, b) = (row[tap.at * C + c] as i32, row[tap.next * C + c] as i32);
+        *out = a * tap.weights[0] + b * tap.weights[1];
+    }
+}
+
+#[inline(always)]
+fn vertical(above: &[i32], below: &[i32], [b0, b1]: [i32; 2], out: &mut [u8]) {
+    for ((out, &s0), &s1) in out.iter_mut().zip(above).zip(below) {
+        // OpenCV's vector code multiplies 16-bit halves; the shifts are part of the result.
+        let sum = ((b0 * (s0 >> 4)) >> 16) + ((b1 * (s1 >> 4)) >> 16);
+        *out = ((sum + 2) >> 2).clamp(0, 255) as u8;
+    }
+}
+
+/// The source position of a nearest neighbour: OpenCV's `INTER_NEAREST`, which floors.
+fn nearest(i: usize, from: usize, to: usize) -> usize {
+    ((i as f64 * (1.0 / (to as f64 / from as f64))).floor() as usize).min(from - 1)
+}
+
 /// Nearest-neighbour resize to `to` (width, height), of which only `region` is computed.
 ///
 /// # Panics
 /// If `region` does not lie inside `to`.
 pub fn resize_nearest(label: &LabelMap, to: (usize, usize), region: CropBox) -> LabelMap {
-    assert!(
-        region.left + region.width <= to.0 && region.top + region.height <= to.1,
-        "the region {region:?} lies outside the size {to:?}"
-    );
-    let source = |i: usize, from: usize, to: usize| {
-        ((i as f64 * (1.0 / (to as f64 / from as f64))).floor() as usize).min(from - 1)
-    };
-    let columns: Vec<usize> = (region.left..region.left + region.width)
-        .map(|x| source(x, label.width, to.0))
-        .collect();
-    let mut data = Vec::with_capacity(region.width * region.height);
-    for y in region.top..region.top + region.height {
-        let row = label.row(source(y, label.height, to.1));
-        data.extend(columns.iter().map(|&x| row[x]));
-    }
+    let mut data = vec![0; region.width * region.height];
+    resize_nearest_into(label, to, region, false, &mut data, region.width);
     LabelMap {
         width: region.width,
         height: region.height,
@@ -127,9 +172,88 @@ pub fn resize_nearest(label: &LabelMap, to: (usize, usize), region: CropBox) -> 
     }
 }
 
+/// [`resize_nearest`] into the upper left corner of `out`, whose rows have `stride` values.
+pub(crate) fn resize_nearest_into(
+    label: &LabelMap,
+    to: (usize, usize),
+    region: CropBox,
+    mirrored: bool,
+    out: &mut [u8],
+    stride: usize,
+) {
+    check_region(region, to);
+    let columns: Vec<usize> = positions(region.left..region.left + region.width, mirrored)
+        .map(|x| nearest(x, label.width, to.0))
+        .collect();
+    for (i, out) in out
+        .chunks_exact_mut(stride.max(1))
+        .take(region.height)
+        .enumerate()
+    {
+        let row = label.row(nearest(region.top + i, label.height, to.1));
+        for (out, &x) in out.iter_mut().zip(&columns) {
+            *out = row[x];
+        }
+    }
+}
+
+/// How often each value occurs in `region` of the label map resized to `to` (width, height).
+pub(crate) fn count_nearest(label: &LabelMap, to: (usize, usize), region: CropBox) -> [u64; 256] {
+    check_region(region, to);
+    let columns: Vec<usize> = positions(region.left..region.left + region.width, false)
+        .map(|x| nearest(x, label.width, to.0))
+        .collect();
+    let mut counts = [0u64; 256];
+    let mut y = region.top;
+    let end = region.top + region.height;
+    while y < end {
+        // Enlarged maps repeat rows: count such a row once.
+        let source = nearest(y, label.height, to.1);
+        let mut repeats = 1;
+        while y + repeats < end && nearest(y + repeats, label.height, to.1) == source {
+            repeats += 1;
+        }
+        count_row(label.row(source), &columns, repeats as u64, &mut counts);
+        y += repeats;
+    }
+    counts
+}
+
+fn count_row(row: &[u8], columns: &[usize], repeats: u64, counts: &mut [u64; 256]) {
+    // Neighbours mostly have one class: a run costs one addition to memory.
+    let mut run = (0u8, 0u64);
+    for &x in columns {
+        let value = row[x];
+        if value != run.0 {
+            counts[run.0 as usize] += run.1 * repeats;
+            run = (value, 0);
+        }
+        run.1 += 1;
+    }
+    counts[run.0 as usize] += run.1 * repeats;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn picture(width: usize, height: usize) -> Plane<3> {
+        let data = (0..width * height * 3).map(|i| (i * 7919 % 251) as u8);
+        Plane {
+            width,
+            height,
+            data: data.collect(),
+        }
+    }
+
+    fn whole(size: (usize, usize)) -> CropBox {
+        CropBox {
+            left: 0,
+            top: 0,
+            width: size.0,
+            height: size.1,
+        }
+    }
 
     #[test]
     fn the_peers_rounding_of_sizes_is_kept() {
@@ -140,36 +264,69 @@ mod tests {
     }
 
     #[test]
-    fn resizing_to_the_own_size_changes_nothing_and_a_region_equals_the_crop() {
-        let data = (0..40 * 30 * 3).map(|i| (i * 7919 % 251) as u8).collect();
-        let image = Plane::<3> {
-            width: 40,
-            height: 30,
-            data,
+    fn resizing_to_the_own_size_changes_nothing() {
+        let image = picture(40, 30);
+        assert_eq!(resize_bilinear(&image, (40, 30), whole((40, 30))), image);
+    }
+
+    #[test]
+    fn a_region_equals_the_crop_of_the_whole_and_mirrors_within_itself() {
+        for to in [(67, 51), (23, 17), (1, 1), (40, 90)] {
+            let image = picture(40, 30);
+            let big = resize_bilinear(&image, to, whole(to));
+            let region = CropBox {
+                left: to.0 / 5,
+                top: to.1 / 7,
+                width: to.0 - to.0 / 3,
+                height: to.1 - to.1 / 3,
+            };
+            let mut part = crate::crop(&big, region);
+            assert_eq!(resize_bilinear(&image, to, region), part);
+            crate::flip(&mut part);
+            assert_eq!(resize_bilinear_mirrored(&image, to, region, true), part);
+        }
+    }
+
+    #[test]
+    fn only_the_source_rows_that_are_named_matter() {
+        let (to, image) = ((61, 57), picture(40, 30));
+        for top in 0..50 {
+            let region = CropBox {
+                left: 3,
+                top,
+                width: 50,
+                height: 7,
+            };
+            let rows = source_rows(30, to.1, top..top + 7);
+            let mut blanked = image.clone();
+            blanked.data[..rows.start * 120].fill(0);
+            blanked.data[rows.end * 120..].fill(0);
+            assert_eq!(
+                resize_bilinear(&blanked, to, region),
+                resize_bilinear(&image, to, region)
+            );
+        }
+    }
+
+    #[test]
+    fn counting_equals_resizing_and_counting() {
+        let label = LabelMap {
+            width: 31,
+            height: 23,
+            data: (0..31 * 23).map(|i| (i / 5 % 7) as u8).collect(),
         };
-        let whole = CropBox {
-            left: 0,
-            top: 0,
-            width: 40,
-            height: 30,
-        };
-        assert_eq!(resize_bilinear(&image, (40, 30), whole), image);
-        let full = CropBox {
-            left: 0,
-            top: 0,
-            width: 67,
-            height: 51,
-        };
-        let big = resize_bilinear(&image, (67, 51), full);
-        let part = CropBox {
-            left: 11,
-            top: 7,
-            width: 33,
-            height: 21,
-        };
-        assert_eq!(
-            resize_bilinear(&image, (67, 51), part),
-            crate::crop(&big, part)
-        );
+        for to in [(31, 23), (70, 50), (15, 11)] {
+            let region = CropBox {
+                left: 2,
+                top: 1,
+                width: to.0 - 3,
+                height: to.1 - 4,
+            };
+            let mut expected = [0u64; 256];
+            for id in resize_nearest(&label, to, region).data {
+                expected[id as usize] += 1;
+            }
+            assert_eq!(count_nearest(&label, to, region), expected);
+        }
     }
 }
