@@ -26,12 +26,17 @@ pub(crate) fn write_atomically(
         let mut out = io::BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
         write(&mut out)?;
         // A full disk may show only here.
-        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        out.into_inner()
+            .map_err(io::IntoInnerError::into_error)?
+            .sync_all()?;
         fs::rename(&temporary, path)
     })();
     result.map_err(|source| {
         let _ = fs::remove_file(&temporary);
-        Error::Write { path: path.to_owned(), source }
+        Error::Write {
+            path: path.to_owned(),
+            source,
+        }
     })
 }
 

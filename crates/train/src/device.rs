@@ -37,22 +37,28 @@ fn open_flex() -> Result<Device, Error> {
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_index: usize) -> Result<Device, String> {
-    Err("this program was built without CUDA; build it again with `--features cuda`, or use \
+    Err(
+        "this program was built without CUDA; build it again with `--features cuda`, or use \
          `--device flex`"
-        .into())
+            .into(),
+    )
 }
 
 #[cfg(feature = "cuda")]
 fn open_cuda(index: usize) -> Result<Device, String> {
     let found = driver::device_count()?;
     if index >= found {
-        return Err(format!("expected a GPU number below {found}, found {index}"));
+        return Err(format!(
+            "expected a GPU number below {found}, found {index}"
+        ));
     }
     let device = Device::cuda(index);
     // What else can be missing (NVRTC, its headers, memory) shows at the first kernel.
     let trial = device.clone();
     std::panic::catch_unwind(move || {
-        let sum = burn::tensor::Tensor::<1>::ones([8], &trial).sum().into_scalar::<f32>();
+        let sum = burn::tensor::Tensor::<1>::ones([8], &trial)
+            .sum()
+            .into_scalar::<f32>();
         assert_eq!(sum, 8.0, "the GPU adds wrongly");
     })
     .map_err(|panic| {
@@ -97,11 +103,16 @@ mod driver {
         let library = load(&[c"libcuda.so.1", c"libcuda.so"]).ok_or(
             "libcuda.so.1 was not found: this machine has no NVIDIA driver; use `--device flex`",
         )?;
-        let (init, count) = (symbol(library, c"cuInit")?, symbol(library, c"cuDeviceGetCount")?);
+        let (init, count) = (
+            symbol(library, c"cuInit")?,
+            symbol(library, c"cuDeviceGetCount")?,
+        );
         // SAFETY: both symbols have had these signatures since CUDA 2.0.
         let (init, count) = unsafe {
-            (std::mem::transmute::<*mut libc::c_void, Init>(init),
-             std::mem::transmute::<*mut libc::c_void, Count>(count))
+            (
+                std::mem::transmute::<*mut libc::c_void, Init>(init),
+                std::mem::transmute::<*mut libc::c_void, Count>(count),
+            )
         };
         // SAFETY: flags must be 0, and are.
         let status = unsafe { init(0) };

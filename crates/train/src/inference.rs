@@ -30,7 +30,12 @@ pub struct Predictor {
 impl Predictor {
     /// Uses `model` (of an autodiff device or not) on `device`, where its weights are.
     pub fn new(model: &Segmentor, precision: Precision, eval: EvalRecipe, device: &Device) -> Self {
-        Self { model: model.valid(), policy: precision.policy(), eval, device: device.clone() }
+        Self {
+            model: model.valid(),
+            policy: precision.policy(),
+            eval,
+            device: device.clone(),
+        }
     }
 
     /// Class scores at the picture's size: logits, or mean probabilities for `ms_flip`;
@@ -83,7 +88,12 @@ impl Predictor {
             if let Some(label) = &sample.label {
                 matrix.update(&map, &label.data, IGNORE)?;
             }
-            let evaluated = Evaluated { index, name: &sample.name, image: &sample.image, map: &map };
+            let evaluated = Evaluated {
+                index,
+                name: &sample.name,
+                image: &sample.image,
+                map: &map,
+            };
             if !progress(evaluated)? {
                 break;
             }
@@ -95,7 +105,12 @@ impl Predictor {
     /// picture's size.
     fn view(&self, image: &RgbImage, size: (usize, usize), mirror: bool) -> Tensor<4> {
         let own = (image.width, image.height);
-        let all = CropBox { left: 0, top: 0, width: size.0, height: size.1 };
+        let all = CropBox {
+            left: 0,
+            top: 0,
+            width: size.0,
+            height: size.1,
+        };
         let mut input = (size != own || mirror).then(|| resize_bilinear(image, size, all));
         if let Some(input) = input.as_mut().filter(|_| mirror) {
             flip(input);
@@ -139,10 +154,17 @@ pub(crate) fn check_labels(
     classes: usize,
     name: impl Fn() -> String,
 ) -> Result<(), Error> {
-    let wrong = labels.iter().filter(|&&id| id != IGNORE && usize::from(id) >= classes);
+    let wrong = labels
+        .iter()
+        .filter(|&&id| id != IGNORE && usize::from(id) >= classes);
     let (pixels, value) = wrong.fold((0, 0), |(n, max), &id| (n + 1, id.max(max)));
     if pixels > 0 {
-        return Err(Error::LabelOutOfRange { name: name(), expected: classes, value, pixels });
+        return Err(Error::LabelOutOfRange {
+            name: name(),
+            expected: classes,
+            value,
+            pixels,
+        });
     }
     Ok(())
 }

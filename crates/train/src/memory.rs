@@ -11,14 +11,20 @@ pub struct Bytes(pub u64);
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = self.0 as f64 / f64::from(1 << 20);
-        if mib < 1024.0 { write!(f, "{mib:.0} MiB") } else { write!(f, "{:.1} GiB", mib / 1024.0) }
+        if mib < 1024.0 {
+            write!(f, "{mib:.0} MiB")
+        } else {
+            write!(f, "{:.1} GiB", mib / 1024.0)
+        }
     }
 }
 
 /// Memory that a process may still take on the host, in bytes: what the system has available,
 /// limited by the control group that it runs in. `None` where neither can be read (not Linux).
 pub fn available_memory() -> Option<Bytes> {
-    let system = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
+    let system = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| mem_available(&text));
     let group = control_group(Path::new("/sys/fs/cgroup"));
     match (system, group) {
         (Some(a), Some(b)) => Some(Bytes(a.min(b))),
@@ -28,20 +34,34 @@ pub fn available_memory() -> Option<Bytes> {
 
 /// The line `MemAvailable:   123 kB` of `/proc/meminfo`.
 fn mem_available(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib * 1024)
 }
 
 /// What a memory limit of version 2 or 1 of control groups leaves; file pages that the kernel can
 /// drop count as free.
 fn control_group(root: &Path) -> Option<u64> {
     let number = |path: &str| -> Option<u64> {
-        fs::read_to_string(root.join(path)).ok()?.trim().parse().ok()
+        fs::read_to_string(root.join(path))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     };
     let stat = |path: &str, key: &str| -> u64 {
         let text = fs::read_to_string(root.join(path)).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-        line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+        line.and_then(|value| value.trim().parse().ok())
+            .unwrap_or(0)
     };
     if let Some(limit) = number("memory.max") {
         let used = number("memory.current")?.saturating_sub(stat("memory.stat", "inactive_file"));
@@ -82,7 +102,11 @@ mod tests {
         assert_eq!(control_group(root.path()), None);
         fs::write(root.path().join("memory.max"), "1000\n").unwrap();
         fs::write(root.path().join("memory.current"), "700\n").unwrap();
-        fs::write(root.path().join("memory.stat"), "anon 1\ninactive_file 200\n").unwrap();
+        fs::write(
+            root.path().join("memory.stat"),
+            "anon 1\ninactive_file 200\n",
+        )
+        .unwrap();
         assert_eq!(control_group(root.path()), Some(500));
         fs::write(root.path().join("memory.max"), "max\n").unwrap();
         assert_eq!(control_group(root.path()), None);

@@ -48,7 +48,11 @@ fn merge_below(
     known: &[String],
 ) -> Result<(), Error> {
     for (name, value) in over {
-        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        let key = if prefix.is_empty() {
+            name.clone()
+        } else {
+            format!("{prefix}.{name}")
+        };
         let Some(slot) = base.get_mut(&name) else {
             return Err(Error::UnknownKey {
                 nearest: nearest(&key, known),
@@ -97,7 +101,11 @@ fn kind(value: &Value) -> &'static str {
 
 fn leaves(table: &Table, prefix: &str, keys: &mut Vec<String>) {
     for (name, value) in table {
-        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        let key = if prefix.is_empty() {
+            name.clone()
+        } else {
+            format!("{prefix}.{name}")
+        };
         match value {
             Value::Table(table) => leaves(table, &key, keys),
             _ => keys.push(key),
@@ -144,7 +152,10 @@ mod tests {
             Ok(()) => table.to_string(),
             Err(error) => error.to_string(),
         };
-        assert!(found.contains(expect), "{assignment}: expected `{expect}` in:\n{found}");
+        assert!(
+            found.contains(expect),
+            "{assignment}: expected `{expect}` in:\n{found}"
+        );
     }
 
     #[test]
@@ -164,7 +175,10 @@ mod tests {
         check_set("lr=1", "nearest valid key is `optimizer.lr`");
         check_set("momentun=1", "nearest valid key is `optimizer.momentum`");
         check_set("sead=1", "nearest valid key is `seed`");
-        check_set("data.photometrics=false", "nearest valid key is `data.photometric`");
+        check_set(
+            "data.photometrics=false",
+            "nearest valid key is `data.photometric`",
+        );
     }
 
     #[test]
@@ -183,7 +197,10 @@ mod tests {
             lr = 1.0
         };
         let error = merge(&mut table, over, "run.toml").unwrap_err().to_string();
-        assert!(error.contains("`optimiser`") && error.contains("run.toml"), "{error}");
+        assert!(
+            error.contains("`optimiser`") && error.contains("run.toml"),
+            "{error}"
+        );
         assert!(error.contains("`optimizer."), "{error}");
     }
 }

@@ -66,7 +66,12 @@ mod tests {
     #[test]
     fn equals_the_recursion_of_mmengine_at_every_iteration() {
         for iterations in [2, 3, 600, 80_000] {
-            let schedule = PolySchedule { lr: 0.01, min_lr: 1e-4, power: 0.9, iterations };
+            let schedule = PolySchedule {
+                lr: 0.01,
+                min_lr: 1e-4,
+                power: 0.9,
+                iterations,
+            };
             for (i, expected) in recursion(&schedule).into_iter().enumerate() {
                 let found = schedule.at(i as u64);
                 assert!(
@@ -79,13 +84,23 @@ mod tests {
 
     #[test]
     fn a_run_of_one_iteration_uses_the_initial_rate() {
-        let schedule = PolySchedule { lr: 0.5, min_lr: 0.1, power: 0.9, iterations: 1 };
+        let schedule = PolySchedule {
+            lr: 0.5,
+            min_lr: 0.1,
+            power: 0.9,
+            iterations: 1,
+        };
         assert_eq!(schedule.at(0), 0.5);
     }
 
     #[test]
     fn stays_at_the_minimum_after_the_end() {
-        let schedule = PolySchedule { lr: 0.5, min_lr: 0.1, power: 0.9, iterations: 10 };
+        let schedule = PolySchedule {
+            lr: 0.5,
+            min_lr: 0.1,
+            power: 0.9,
+            iterations: 10,
+        };
         assert_eq!(schedule.at(9), 0.1);
         assert_eq!(schedule.at(1000), 0.1);
     }

@@ -184,7 +184,11 @@ impl std::str::FromStr for EvalScale {
     type Err = crate::ParseValueError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "own" { Ok(Self::Own) } else { text.parse().map(Self::Fit) }
+        if text == "own" {
+            Ok(Self::Own)
+        } else {
+            text.parse().map(Self::Fit)
+        }
     }
 }
 
@@ -221,10 +225,16 @@ impl Recipe {
                 source: "synthetic".into(),
                 train_split: "train".into(),
                 val_split: "val".into(),
-                scale: Scale { width: 2048, height: 1024 },
+                scale: Scale {
+                    width: 2048,
+                    height: 1024,
+                },
                 ratio_min: 0.5,
                 ratio_max: 2.0,
-                crop: Crop { height: 512, width: 1024 },
+                crop: Crop {
+                    height: 512,
+                    width: 1024,
+                },
                 category_limit: 0.75,
                 flip: 0.5,
                 photometric: true,
@@ -240,7 +250,11 @@ impl Recipe {
                 weight_decay: 5e-4,
                 clip_norm: 0.0,
             },
-            schedule: ScheduleRecipe { iterations: 80_000, power: 0.9, min_lr: 1e-4 },
+            schedule: ScheduleRecipe {
+                iterations: 80_000,
+                power: 0.9,
+                min_lr: 1e-4,
+            },
             precision: PrecisionRecipe {
                 dtype: Precision::F16,
                 loss_scale: LossScale::Static(512.0),
@@ -255,8 +269,14 @@ impl Recipe {
             },
             eval: EvalRecipe {
                 mode: EvalMode::Whole,
-                slide_crop: Crop { height: 512, width: 1024 },
-                slide_stride: Crop { height: 341, width: 683 },
+                slide_crop: Crop {
+                    height: 512,
+                    width: 1024,
+                },
+                slide_stride: Crop {
+                    height: 341,
+                    width: 683,
+                },
                 ms_flip: false,
                 scale: EvalScale::Own,
             },
@@ -285,16 +305,15 @@ impl Recipe {
     ///
     /// Text that is not TOML, unknown keys and unusable values; `origin` names the text in them.
     pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
-        let table: Table = text.parse().map_err(|error: toml::de::Error| Error::Config {
-            origin: origin.to_owned(),
-            message: error.to_string().trim_end().to_owned(),
-        })?;
+        let table: Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| Error::Config {
+                origin: origin.to_owned(),
+                message: error.to_string().trim_end().to_owned(),
+            })?;
         let (method, depth) = named_model(&table, origin)?;
-        let mut base = Self::published(
-            method.unwrap_or(Method::Fcn),
-            depth.unwrap_or(Depth::R101),
-        )
-        .table();
+        let mut base =
+            Self::published(method.unwrap_or(Method::Fcn), depth.unwrap_or(Depth::R101)).table();
         overrides::merge(&mut base, table, origin)?;
         Self::from_table(base, origin)
     }
@@ -305,8 +324,10 @@ impl Recipe {
     ///
     /// A file that cannot be read, and those of [`parse`](Self::parse).
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::parse(&text, &path.display().to_string())
     }
 
@@ -339,10 +360,12 @@ impl Recipe {
     }
 
     fn from_table(table: Table, origin: &str) -> Result<Self, Error> {
-        let recipe: Self = table.try_into().map_err(|error: toml::de::Error| Error::Config {
-            origin: origin.to_owned(),
-            message: error.to_string().trim_end().to_owned(),
-        })?;
+        let recipe: Self = table
+            .try_into()
+            .map_err(|error: toml::de::Error| Error::Config {
+                origin: origin.to_owned(),
+                message: error.to_string().trim_end().to_owned(),
+            })?;
         recipe.check(origin)?;
         Ok(recipe)
     }
@@ -417,7 +440,11 @@ impl Recipe {
 /// Method and depth that a user's table names, before anything else of it is read.
 fn named_model(table: &Table, origin: &str) -> Result<(Option<Method>, Option<Depth>), Error> {
     let model = table.get("model").and_then(|model| model.as_table());
-    let text = |key: &str| model.and_then(|model| model.get(key)).and_then(|value| value.as_str());
+    let text = |key: &str| {
+        model
+            .and_then(|model| model.get(key))
+            .and_then(|value| value.as_str())
+    };
     let refuse = |key: &str, expected: &str, found: &str| Error::Value {
         key: format!("model.{key}"),
         origin: origin.to_owned(),
@@ -426,15 +453,18 @@ fn named_model(table: &Table, origin: &str) -> Result<(Option<Method>, Option<De
     };
     let method = text("method")
         .map(|text| {
-            text.parse().map_err(|_| {
-                refuse("method", "fcn, pspnet, deeplabv3 or deeplabv3plus", text)
-            })
+            text.parse()
+                .map_err(|_| refuse("method", "fcn, pspnet, deeplabv3 or deeplabv3plus", text))
         })
         .transpose()?;
     let depth = text("backbone")
         .map(|text| {
             text.parse().map_err(|_| {
-                refuse("backbone", "resnet18, resnet34, resnet50, resnet101 or resnet152", text)
+                refuse(
+                    "backbone",
+                    "resnet18, resnet34, resnet50, resnet101 or resnet152",
+                    text,
+                )
             })
         })
         .transpose()?;
@@ -458,7 +488,10 @@ mod tests {
             (0.01, 0.9, 5e-4)
         );
         let schedule = &recipe.schedule;
-        assert_eq!((schedule.iterations, schedule.power, schedule.min_lr), (80_000, 0.9, 1e-4));
+        assert_eq!(
+            (schedule.iterations, schedule.power, schedule.min_lr),
+            (80_000, 0.9, 1e-4)
+        );
         assert_eq!(recipe.model.aux_weight, 0.4);
         assert_eq!(recipe.precision.loss_scale, LossScale::Static(512.0));
     }
@@ -491,7 +524,10 @@ mod tests {
         let mut recipe = Recipe::published(Method::PspNet, Depth::R18);
         let before = recipe.clone();
         let error = recipe.set(assignment).unwrap_err().to_string();
-        assert!(error.contains(expect), "{assignment}: expected `{expect}` in `{error}`");
+        assert!(
+            error.contains(expect),
+            "{assignment}: expected `{expect}` in `{error}`"
+        );
         assert_eq!(recipe, before);
     }
 
@@ -513,7 +549,12 @@ mod tests {
 
     #[test]
     fn toml_that_does_not_parse_names_its_file_and_line() {
-        let error = Recipe::parse("seed = \n", "bad.toml").unwrap_err().to_string();
-        assert!(error.contains("bad.toml") && error.contains("line 1"), "{error}");
+        let error = Recipe::parse("seed = \n", "bad.toml")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("bad.toml") && error.contains("line 1"),
+            "{error}"
+        );
     }
 }

@@ -44,10 +44,15 @@ pub(crate) fn by_class<T: Into<Value>>(
     value: impl Fn(&ClassScore) -> Option<T>,
 ) -> Value {
     let names = class_names();
-    let name = |id: usize| names.get(id).map_or(format!("class_{id}"), ToString::to_string);
+    let name = |id: usize| {
+        names
+            .get(id)
+            .map_or(format!("class_{id}"), ToString::to_string)
+    };
     let entries = scores.classes.iter().enumerate();
-    let map: Map<_, _> =
-        entries.map(|(id, class)| (name(id), value(class).map_or(Value::Null, Into::into))).collect();
+    let map: Map<_, _> = entries
+        .map(|(id, class)| (name(id), value(class).map_or(Value::Null, Into::into)))
+        .collect();
     map.into()
 }
 
@@ -66,14 +71,33 @@ pub fn draw_curves(log: &Path, svg: &Path) -> Result<(), Error> {
     let window = SMOOTH.max(loss.len() / 50);
     let mean = |part: &[(f64, f64)]| part.iter().map(|p| p.1).sum::<f64>() / part.len() as f64;
     let smooth = (0..loss.len())
-        .map(|end| (loss[end].0, mean(&loss[(end + 1).saturating_sub(window)..=end])))
+        .map(|end| {
+            (
+                loss[end].0,
+                mean(&loss[(end + 1).saturating_sub(window)..=end]),
+            )
+        })
         .collect();
     let series = [
-        Series { name: "loss".into(), points: loss },
-        Series { name: format!("mean over {window}"), points: smooth },
-        Series { name: "auxiliary".into(), points: points("aux_loss") },
+        Series {
+            name: "loss".into(),
+            points: loss,
+        },
+        Series {
+            name: format!("mean over {window}"),
+            points: smooth,
+        },
+        Series {
+            name: "auxiliary".into(),
+            points: points("aux_loss"),
+        },
     ];
-    Ok(curves_svg(svg, "Training loss", ("iteration", "loss"), &series)?)
+    Ok(curves_svg(
+        svg,
+        "Training loss",
+        ("iteration", "loss"),
+        &series,
+    )?)
 }
 
 /// Draws the confusion matrix as SVG.
@@ -92,14 +116,28 @@ pub fn draw_confusion(matrix: &ConfusionMatrix, svg: &Path) -> Result<(), Error>
 ///
 /// When a file cannot be written.
 pub fn draw_prediction(folder: &Path, sample: &Sample, map: &[u8]) -> Result<(), Error> {
-    write_maps(folder, &sample.name, &sample.image.data, map, sample.image.width, 0.5)?;
+    write_maps(
+        folder,
+        &sample.name,
+        &sample.image.data,
+        map,
+        sample.image.width,
+        0.5,
+    )?;
     let (width, height) = (sample.image.width, sample.image.height);
     let colors = colorize(map, &PALETTE);
-    let truth = sample.label.as_ref().map(|label| colorize(&label.data, &PALETTE));
+    let truth = sample
+        .label
+        .as_ref()
+        .map(|label| colorize(&label.data, &PALETTE));
     let mut parts = vec![(&sample.image.data[..], width), (&colors[..], width)];
     parts.extend(truth.as_deref().map(|truth| (truth, width)));
     let (rgb, total) = panel(&parts, height, GAP_PX);
-    Ok(write_rgb_png(&folder.join(format!("{}.png", sample.name)), &rgb, (total, height))?)
+    Ok(write_rgb_png(
+        &folder.join(format!("{}.png", sample.name)),
+        &rgb,
+        (total, height),
+    )?)
 }
 
 /// Writes `<stem>_color.png`, `<stem>_overlay.png` (the colours cover with `opacity`, 0 to 1) and
@@ -116,12 +154,18 @@ pub fn write_maps(
     width: usize,
     opacity: f32,
 ) -> Result<(), Error> {
-    fs::create_dir_all(folder)
-        .map_err(|source| Error::Write { path: folder.to_owned(), source })?;
+    fs::create_dir_all(folder).map_err(|source| Error::Write {
+        path: folder.to_owned(),
+        source,
+    })?;
     let size = (width, map.len() / width);
     let file = |suffix: &str| folder.join(format!("{stem}_{suffix}.png"));
     write_rgb_png(&file("color"), &colorize(map, &PALETTE), size)?;
-    write_rgb_png(&file("overlay"), &overlay(image, map, &PALETTE, opacity), size)?;
+    write_rgb_png(
+        &file("overlay"),
+        &overlay(image, map, &PALETTE, opacity),
+        size,
+    )?;
     Ok(write_gray_png(&file("trainIds"), map, size)?)
 }
 

@@ -26,18 +26,30 @@ pub struct Sgd {
 impl Sgd {
     /// An optimizer without buffers yet.
     pub fn new(momentum: f64, weight_decay: f64) -> Self {
-        Self { momentum, weight_decay, velocity: GradientsParams::new() }
+        Self {
+            momentum,
+            weight_decay,
+            velocity: GradientsParams::new(),
+        }
     }
 
     /// Moves the parameters of `model` that have a gradient in `grads`.
     pub fn step<M: Module>(&mut self, lr: f64, model: M, grads: GradientsParams) -> M {
-        model.map(&mut Step { sgd: self, lr, grads })
+        model.map(&mut Step {
+            sgd: self,
+            lr,
+            grads,
+        })
     }
 
     /// The momentum buffers by module path, for a checkpoint. Parameters that never had a gradient
     /// have none.
     pub fn buffers<M: Module>(&self, model: &M) -> BTreeMap<String, TensorData> {
-        let mut visitor = Export { sgd: self, path: Vec::new(), found: BTreeMap::new() };
+        let mut visitor = Export {
+            sgd: self,
+            path: Vec::new(),
+            found: BTreeMap::new(),
+        };
         model.visit(&mut visitor);
         visitor.found
     }
@@ -52,7 +64,12 @@ impl Sgd {
         device: &Device,
     ) -> Vec<String> {
         self.velocity = GradientsParams::new();
-        let mut visitor = Import { sgd: self, path: Vec::new(), left: buffers, device };
+        let mut visitor = Import {
+            sgd: self,
+            path: Vec::new(),
+            left: buffers,
+            device,
+        };
         model.visit(&mut visitor);
         visitor.left.into_keys().collect()
     }
@@ -147,7 +164,9 @@ impl ModuleVisitor for Import<'_> {
         if self.left.get(&path).is_some_and(fits)
             && let Some(data) = self.left.remove(&path)
         {
-            self.sgd.velocity.register(param.id, Tensor::<D>::from_data(data, self.device));
+            self.sgd
+                .velocity
+                .register(param.id, Tensor::<D>::from_data(data, self.device));
         }
     }
 }
@@ -162,7 +181,9 @@ mod tests {
     }
 
     fn line(values: [f32; 2], device: &Device) -> Line {
-        Line { weight: Param::from_tensor(Tensor::from_floats(values, device)) }
+        Line {
+            weight: Param::from_tensor(Tensor::from_floats(values, device)),
+        }
     }
 
     fn grads(model: &Line, values: [f32; 2], device: &Device) -> GradientsParams {
@@ -202,9 +223,15 @@ mod tests {
             expected(1.0, &[0.5, 0.25, -3.0]),
             expected(-2.0, &[-1.0, 2.0, 0.125]),
         ]) {
-            assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} against {expected}");
+            assert!(
+                (f64::from(*found) - expected).abs() < 1e-6,
+                "{found} against {expected}"
+            );
         }
-        assert!(model.weight.val().is_require_grad(), "the parameter must stay trainable");
+        assert!(
+            model.weight.val().is_require_grad(),
+            "the parameter must stay trainable"
+        );
     }
 
     #[test]
@@ -221,7 +248,10 @@ mod tests {
         let mut again = Sgd::new(0.9, 5e-4);
         assert!(again.restore(&twin, sgd.buffers(&model), &plain).is_empty());
 
-        let (a, b) = (grads(&model, [0.1, 0.2], &plain), grads(&twin, [0.1, 0.2], &plain));
+        let (a, b) = (
+            grads(&model, [0.1, 0.2], &plain),
+            grads(&twin, [0.1, 0.2], &plain),
+        );
         let (model, twin) = (sgd.step(0.1, model, a), again.step(0.1, twin, b));
         assert_eq!(weights(&model), weights(&twin));
     }

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use halfseg_amp::GradScaler;
-use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::atomic::write_atomically;
+use crate::tensors::write_tensors;
 
 /// Key of the metadata that holds everything but tensors, as JSON.
 const KEY: &str = "halfseg.state";
@@ -67,36 +66,22 @@ impl Position {
 impl RunState {
     /// Writes the state to a temporary file that takes the place of `path`.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let mut end = 0;
-        let tensors = self.momentum.iter().map(|(name, data)| {
-            assert_eq!(data.dtype(), DType::F32, "momentum of {name} is kept in f32");
-            let start = end;
-            end += data.as_bytes().len();
-            let info = TensorInfo {
-                dtype: Dtype::F32,
-                shape: data.shape().to_vec(),
-                data_offsets: (start, end),
-            };
-            (name.clone(), info)
-        });
         let json = serde_json::to_string(&self.position).expect("plain numbers and texts");
         let metadata = HashMap::from([(KEY.to_owned(), json)]);
-        let header = Metadata::new(Some(metadata), tensors.collect())
-            .expect("offsets follow one another");
-        let mut header = serde_json::to_vec(&header).expect("a header is JSON");
-        header.resize(header.len().next_multiple_of(8), b' ');
-        // Not the crate's own writer: its files are readable by their owner alone.
-        write_atomically(path, |out| {
-            out.write_all(&(header.len() as u64).to_le_bytes())?;
-            out.write_all(&header)?;
-            self.momentum.values().try_for_each(|data| out.write_all(data.as_bytes()))
-        })
+        let tensors: Vec<_> = self
+            .momentum
+            .iter()
+            .map(|(name, data)| (name.as_str(), data))
+            .collect();
+        write_tensors(path, metadata, &tensors)
     }
 
     /// Reads what [`save`](Self::save) wrote.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let bytes =
-            fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let bytes = fs::read(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         let wrong = |found: String| Error::State {
             path: path.to_owned(),
             expected: EXPECTED.into(),
@@ -112,21 +97,29 @@ impl RunState {
         let position: Position =
             serde_json::from_str(json).map_err(|error| wrong(format!("`{KEY}`: {error}")))?;
         if position.format != FORMAT {
-            return Err(wrong(format!("format {} (this is {FORMAT})", position.format)));
+            return Err(wrong(format!(
+                "format {} (this is {FORMAT})",
+                position.format
+            )));
         }
-        let tensors =
-            SafeTensors::deserialize(&bytes).map_err(|error| wrong(error.to_string()))?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| wrong(error.to_string()))?;
         let mut momentum = BTreeMap::new();
         for (name, tensor) in tensors.iter() {
             if tensor.dtype() != Dtype::F32 {
-                return Err(wrong(format!("`{name}` of {:?} instead of F32", tensor.dtype())));
+                return Err(wrong(format!(
+                    "`{name}` of {:?} instead of F32",
+                    tensor.dtype()
+                )));
             }
             let values: Vec<f32> = tensor
                 .data()
                 .chunks_exact(4)
                 .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
                 .collect();
-            momentum.insert(name.to_owned(), TensorData::new(values, tensor.shape().to_vec()));
+            momentum.insert(
+                name.to_owned(),
+                TensorData::new(values, tensor.shape().to_vec()),
+            );
         }
         Ok(Self { position, momentum })
     }
@@ -170,8 +163,9 @@ mod tests {
         // The name that the writer takes leads to a device that is always full.
         #[cfg(target_os = "linux")]
         {
-            let temporary =
-                folder.path().join(format!(".a.state.safetensors.{}.tmp", std::process::id()));
+            let temporary = folder
+                .path()
+                .join(format!(".a.state.safetensors.{}.tmp", std::process::id()));
             std::os::unix::fs::symlink("/dev/full", temporary).unwrap();
             let error = state().save(&path).unwrap_err();
             assert!(matches!(error, Error::Write { .. }), "{error}");
@@ -196,6 +190,11 @@ mod tests {
         let mut other = state();
         other.position.format = 2;
         other.save(&path).unwrap();
-        assert!(RunState::load(&path).unwrap_err().to_string().contains("format 2"));
+        assert!(
+            RunState::load(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("format 2")
+        );
     }
 }

@@ -20,8 +20,8 @@ use crate::inference::check_labels;
 use crate::results;
 use crate::state::{Position, RunState};
 use crate::{
-    Bytes, Error, Learner, Log, Predictor, Recipe, Step, available_memory, resident_memory,
-    training_memory,
+    Bytes, Error, Learner, Log, Predictor, Recipe, Step, available_memory, parameters,
+    resident_memory, training_memory,
 };
 
 /// The metadata key of a checkpoint that holds its [`Recipe`] as TOML.
@@ -67,7 +67,7 @@ pub struct Started<'a> {
     /// Images for evaluation.
     pub val_images: usize,
     /// Parameters of the network.
-    pub parameters: usize,
+    pub parameters: u64,
     /// What came from `checkpoint`, if weights were loaded.
     pub loaded: Option<&'a LoadReport>,
     /// The lower bound of the memory needed.
@@ -136,12 +136,17 @@ impl Trainer {
     /// and a step that cannot fit into memory.
     pub fn new(recipe: Recipe, device: &Device, out: &Path) -> Result<Self, Error> {
         if Self::can_resume(out) {
-            return Err(Error::FolderInUse { path: out.to_owned(), found: LAST });
+            return Err(Error::FolderInUse {
+                path: out.to_owned(),
+                found: LAST,
+            });
         }
         let memory = check_memory(&recipe)?;
         let (train, val) = open_data(&recipe)?;
-        fs::create_dir_all(out)
-            .map_err(|source| Error::Write { path: out.to_owned(), source })?;
+        fs::create_dir_all(out).map_err(|source| Error::Write {
+            path: out.to_owned(),
+            source,
+        })?;
 
         let training = device.clone().autodiff();
         training.seed(recipe.seed);
@@ -271,14 +276,20 @@ impl Trainer {
             },
         );
         let training = self.device.clone().autodiff();
-        let left = self.learner.iterations().saturating_sub(self.learner.iteration());
+        let left = self
+            .learner
+            .iterations()
+            .saturating_sub(self.learner.iteration());
         let mut line = LogLine::default();
         let mut begun = Instant::now();
         for batch in loader.take(usize::try_from(left).unwrap_or(usize::MAX)) {
             let batch = batch?;
             let classes = self.recipe.model.num_classes;
             check_labels(&batch.labels, classes, || {
-                format!("a label map in the batch of iteration {}", batch.iteration + 1)
+                format!(
+                    "a label map in the batch of iteration {}",
+                    batch.iteration + 1
+                )
             })?;
             let (images, labels) = batch.to_tensors(&training);
             let step = self.learner.step(images, labels);
@@ -322,13 +333,12 @@ impl Trainer {
     }
 
     fn start(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
-        use burn::module::Module;
         let started = Started {
             recipe: &self.recipe,
             iteration: self.learner.iteration(),
             train_images: self.train.len(),
             val_images: self.val.as_ref().map_or(0, |val| val.len()),
-            parameters: self.learner.model().num_params(),
+            parameters: parameters(self.learner.model()),
             loaded: self.loaded.as_ref(),
             memory: self.memory,
         };
@@ -376,7 +386,9 @@ impl Trainer {
 
     /// Scores the validation split. `false` when the observer stopped it.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, Error> {
-        let Some(val) = self.val.clone() else { return Ok(true) };
+        let Some(val) = self.val.clone() else {
+            return Ok(true);
+        };
         let iteration = self.learner.iteration();
         let predictor = self.predictor();
         let begun = Instant::now();
@@ -424,7 +436,10 @@ impl Trainer {
     fn save_weights(&self, path: &Path) -> Result<(), Error> {
         let mut metadata = BTreeMap::from([
             (RECIPE_KEY.to_owned(), self.recipe.to_toml()),
-            ("halfseg.iteration".to_owned(), self.learner.iteration().to_string()),
+            (
+                "halfseg.iteration".to_owned(),
+                self.learner.iteration().to_string(),
+            ),
         ]);
         if let Some((miou, _)) = self.best.filter(|(_, at)| *at == self.learner.iteration()) {
             metadata.insert("halfseg.miou".to_owned(), miou.to_string());
@@ -469,7 +484,10 @@ impl Trainer {
 
     fn interrupted(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
         let checkpoint = self.save(observer)?;
-        Ok(Outcome::Interrupted { iteration: self.learner.iteration(), checkpoint })
+        Ok(Outcome::Interrupted {
+            iteration: self.learner.iteration(),
+            checkpoint,
+        })
     }
 
     /// Scores, plots and pictures of the finished run.
@@ -524,7 +542,10 @@ impl LogLine {
     fn add(&mut self, step: &Step, timing: &Timing) {
         self.steps += 1;
         let numbers = [step.loss, step.decode, step.aux, step.accuracy];
-        self.sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
+        self.sums
+            .iter_mut()
+            .zip(numbers)
+            .for_each(|(sum, number)| *sum += number);
         self.skipped += u32::from(!step.outcome.stepped());
         self.waited += timing.waited;
         self.total += timing.total;
@@ -535,7 +556,9 @@ impl LogLine {
         let steps = f64::from(self.steps.max(1));
         let [loss, decode, aux, accuracy] = self.sums.map(|sum| number(sum / steps));
         let (scale, grad_norm) = match &last.outcome {
-            StepOutcome::Stepped { scale, grad_norm, .. } => (*scale, *grad_norm),
+            StepOutcome::Stepped {
+                scale, grad_norm, ..
+            } => (*scale, *grad_norm),
             StepOutcome::Skipped { scale, .. } => (*scale, None),
             _ => (f32::NAN, None),
         };
@@ -615,7 +638,10 @@ pub fn open_split(recipe: &Recipe, split: &str) -> Result<Arc<dyn Dataset>, Erro
     let root = Path::new(&data.source);
     let dataset = Cityscapes::open(root, split)?;
     if !dataset.is_labelled() {
-        return Err(Error::Unlabelled { path: root.to_owned(), split: split.to_owned() });
+        return Err(Error::Unlabelled {
+            path: root.to_owned(),
+            split: split.to_owned(),
+        });
     }
     Ok(Arc::new(dataset))
 }
@@ -655,7 +681,11 @@ pub fn resolve_checkpoint(path: &Path) -> Result<PathBuf, Error> {
         return Ok(path.to_owned());
     }
     let best = path.join(BEST);
-    if best.is_file() { Ok(best) } else { last_checkpoint(path) }
+    if best.is_file() {
+        Ok(best)
+    } else {
+        last_checkpoint(path)
+    }
 }
 
 /// The recipe that a checkpoint of a training run carries; `None` for weights from elsewhere.
@@ -670,8 +700,10 @@ pub fn read_recipe(weights: &Path) -> Result<Option<Recipe>, Error> {
 }
 
 fn last_checkpoint(out: &Path) -> Result<PathBuf, Error> {
-    let name = fs::read_to_string(out.join(LAST))
-        .map_err(|_| Error::NothingToResume { path: out.to_owned(), expected: LAST })?;
+    let name = fs::read_to_string(out.join(LAST)).map_err(|_| Error::NothingToResume {
+        path: out.to_owned(),
+        expected: LAST,
+    })?;
     Ok(out.join(name.trim()))
 }
 

@@ -179,7 +179,11 @@ text!(
     |text| match text {
         "flex" | "cpu" => Some(DeviceChoice::Flex),
         "cuda" => Some(DeviceChoice::Cuda(0)),
-        other => other.strip_prefix("cuda:")?.parse().ok().map(DeviceChoice::Cuda),
+        other => other
+            .strip_prefix("cuda:")?
+            .parse()
+            .ok()
+            .map(DeviceChoice::Cuda),
     },
     |device, f| match device {
         DeviceChoice::Flex => f.write_str("flex"),
@@ -201,8 +205,20 @@ mod tests {
 
     #[test]
     fn values_read_what_they_print() {
-        check("512x1024", Crop { height: 512, width: 1024 });
-        check("2048x1024", Scale { width: 2048, height: 1024 });
+        check(
+            "512x1024",
+            Crop {
+                height: 512,
+                width: 1024,
+            },
+        );
+        check(
+            "2048x1024",
+            Scale {
+                width: 2048,
+                height: 1024,
+            },
+        );
         check("bf16", Precision::Bf16);
         check("dynamic", LossScale::Dynamic);
         check("512", LossScale::Static(512.0));

@@ -46,20 +46,28 @@ impl Observer for StopAt {
 
 fn run(recipe: &Recipe, out: &Path, observer: &mut dyn Observer) -> Outcome {
     let device = DeviceChoice::Flex.open().unwrap();
-    Trainer::new(recipe.clone(), &device, out).unwrap().run(observer).unwrap()
+    Trainer::new(recipe.clone(), &device, out)
+        .unwrap()
+        .run(observer)
+        .unwrap()
 }
 
 fn resume(out: &Path, observer: &mut dyn Observer) -> Outcome {
     let device = DeviceChoice::Flex.open().unwrap();
-    Trainer::resume(&device, out, Ok).unwrap().run(observer).unwrap()
+    Trainer::resume(&device, out, Ok)
+        .unwrap()
+        .run(observer)
+        .unwrap()
 }
 
 /// Tensors of a safetensors file without its metadata, byte for byte.
 fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut tensors: Vec<_> =
-        file.iter().map(|(name, tensor)| (name.to_owned(), tensor.data().to_vec())).collect();
+    let mut tensors: Vec<_> = file
+        .iter()
+        .map(|(name, tensor)| (name.to_owned(), tensor.data().to_vec()))
+        .collect();
     tensors.sort();
     assert!(tensors.len() > 50, "{} holds too little", path.display());
     tensors
@@ -69,32 +77,50 @@ fn check_resume(method: Method, precision: &str, scale: &str) {
     let folder = tempfile::tempdir().unwrap();
     let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
     let mut recipe = tiny(method, 6, precision);
-    recipe.set(&format!("precision.loss_scale={scale}")).unwrap();
+    recipe
+        .set(&format!("precision.loss_scale={scale}"))
+        .unwrap();
 
-    assert!(matches!(run(&recipe, &whole, &mut ()), Outcome::Finished(Some(_))));
+    assert!(matches!(
+        run(&recipe, &whole, &mut ()),
+        Outcome::Finished(Some(_))
+    ));
     for (stop, from_scratch) in [(2, true), (5, false)] {
         let outcome = match from_scratch {
             true => run(&recipe, &parts, &mut StopAt(stop, 0)),
             false => resume(&parts, &mut StopAt(stop, 0)),
         };
-        let Outcome::Interrupted { iteration, checkpoint } = outcome else {
+        let Outcome::Interrupted {
+            iteration,
+            checkpoint,
+        } = outcome
+        else {
             panic!("expected an interruption");
         };
         assert_eq!(iteration, stop);
         assert!(checkpoint.is_file());
     }
-    assert!(matches!(resume(&parts, &mut ()), Outcome::Finished(Some(_))));
+    assert!(matches!(
+        resume(&parts, &mut ()),
+        Outcome::Finished(Some(_))
+    ));
 
     for name in ["iter_6.safetensors", "iter_6.state.safetensors"] {
         let (a, b) = (tensors(&whole.join(name)), tensors(&parts.join(name)));
         assert_eq!(a.len(), b.len());
         for ((name, a), (_, b)) in a.iter().zip(&b) {
-            assert!(a == b, "{method} {precision}: {name} differs after resuming");
+            assert!(
+                a == b,
+                "{method} {precision}: {name} differs after resuming"
+            );
         }
     }
     let losses = |out: &Path| -> Vec<String> {
         let lines = Log::read(&out.join("log.jsonl"), "train").unwrap();
-        lines.iter().map(|line| format!("{} {}", line["loss"], line["lr"])).collect()
+        lines
+            .iter()
+            .map(|line| format!("{} {}", line["loss"], line["lr"]))
+            .collect()
     };
     assert_eq!(losses(&whole), losses(&parts));
     assert_eq!(losses(&whole).len(), 6);
@@ -124,7 +150,13 @@ fn a_run_leaves_its_results_and_a_checkpoint_that_knows_itself() {
         panic!("expected scores");
     };
     assert!((0.0..=1.0).contains(&scores.mean_iou));
-    for name in ["config.toml", "log.jsonl", "scores.json", "loss.svg", "confusion.svg"] {
+    for name in [
+        "config.toml",
+        "log.jsonl",
+        "scores.json",
+        "loss.svg",
+        "confusion.svg",
+    ] {
         assert!(out.join(name).is_file(), "{name} is missing");
     }
     let pictures = fs::read_dir(out.join("pictures")).unwrap().count();
@@ -133,7 +165,10 @@ fn a_run_leaves_its_results_and_a_checkpoint_that_knows_itself() {
     let best = resolve_checkpoint(&out).unwrap();
     assert_eq!(best, out.join("best.safetensors"));
     assert_eq!(read_recipe(&best).unwrap().unwrap(), recipe);
-    assert_eq!(halfseg_segmentor::read_architecture(&best).unwrap(), recipe.model);
+    assert_eq!(
+        halfseg_segmentor::read_architecture(&best).unwrap(),
+        recipe.model
+    );
     assert_eq!(Recipe::read(&out.join("config.toml")).unwrap(), recipe);
     let evaluations = Log::read(&out.join("log.jsonl"), "eval").unwrap();
     assert_eq!(evaluations.len(), 2);
@@ -154,18 +189,28 @@ fn a_full_disk_leaves_the_previous_checkpoint_to_resume_from() {
 
     // The names that writers take first lead to a device that is always full.
     #[cfg(target_os = "linux")]
-    for name in ["iter_4.safetensors", "iter_4.state.safetensors", "last_checkpoint"] {
+    for name in [
+        "iter_4.safetensors",
+        "iter_4.state.safetensors",
+        "last_checkpoint",
+    ] {
         let temporary = out.join(format!(".{name}.{}.tmp", std::process::id()));
         std::os::unix::fs::symlink("/dev/full", &temporary).unwrap();
         let device = DeviceChoice::Flex.open().unwrap();
-        let error = Trainer::resume(&device, &out, Ok).unwrap().run(&mut ()).unwrap_err();
+        let error = Trainer::resume(&device, &out, Ok)
+            .unwrap()
+            .run(&mut ())
+            .unwrap_err();
         let mut text = error.to_string();
         let mut cause: &dyn std::error::Error = &error;
         while let Some(next) = cause.source() {
             text.push_str(&next.to_string());
             cause = next;
         }
-        assert!(text.contains(name) && text.contains("No space left"), "{text}");
+        assert!(
+            text.contains(name) && text.contains("No space left"),
+            "{text}"
+        );
         let last = fs::read_to_string(out.join("last_checkpoint")).unwrap();
         assert_eq!(last, "iter_2.safetensors");
         assert_eq!(tensors(&out.join("iter_2.safetensors")), before);
@@ -180,7 +225,9 @@ fn a_crop_beyond_memory_is_refused_before_anything_is_allocated() {
     let mut recipe = tiny(Method::Fcn, 1, "f16");
     recipe.set("data.crop=1000000x1000000").unwrap();
     let device = DeviceChoice::Flex.open().unwrap();
-    let error = Trainer::new(recipe, &device, &folder.path().join("run")).err().unwrap();
+    let error = Trainer::new(recipe, &device, &folder.path().join("run"))
+        .err()
+        .unwrap();
     assert!(matches!(error, Error::Memory { .. }), "{error}");
     assert!(error.to_string().contains("1000000x1000000"), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -203,7 +250,10 @@ fn labels_beyond_the_classes_are_refused_by_value() {
     let device = DeviceChoice::Flex.open().unwrap();
     let mut trainer = Trainer::new(recipe, &device, &folder.path().join("run")).unwrap();
     let error = trainer.run(&mut ()).unwrap_err();
-    assert!(matches!(error, Error::LabelOutOfRange { expected: 5, .. }), "{error}");
+    assert!(
+        matches!(error, Error::LabelOutOfRange { expected: 5, .. }),
+        "{error}"
+    );
 }
 
 #[test]
