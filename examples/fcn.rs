@@ -1,118 +1,96 @@
-//! FCN (Long 2015) on generated street scenes: config, data, model, training, evaluation and
-//! prediction in f16 on the CPU, with the crates composed in the open.
+//! FCN (Long 2015) on generated street scenes: config, data, model, training, evaluation and prediction
+//! in f16 on the CPU, with the crates composed in the open.
 //!
 //! `cargo run --release --example fcn`; pictures go to `runs/example-fcn`.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
-use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
-use halfseg_amp::{GradScaler, Policy, autocast};
-use halfseg_data::{
-    CLASSES, Dataset, IGNORE, LABELS, Loader, LoaderConfig, PALETTE, Pipeline, SyntheticStreets,
-    normalize,
-};
-use halfseg_eval::{ConfusionMatrix, argmax, colorize, overlay, panel, write_rgb_png};
+use halfseg_data::{Dataset, Loader, LoaderConfig, SyntheticStreets};
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{PolySchedule, Sgd};
-use rand::SeedableRng;
+use halfseg_train::{
+    Crop, DeviceChoice, Learner, Precision, Predictor, Recipe, Scale, class_names, draw_prediction,
+    pipeline,
+};
 
 fn main() -> anyhow::Result<()> {
     // CI sets HALFSEG_SMOKE to see every line run within seconds.
-    let iterations = if std::env::var_os("HALFSEG_SMOKE").is_some() {
-        2
-    } else {
-        60
+    let smoke = std::env::var_os("HALFSEG_SMOKE").is_some();
+
+    // Config: the published recipe, with a narrow network and small images for a short run.
+    let mut recipe = Recipe::published(Method::Fcn, Depth::R18);
+    recipe.model = SegmentorConfig {
+        stem_channels: 32,
+        base_channels: 16,
+        head_channels: 64,
+        aux_channels: 32,
+        c1_channels: 16,
+        dilations: vec![1, 2, 4, 6],
+        ..recipe.model
     };
-    let (width, height) = (128, 64);
+    recipe.data.scale = Scale {
+        width: 192,
+        height: 96,
+    };
+    recipe.data.crop = Crop {
+        height: 96,
+        width: 96,
+    };
+    (recipe.data.ratio_min, recipe.data.ratio_max) = (0.75, 1.5);
+    recipe.data.photometric = false;
+    recipe.train.batch = 4;
+    recipe.optimizer.lr = 0.1;
+    recipe.schedule.iterations = if smoke { 2 } else { 150 };
+    recipe.precision.dtype = Precision::F16;
 
     // Data: one seed for training, another for evaluation.
+    let Scale { width, height } = recipe.data.scale;
     let streets = Arc::new(SyntheticStreets::new(width, height, 200, 1));
-    let held_out = SyntheticStreets::new(width, height, 8, 2);
-    let pipeline = Pipeline {
-        scale: (width, height),
-        crop: (64, 64),
-        ..Pipeline::default()
-    };
-    let config = LoaderConfig {
-        batch: 4,
+    let held_out = SyntheticStreets::new(width, height, if smoke { 1 } else { 10 }, 2);
+    let batch = recipe.train.batch;
+    let order = LoaderConfig {
+        batch,
         seed: 1,
         workers: 1,
         queue: 2,
         start_at: 0,
     };
-    let loader = Loader::new(streets, pipeline, config);
+    let loader = Loader::new(streets, pipeline(&recipe), order);
 
-    // Model: f32 master weights; convolutions compute in f16.
-    let device = Device::flex();
+    // Model: f32 master weights on a device that tracks gradients.
+    let device = DeviceChoice::Flex.open()?;
     let training = device.clone().autodiff();
     training.seed(1);
-    let mut model = SegmentorConfig::new(Method::Fcn, Depth::R18).init(&training);
-    let policy = Policy::f16();
+    let mut learner = Learner::new(recipe.model.init(&training), &recipe);
 
-    // Training, as the published recipe does it.
-    let mut scaler = GradScaler::fixed(512.0);
-    let mut sgd = Sgd::new(0.9, 5e-4);
-    let schedule = PolySchedule {
-        lr: 0.01,
-        min_lr: 1e-4,
-        power: 0.9,
-        iterations,
-    };
-    let mut dropout = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-    for batch in loader.take(iterations as usize) {
-        let batch = batch?;
-        let (images, labels) = batch.to_tensors(&training);
-        scaler.begin(&model);
-        let losses = autocast(&policy, || model.loss(images, labels, &mut dropout));
-        let loss = losses.total.clone().into_scalar::<f32>();
-        let scaled = scaler.scale(losses.total).backward(&model);
-        let grads = scaler.unscale(scaled);
-        let lr = schedule.at(batch.iteration);
-        let update = |model, grads| sgd.step(lr, model, grads);
-        let (updated, outcome) = scaler.step_with(model, grads, update);
-        model = updated;
-        if batch.iteration % 10 == 0 {
+    // Training: autocast forward, f32 loss, scaled backward, SGD on the poly schedule.
+    for batch in loader.take(recipe.schedule.iterations as usize) {
+        let (images, labels) = batch?.to_tensors(&training);
+        let step = learner.step(images, labels);
+        if step.iteration % 15 == 1 {
             println!(
-                "iteration {:>3}  loss {loss:.3}  {outcome:?}",
-                batch.iteration
+                "iteration {:>3}  loss {:.3}  {}",
+                step.iteration, step.loss, step.outcome
             );
         }
     }
 
-    // Evaluation and prediction on scenes that training has not seen.
-    let model = model.valid();
-    let folder = PathBuf::from("runs/example-fcn");
-    std::fs::create_dir_all(&folder)?;
-    let mut matrix = ConfusionMatrix::new(CLASSES);
-    for index in 0..held_out.len() {
-        let sample = held_out.get(index)?;
-        let input = TensorData::new(normalize(&sample.image), [1, 3, height, width]);
-        let input = Tensor::<4>::from_data(input, &device);
-        let maps = argmax(autocast(&policy, || model.forward(input)));
-        if let Some(label) = &sample.label {
-            matrix.update(&maps[0], &label.data, IGNORE)?;
-        }
-        let blend = overlay(&sample.image.data, &maps[0], &PALETTE, 0.5);
-        let colors = colorize(&maps[0], &PALETTE);
-        let parts = [
-            (&sample.image.data[..], width),
-            (&blend[..], width),
-            (&colors[..], width),
-        ];
-        let (picture, total) = panel(&parts, height, 4);
-        let path = folder.join(format!("{}.png", sample.name));
-        write_rgb_png(&path, &picture, (total, height))?;
-    }
-    let mut names = [""; CLASSES];
-    for label in LABELS.iter().filter(|label| label.train_id != IGNORE) {
-        names[label.train_id as usize] = label.name;
-    }
-    println!(
-        "{}pictures in {}",
-        matrix.scores().table(&names),
-        folder.display()
+    // Evaluation on scenes that training has not seen.
+    let predictor = Predictor::new(
+        learner.model(),
+        recipe.precision.dtype,
+        recipe.eval.clone(),
+        &device,
     );
+    let matrix = predictor.evaluate(&held_out, |_| Ok(true))?;
+    print!("{}", matrix.scores().table(&class_names()));
+
+    // Prediction: picture, prediction and truth side by side, and the maps one by one.
+    let folder = Path::new("runs/example-fcn");
+    for index in 0..held_out.len().min(3) {
+        let sample = held_out.get(index)?;
+        draw_prediction(folder, &sample, &predictor.predict(&sample.image))?;
+    }
+    println!("pictures in {}", folder.display());
     Ok(())
 }

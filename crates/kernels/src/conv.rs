@@ -1,6 +1,6 @@
 //! Two-dimensional convolution.
 
-use burn::tensor::{Tensor, module, ops::ConvOptions};
+use burn::tensor::{DType, Tensor, module, ops::ConvOptions};
 
 /// How a convolution's window moves over its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,10 +50,23 @@ pub fn conv2d(
         dilation,
         groups,
     } = options;
-    module::conv2d(
-        x,
-        weight,
-        bias,
-        ConvOptions::new(stride, padding, dilation, groups),
-    )
+    let options = ConvOptions::new(stride, padding, dilation, groups);
+    let dtype = x.dtype();
+    if !computes_in_f32(&x) {
+        return module::conv2d(x, weight, bias, options);
+    }
+    let [x, weight] = [x, weight].map(|operand| operand.cast(DType::F32));
+    let bias = bias.map(|bias| bias.cast(DType::F32));
+    module::conv2d(x, weight, bias, options).cast(dtype)
+}
+
+/// Whether half-precision operands are better widened first. On the CPU, Flex's backward pass in
+/// f16 adds products one by one and rounds each sum, which is four times slower than f32 and less
+/// exact. Widening is exact, so only the result is rounded.
+fn computes_in_f32(x: &Tensor<4>) -> bool {
+    #[cfg(feature = "flex")]
+    let on_flex = x.device() == burn::tensor::Device::flex();
+    #[cfg(not(feature = "flex"))]
+    let on_flex = false;
+    on_flex && matches!(x.dtype(), DType::F16 | DType::BF16)
 }

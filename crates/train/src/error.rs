@@ -104,24 +104,52 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// The loss left the range of numbers, and lowering the scale does not help.
+    /// The loss or the gradients left the range of numbers for good.
     #[error(
-        "training diverged: {skipped} steps in a row had gradients that are not finite, up to \
-         iteration {iteration} (loss {loss}, loss scale {scale}; first in {culprits}); try a lower \
-         learning rate{hint}"
+        "training diverged at iteration {iteration} (loss {loss}): {found}; the last checkpoint is \
+         unchanged; try a lower learning rate, or another precision or loss scale"
     )]
     Diverged {
         /// Iteration at which it was given up.
         iteration: u64,
-        /// Steps skipped in a row.
-        skipped: u64,
-        /// The last loss.
+        /// Its loss.
         loss: f64,
-        /// The last loss scale.
-        scale: f64,
-        /// Parameters with gradients that are not finite.
-        culprits: String,
-        /// What else could help.
-        hint: &'static str,
+        /// What was not finite.
+        found: String,
     },
+    /// The split has images but no label maps.
+    #[error(
+        "{}: the split `{split}` has no label maps; expected them in {}", path.display(),
+        path.join("gtFine").join(split).display()
+    )]
+    Unlabelled {
+        /// The data set's folder.
+        path: PathBuf,
+        /// The split.
+        split: String,
+    },
+    /// A label map has classes that the network lacks.
+    #[error(
+        "{name}: expected trainIds below {expected} (model.num_classes) or 255, found {pixels} \
+         pixels of {value}"
+    )]
+    LabelOutOfRange {
+        /// The sample, or the iteration of the batch.
+        name: String,
+        /// Number of classes.
+        expected: usize,
+        /// The largest value.
+        value: u8,
+        /// How many pixels are too large.
+        pixels: usize,
+    },
+    /// Reading data failed.
+    #[error(transparent)]
+    Data(#[from] halfseg_data::DataError),
+    /// A checkpoint's weights could not be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] halfseg_segmentor::CheckpointError),
+    /// Scoring or drawing failed.
+    #[error(transparent)]
+    Eval(#[from] halfseg_eval::EvalError),
 }

@@ -83,7 +83,10 @@ impl Learner {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(self.iteration);
 
-        let model = self.model.take().expect("a model is put back after each step");
+        let model = self
+            .model
+            .take()
+            .expect("a model is put back after each step");
         self.scaler.begin(&model);
         let losses = autocast(&self.policy, || model.loss(images, labels, &mut rng));
         let numbers = [&losses.total, &losses.decode, &losses.aux, &losses.accuracy];
@@ -99,15 +102,27 @@ impl Learner {
         self.model = Some(model);
         self.iteration += 1;
 
-        let numbers: Vec<f32> =
-            numbers.into_data().try_into_vec().expect("losses are four f32 numbers");
+        let numbers: Vec<f32> = numbers
+            .into_data()
+            .try_into_vec()
+            .expect("losses are four f32 numbers");
         let [loss, decode, aux, accuracy] = [0, 1, 2, 3].map(|i| f64::from(numbers[i]));
-        Step { iteration: self.iteration, lr, loss, decode, aux, accuracy, outcome }
+        Step {
+            iteration: self.iteration,
+            lr,
+            loss,
+            decode,
+            aux,
+            accuracy,
+            outcome,
+        }
     }
 
     /// The network, in training mode.
     pub fn model(&self) -> &Segmentor {
-        self.model.as_ref().expect("a model is put back after each step")
+        self.model
+            .as_ref()
+            .expect("a model is put back after each step")
     }
 
     /// A copy of the network for inference; it shares the weights' memory.
@@ -150,7 +165,10 @@ impl Learner {
     ) -> Vec<String> {
         self.iteration = iteration;
         self.scaler = scaler;
-        let model = self.model.as_ref().expect("a model is put back after each step");
+        let model = self
+            .model
+            .as_ref()
+            .expect("a model is put back after each step");
         self.sgd.restore(model, momentum, device)
     }
 }

@@ -193,7 +193,7 @@ mod tests {
     }
 
     fn weights(model: &Line) -> Vec<f32> {
-        model.weight.val().into_data().try_to_vec().unwrap()
+        model.weight.val().into_data().try_into_vec().unwrap()
     }
 
     /// `torch.optim.SGD([w], lr=0.1, momentum=0.9, weight_decay=0.01)` worked out in f64.

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use halfseg_amp::GradScaler;
-use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::atomic::write_atomically;
+use crate::tensors::write_tensors;
 
 /// Key of the metadata that holds everything but tensors, as JSON.
 const KEY: &str = "halfseg.state";
@@ -67,36 +66,14 @@ impl Position {
 impl RunState {
     /// Writes the state to a temporary file that takes the place of `path`.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let mut end = 0;
-        let tensors = self.momentum.iter().map(|(name, data)| {
-            assert_eq!(
-                data.dtype(),
-                DType::F32,
-                "momentum of {name} is kept in f32"
-            );
-            let start = end;
-            end += data.as_bytes().len();
-            let info = TensorInfo {
-                dtype: Dtype::F32,
-                shape: data.shape().to_vec(),
-                data_offsets: (start, end),
-            };
-            (name.clone(), info)
-        });
         let json = serde_json::to_string(&self.position).expect("plain numbers and texts");
         let metadata = HashMap::from([(KEY.to_owned(), json)]);
-        let header =
-            Metadata::new(Some(metadata), tensors.collect()).expect("offsets follow one another");
-        let mut header = serde_json::to_vec(&header).expect("a header is JSON");
-        header.resize(header.len().next_multiple_of(8), b' ');
-        // Not the crate's own writer: its files are readable by their owner alone.
-        write_atomically(path, |out| {
-            out.write_all(&(header.len() as u64).to_le_bytes())?;
-            out.write_all(&header)?;
-            self.momentum
-                .values()
-                .try_for_each(|data| out.write_all(data.as_bytes()))
-        })
+        let tensors: Vec<_> = self
+            .momentum
+            .iter()
+            .map(|(name, data)| (name.as_str(), data))
+            .collect();
+        write_tensors(path, metadata, &tensors)
     }
 
     /// Reads what [`save`](Self::save) wrote.

@@ -1,0 +1,277 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use halfseg_segmentor::{Depth, Method};
+use halfseg_train::{Crop, DeviceChoice, EvalScale, LossScale, Precision, Scale};
+
+/// Semantic segmentation of street scenes in mixed precision.
+///
+/// Human output goes to stderr, machine output (`--json -`) to stdout. Exit codes: 0 done,
+/// 1 failed, 2 bad usage, 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(name = "halfseg", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train on generated scenes, evaluate and predict: the whole job in a few minutes
+    Demo(DemoArgs),
+    /// Train a network
+    Train(Box<TrainArgs>),
+    /// Score a checkpoint on a labelled split
+    Eval(Box<EvalArgs>),
+    /// Segment images
+    Predict(Box<PredictArgs>),
+    /// Print the whole effective configuration as TOML
+    Config(Box<ConfigArgs>),
+    /// Convert a checkpoint
+    Export(ExportArgs),
+    /// Print parameters, multiply-accumulates and activation memory
+    Info(InfoArgs),
+}
+
+/// Which network.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ModelArgs {
+    /// fcn, pspnet, deeplabv3 or deeplabv3plus
+    #[arg(long)]
+    pub method: Option<Method>,
+    /// resnet18, resnet34, resnet50, resnet101 or resnet152 (ResNetV1c)
+    #[arg(long)]
+    pub backbone: Option<Depth>,
+    /// Number of classes
+    #[arg(long, value_name = "N")]
+    pub classes: Option<usize>,
+}
+
+/// Configuration files and single values.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ConfigSources {
+    /// Read the configuration from a TOML file (see `halfseg config`)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set one value of the configuration, such as optimizer.lr=0.02; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Flags of `train` and `config`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RecipeArgs {
+    /// The network
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A folder with leftImg8bit and gtFine in it, or `synthetic`
+    #[arg(long, value_name = "PATH|synthetic")]
+    pub data: Option<String>,
+    /// Iterations of the whole run
+    #[arg(long, value_name = "N")]
+    pub iterations: Option<u64>,
+    /// Images per iteration
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Training crop
+    #[arg(long, value_name = "HxW")]
+    pub crop: Option<Crop>,
+    /// Size that random ratios multiply; also the size of generated scenes
+    #[arg(long, value_name = "WxH")]
+    pub scale: Option<Scale>,
+    /// f32, f16 or bf16
+    #[arg(long)]
+    pub precision: Option<Precision>,
+    /// Static factor, or `dynamic`
+    #[arg(long, value_name = "512|dynamic")]
+    pub loss_scale: Option<LossScale>,
+    /// Learning rate of the first iteration
+    #[arg(long, value_name = "X")]
+    pub lr: Option<f64>,
+    /// flex, cuda or cuda:N
+    #[arg(long)]
+    pub device: Option<DeviceChoice>,
+    /// Weights to start from: a whole model or a backbone
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// Decides initial weights, order of images, augmentation and dropout
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Iterations between evaluations; 0 evaluates at the end only
+    #[arg(long, value_name = "N")]
+    pub eval_every: Option<u64>,
+    /// Iterations between checkpoints; 0 writes one at the end only
+    #[arg(long, value_name = "N")]
+    pub checkpoint_every: Option<u64>,
+    /// Background threads that load and augment images
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+    /// Configuration
+    #[command(flatten)]
+    pub sources: ConfigSources,
+}
+
+/// Flags of `train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The recipe
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Folder for checkpoints, log, scores and pictures
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Continue the run in --out from its last checkpoint
+    #[arg(long)]
+    pub resume: bool,
+    /// Write the final scores as JSON (`-`: to stdout)
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+}
+
+/// Flags of `config`.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The recipe
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+}
+
+/// How a trained network is run.
+#[derive(Clone, Debug, Default, Args)]
+pub struct InferenceArgs {
+    /// The network, where the checkpoint does not tell
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Weights: a file, or the output folder of a training run
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: PathBuf,
+    /// whole or slide
+    #[arg(long, value_parser = ["whole", "slide"])]
+    pub mode: Option<String>,
+    /// Window of `--mode slide`
+    #[arg(long, value_name = "HxW")]
+    pub crop: Option<Crop>,
+    /// Distance between windows of `--mode slide`
+    #[arg(long, value_name = "HxW")]
+    pub stride: Option<Crop>,
+    /// Average softmax over six sizes (0.5 to 1.75) and their mirror images
+    #[arg(long)]
+    pub ms_flip: bool,
+    /// Run at the size that fits into this, in the image's ratio, and resize the logits back;
+    /// `own` is the image's own size
+    #[arg(long, value_name = "WxH|own")]
+    pub scale: Option<EvalScale>,
+    /// f32, f16 or bf16
+    #[arg(long)]
+    pub precision: Option<Precision>,
+    /// flex, cuda or cuda:N
+    #[arg(long)]
+    pub device: Option<DeviceChoice>,
+    /// Configuration
+    #[command(flatten)]
+    pub sources: ConfigSources,
+}
+
+/// Flags of `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// How the network is run
+    #[command(flatten)]
+    pub inference: InferenceArgs,
+    /// A folder with leftImg8bit and gtFine in it, or `synthetic`
+    #[arg(long, value_name = "PATH|synthetic")]
+    pub data: Option<String>,
+    /// Split that is scored
+    #[arg(long)]
+    pub split: Option<String>,
+    /// Write the scores as JSON (`-`: to stdout)
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+    /// Write the predictions as labelId PNGs, named as the Cityscapes server expects
+    #[arg(long, value_name = "DIR")]
+    pub save_predictions: Option<PathBuf>,
+    /// Pack the predictions into a ZIP file for the Cityscapes server
+    #[arg(long, value_name = "FILE")]
+    pub zip: Option<PathBuf>,
+    /// Write the confusion matrix as SVG
+    #[arg(long, value_name = "FILE")]
+    pub confusion: Option<PathBuf>,
+}
+
+/// Flags of `predict`.
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    /// How the network is run
+    #[command(flatten)]
+    pub inference: InferenceArgs,
+    /// Folder for the pictures
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Write the logits too, as safetensors
+    #[arg(long)]
+    pub logits: bool,
+    /// Weight of the colours in the overlay, 0 to 1
+    #[arg(long, default_value_t = 0.5)]
+    pub opacity: f32,
+    /// PNG or JPEG images, and folders of them
+    #[arg(required = true, value_name = "IMAGE_OR_FOLDER")]
+    pub inputs: Vec<PathBuf>,
+}
+
+/// Flags of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The network, where the checkpoint does not tell
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Weights: a file, or the output folder of a training run
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: PathBuf,
+    /// Whose names the file uses
+    #[arg(long, value_parser = ["mmseg"], default_value = "mmseg")]
+    pub to: String,
+    /// The safetensors file to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// Flags of `info`.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// The network
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Read the network off these weights
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// Size of the input image
+    #[arg(long, value_name = "HxW", default_value = "512x1024")]
+    pub size: Crop,
+    /// Write the numbers as JSON (`-`: to stdout)
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+}
+
+/// Flags of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Folder for checkpoints, log, scores and pictures; a number is appended where a run exists
+    #[arg(long, value_name = "DIR", default_value = "runs/demo")]
+    pub out: PathBuf,
+    /// f32, f16 or bf16
+    #[arg(long, default_value = "f16")]
+    pub precision: Precision,
+    /// Iterations of the whole run
+    #[arg(long, value_name = "N")]
+    pub iterations: Option<u64>,
+    /// Decides initial weights, order of images, augmentation and dropout
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// flex, cuda or cuda:N
+    #[arg(long, default_value = "flex")]
+    pub device: DeviceChoice,
+}

@@ -1,0 +1,25 @@
+//! `halfseg export`.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use halfseg_train::{DeviceChoice, resolve_checkpoint};
+
+use crate::args::ExportArgs;
+use crate::settings::architecture;
+
+/// Writes a checkpoint as safetensors under MMSegmentation's names.
+pub fn run(args: &ExportArgs) -> Result<()> {
+    let weights = resolve_checkpoint(&args.checkpoint)?;
+    let config = architecture(&args.model, &weights)?;
+    let device = DeviceChoice::Flex.open()?;
+    let (model, report) = halfseg_segmentor::load(&weights, Some(&config), &device)?;
+    eprintln!("{}: {report}", weights.display());
+    let metadata: BTreeMap<_, _> = halfseg_segmentor::read_metadata(&weights)?
+        .into_iter()
+        .filter(|(key, _)| key.starts_with("halfseg."))
+        .collect();
+    model.save_safetensors(&args.out, metadata)?;
+    eprintln!("wrote {} with {}'s names", args.out.display(), args.to);
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! `halfseg info`.
+
+use anyhow::Result;
+use halfseg_segmentor::{Depth, Method, SegmentorConfig};
+use halfseg_train::{Bytes, Cost, PartCost, Precision, training_memory};
+use serde_json::{Map, Value, json};
+
+use crate::args::InfoArgs;
+use crate::output::write_json;
+use crate::settings::architecture;
+
+/// Prints what a network costs, by part, for one image.
+pub fn run(args: &InfoArgs) -> Result<()> {
+    let config = match &args.checkpoint {
+        Some(path) => architecture(&args.model, path)?,
+        None => {
+            let method = args.model.method.unwrap_or(Method::Fcn);
+            let depth = args.model.backbone.unwrap_or(Depth::R101);
+            let classes = args.model.classes.unwrap_or(19);
+            SegmentorConfig::new(method, depth).with_num_classes(classes)
+        }
+    };
+    config.validate()?;
+    let cost = Cost::of(&config, args.size);
+    eprintln!(
+        "{} on {}, {} classes, one {} image",
+        config.method, config.backbone, config.num_classes, args.size
+    );
+    eprintln!(
+        "{:<18}{:>12}{:>12}{:>16}",
+        "part", "parameters", "GMAC", "maps in f16"
+    );
+    for (name, part) in &cost.parts {
+        row(name, part);
+    }
+    row("inference", &cost.total(false));
+    row("training", &cost.total(true));
+    for precision in [Precision::F32, Precision::F16] {
+        let memory = training_memory(&config, args.size, 1, precision);
+        eprintln!("training one such image in {precision} needs at least {memory}");
+    }
+    if let Some(path) = &args.json {
+        let parts: Map<_, _> = cost
+            .parts
+            .iter()
+            .map(|(name, part)| ((*name).to_owned(), object(part)))
+            .collect();
+        let memory = |precision| training_memory(&config, args.size, 1, precision).0;
+        let json = json!({
+            "method": config.method.to_string(),
+            "backbone": config.backbone.to_string(),
+            "classes": config.num_classes,
+            "size": args.size.to_string(),
+            "parts": parts,
+            "inference": object(&cost.total(false)),
+            "training": object(&cost.total(true)),
+            "training_bytes": {
+                "f32": memory(Precision::F32),
+                "f16": memory(Precision::F16),
+                "bf16": memory(Precision::Bf16),
+            },
+        });
+        write_json(path, &json)?;
+    }
+    Ok(())
+}
+
+fn row(name: &str, part: &PartCost) {
+    let maps = Bytes(2 * part.map_elements).to_string();
+    eprintln!(
+        "{name:<18}{:>12}{:>12.2}{maps:>16}",
+        part.parameters,
+        part.macs as f64 / 1e9
+    );
+}
+
+fn object(part: &PartCost) -> Value {
+    json!({
+        "parameters": part.parameters,
+        "macs": part.macs,
+        "map_elements": part.map_elements,
+    })
+}

@@ -1,0 +1,28 @@
+//! The subcommands, one per file.
+
+mod config;
+mod demo;
+mod eval;
+mod export;
+mod info;
+mod predict;
+mod train;
+
+use anyhow::Result;
+
+use crate::args::Command;
+use crate::interrupt;
+
+/// Runs a subcommand.
+pub fn run(command: Command) -> Result<()> {
+    interrupt::install();
+    match command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Config(args) => config::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Info(args) => info::run(&args),
+    }
+}

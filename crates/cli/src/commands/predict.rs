@@ -1,0 +1,130 @@
+//! `halfseg predict`.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use halfseg_data::read_image;
+use halfseg_eval::argmax;
+use halfseg_train::{write_logits, write_maps};
+
+use crate::args::PredictArgs;
+use crate::failure::{Interrupted, Usage};
+use crate::interrupt;
+use crate::progress::bar;
+use crate::settings::Loaded;
+
+/// Segments images and writes pictures.
+pub fn run(args: &PredictArgs) -> Result<()> {
+    if args.logits && args.inference.ms_flip {
+        let why = "--logits with --ms-flip: several views have no logits in common; leave one out";
+        return Err(Usage(why.into()).into());
+    }
+    if !(0.0..=1.0).contains(&args.opacity) {
+        let why = format!(
+            "--opacity: expected a number from 0 to 1, found {}",
+            args.opacity
+        );
+        return Err(Usage(why).into());
+    }
+    let images = images(&args.inputs)?;
+    let loaded = Loaded::open(&args.inference, None)?;
+    let predictor = loaded.predictor();
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    let shown = bar(images.len() as u64, "images");
+    for (done, (path, stem)) in images.iter().enumerate() {
+        if interrupt::requested() {
+            return Err(Interrupted(format!("interrupted after {done} images")).into());
+        }
+        let image = read_image(path)?;
+        let scores = predictor.scores(&image);
+        if args.logits {
+            let file = args.out.join(format!("{stem}_logits.safetensors"));
+            write_logits(&file, scores.clone())?;
+        }
+        let map = argmax(scores).swap_remove(0);
+        write_maps(
+            &args.out,
+            stem,
+            &image.data,
+            &map,
+            image.width,
+            args.opacity,
+        )?;
+        shown.inc(1);
+    }
+    shown.finish_and_clear();
+    eprintln!(
+        "{} images segmented; pictures in {}",
+        images.len(),
+        args.out.display()
+    );
+    Ok(())
+}
+
+/// The images that the arguments mean, with the names of their pictures. Folders are searched with
+/// their subfolders.
+fn images(inputs: &[PathBuf]) -> Result<Vec<(PathBuf, String)>> {
+    let mut paths = Vec::new();
+    for input in inputs {
+        if input.is_dir() {
+            let before = paths.len();
+            search(input, &mut paths)?;
+            if paths.len() == before {
+                bail!(
+                    "{}: expected PNG or JPEG images in it, found none",
+                    input.display()
+                );
+            }
+        } else if input.is_file() {
+            paths.push(input.clone());
+        } else {
+            bail!(
+                "{}: expected an image or a folder, found nothing",
+                input.display()
+            );
+        }
+    }
+    let mut taken: HashMap<String, PathBuf> = HashMap::new();
+    let mut images = Vec::new();
+    for path in paths {
+        let stem = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if let Some(other) = taken.insert(stem.clone(), path.clone()) {
+            if other == path {
+                continue;
+            }
+            bail!(
+                "{} and {} would both be written as {stem}_color.png; predict them separately",
+                other.display(),
+                path.display()
+            );
+        }
+        images.push((path, stem));
+    }
+    Ok(images)
+}
+
+fn search(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
+    let cannot = || format!("cannot read {}", folder.display());
+    let mut entries = fs::read_dir(folder)
+        .with_context(cannot)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<std::io::Result<Vec<_>>>()
+        .with_context(cannot)?;
+    entries.sort();
+    for path in entries {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        let extension = extension.unwrap_or_default().to_ascii_lowercase();
+        if path.is_dir() {
+            search(&path, paths)?;
+        } else if ["png", "jpg", "jpeg"].contains(&extension.as_str()) {
+            paths.push(path);
+        }
+    }
+    Ok(())
+}

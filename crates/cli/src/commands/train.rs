@@ -1,0 +1,75 @@
+//! `halfseg train`.
+
+use std::path::Path;
+
+use anyhow::Result;
+use halfseg_eval::Scores;
+use halfseg_train::{Outcome, Recipe, Trainer, class_names, scores_json};
+
+use crate::args::TrainArgs;
+use crate::failure::{Interrupted, Usage};
+use crate::output::write_json;
+use crate::progress::Console;
+use crate::settings;
+
+/// Trains, or continues to.
+pub fn run(args: &TrainArgs) -> Result<()> {
+    let mut trainer = if args.resume {
+        resume(args)?
+    } else {
+        begin(args)?
+    };
+    let scores = drive(&mut trainer, &args.out)?;
+    if let (Some(path), Some(scores)) = (&args.json, &scores) {
+        write_json(path, &scores_json(scores))?;
+    }
+    Ok(())
+}
+
+fn begin(args: &TrainArgs) -> Result<Trainer> {
+    let recipe = settings::recipe(&args.recipe)?;
+    let device = recipe.device.open()?;
+    Ok(Trainer::new(recipe, &device, &args.out)?)
+}
+
+/// Flags change the recipe that the checkpoint carries; `--config` is not read, because it would
+/// hide what the run began with.
+fn resume(args: &TrainArgs) -> Result<Trainer> {
+    if args.recipe.sources.config.is_some() {
+        let why = "--resume with --config: the checkpoint carries its configuration; change single \
+                   values with flags or --set";
+        return Err(Usage(why.into()).into());
+    }
+    // The device is this machine's, not that of the run's past.
+    let choice = args.recipe.device.unwrap_or_default();
+    let device = choice.open()?;
+    let change = |mut recipe: Recipe| {
+        recipe.device = choice;
+        settings::apply(&args.recipe, recipe)
+    };
+    Ok(Trainer::resume(&device, &args.out, change)?)
+}
+
+/// Runs to the end with progress on the terminal and prints the scores.
+pub fn drive(trainer: &mut Trainer, out: &Path) -> Result<Option<Box<Scores>>> {
+    match trainer.run(&mut Console::new())? {
+        Outcome::Finished(scores) => {
+            if let Some(scores) = &scores {
+                eprint!("{}", scores.table(&class_names()));
+            }
+            eprintln!(
+                "checkpoints, log, scores, curves and pictures in {}",
+                out.display()
+            );
+            Ok(scores)
+        }
+        Outcome::Interrupted {
+            iteration,
+            checkpoint,
+        } => Err(Interrupted(format!(
+            "interrupted after iteration {iteration}; saved {}; continue with --resume",
+            checkpoint.display()
+        ))
+        .into()),
+    }
+}

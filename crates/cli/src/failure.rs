@@ -1,0 +1,105 @@
+//! How the program ends: messages and exit codes.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use halfseg_train::Error as TrainError;
+
+/// Bad usage that clap cannot see, such as flags that contradict each other: exit code 2.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Ctrl-C: exit code 130.
+#[derive(Debug)]
+pub struct Interrupted(pub String);
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// The last panic: its message with its place, and a backtrace if one was asked for.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Runs the program, prints what went wrong to stderr and chooses the exit code: 0 done, 1 failed,
+/// 2 bad usage, 130 interrupted. A panic, in whatever thread, becomes a message too.
+pub fn to_exit_code(body: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
+    set_hook(Box::new(|info| {
+        let message = info.payload_as_str().unwrap_or("no message");
+        let mut text = message.to_owned();
+        if let Some(place) = info.location() {
+            text.push_str(&format!(" (at {}:{})", place.file(), place.line()));
+        }
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            text.push_str(&format!("\n{backtrace}"));
+        }
+        // The first panic tells the cause; those that follow are its consequences.
+        PANIC
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .get_or_insert(text);
+    }));
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("error: {}", chain(&error));
+            ExitCode::from(code(&error))
+        }
+        Err(_) => {
+            let panic = PANIC
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .take();
+            let panic = panic.unwrap_or_else(|| "no message".into());
+            eprintln!("error: the program cannot go on: {panic}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    let usage = |error: &TrainError| {
+        matches!(
+            error,
+            TrainError::UnknownKey { .. } | TrainError::Value { .. } | TrainError::Config { .. }
+        )
+    };
+    if error.is::<Interrupted>() {
+        130
+    } else if error.is::<Usage>() || error.downcast_ref::<TrainError>().is_some_and(usage) {
+        2
+    } else {
+        1
+    }
+}
+
+/// The message and its causes in one line, without those that only repeat what was said.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.contains(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause);
+    }
+    text
+}

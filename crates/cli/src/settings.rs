@@ -1,0 +1,178 @@
+//! From flags and files to a recipe.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use burn::tensor::Device;
+use halfseg_segmentor::{Depth, Method, Segmentor, SegmentorConfig, read_architecture};
+use halfseg_train::{Error, EvalMode, Predictor, Recipe, read_recipe, resolve_checkpoint};
+
+use crate::args::{InferenceArgs, ModelArgs, RecipeArgs};
+
+/// The recipe that flags describe: the published one for the method and depth, under the values
+/// of `--config`, under those of the flags, under those of `--set`.
+pub fn recipe(args: &RecipeArgs) -> Result<Recipe> {
+    let recipe = match &args.sources.config {
+        Some(path) => Recipe::read(path)?,
+        None => Recipe::published(
+            args.model.method.unwrap_or(Method::Fcn),
+            args.model.backbone.unwrap_or(Depth::R101),
+        ),
+    };
+    Ok(apply(args, recipe)?)
+}
+
+/// `recipe` under the values of the flags, under those of `--set`.
+pub fn apply(args: &RecipeArgs, mut recipe: Recipe) -> Result<Recipe, Error> {
+    apply_model(&args.model, &mut recipe);
+    // Flags are assignments to keys, so that they go through the same checks as files.
+    let mut assignments = Vec::new();
+    let mut flag = |key: &str, value: Option<String>| {
+        assignments.extend(value.map(|value| format!("{key}={value}")));
+    };
+    let quoted = |text: &str| format!("{text:?}");
+    flag("data.source", args.data.as_deref().map(quoted));
+    flag(
+        "schedule.iterations",
+        args.iterations.map(|v| v.to_string()),
+    );
+    flag("train.batch", args.batch.map(|v| v.to_string()));
+    flag("data.crop", args.crop.map(|v| v.to_string()));
+    flag("data.scale", args.scale.map(|v| v.to_string()));
+    flag("precision.dtype", args.precision.map(|v| v.to_string()));
+    flag(
+        "precision.loss_scale",
+        args.loss_scale.map(|v| v.to_string()),
+    );
+    flag("optimizer.lr", args.lr.map(|v| v.to_string()));
+    flag("device", args.device.map(|v| v.to_string()));
+    let checkpoint = args.checkpoint.as_deref().map(text).transpose()?;
+    flag("checkpoint", checkpoint.map(quoted));
+    flag("seed", args.seed.map(|v| v.to_string()));
+    flag("train.eval_every", args.eval_every.map(|v| v.to_string()));
+    let checkpoint_every = args.checkpoint_every.or(args.eval_every);
+    flag(
+        "train.checkpoint_every",
+        checkpoint_every.map(|v| v.to_string()),
+    );
+    flag("data.workers", args.workers.map(|v| v.to_string()));
+    for assignment in assignments.iter().chain(&args.sources.set) {
+        recipe.set(assignment)?;
+    }
+    Ok(recipe)
+}
+
+fn apply_model(args: &ModelArgs, recipe: &mut Recipe) {
+    recipe.set_model(args.method, args.backbone);
+    if let Some(classes) = args.classes {
+        recipe.model.num_classes = classes;
+    }
+}
+
+/// A path as a configuration holds it.
+fn text(path: &Path) -> Result<&str, Error> {
+    path.to_str().ok_or_else(|| Error::Config {
+        origin: path.display().to_string(),
+        message: "expected a path of Unicode characters".into(),
+    })
+}
+
+/// The architecture that weights are loaded into: read off the file, unless flags ask for another
+/// one (loading then names what differs).
+pub fn architecture(args: &ModelArgs, weights: &Path) -> Result<SegmentorConfig> {
+    let found = match read_architecture(weights) {
+        Ok(found) => found,
+        // A file that shows no architecture: loading it will tell what is wrong with it.
+        Err(error) => match (args.method, args.backbone) {
+            (Some(method), Some(depth)) => SegmentorConfig::new(method, depth),
+            _ => return Err(error.into()),
+        },
+    };
+    let method = args.method.unwrap_or(found.method);
+    let depth = args.backbone.unwrap_or(found.backbone);
+    let mut config = match (method, depth) == (found.method, found.backbone) {
+        true => found,
+        false => SegmentorConfig::new(method, depth).with_num_classes(found.num_classes),
+    };
+    if let Some(classes) = args.classes {
+        config.num_classes = classes;
+    }
+    Ok(config)
+}
+
+/// A network ready to be run, with the recipe that says how.
+pub struct Loaded {
+    /// The weights' file.
+    pub weights: PathBuf,
+    /// The network on `device`.
+    pub model: Segmentor,
+    /// Where the network is.
+    pub device: Device,
+    /// The checkpoint's recipe (else the published one) under `--config`, flags and `--set`.
+    pub recipe: Recipe,
+}
+
+impl Loaded {
+    /// Loads the checkpoint that the flags name.
+    pub fn open(args: &InferenceArgs, data: Option<&str>) -> Result<Self> {
+        let weights = resolve_checkpoint(&args.checkpoint)?;
+        let config = architecture(&args.model, &weights)?;
+        let mut recipe = match (&args.sources.config, read_recipe(&weights)?) {
+            (Some(path), _) => Recipe::read(path)?,
+            (None, Some(recipe)) => recipe,
+            (None, None) => Recipe::published(config.method, config.backbone),
+        };
+        recipe.device = args.device.unwrap_or_default();
+        recipe.model = config;
+        if let Some(data) = data {
+            data.clone_into(&mut recipe.data.source);
+        }
+        if let Some(precision) = args.precision {
+            recipe.precision.dtype = precision;
+        }
+        if let Some(mode) = &args.mode {
+            recipe.eval.mode = if mode == "slide" {
+                EvalMode::Slide
+            } else {
+                EvalMode::Whole
+            };
+        }
+        if let Some(crop) = args.crop {
+            recipe.eval.slide_crop = crop;
+            // Two thirds of the window, as the published sliding recipes have it.
+            let third = |side: usize| (side * 2).div_ceil(3);
+            recipe.eval.slide_stride.height = third(crop.height);
+            recipe.eval.slide_stride.width = third(crop.width);
+        }
+        if let Some(stride) = args.stride {
+            recipe.eval.slide_stride = stride;
+        }
+        if let Some(scale) = args.scale {
+            recipe.eval.scale = scale;
+        }
+        recipe.eval.ms_flip |= args.ms_flip;
+        for assignment in &args.sources.set {
+            recipe.set(assignment)?;
+        }
+        let device = recipe.device.open()?;
+        let (model, report) = halfseg_segmentor::load(&weights, Some(&recipe.model), &device)?;
+        eprintln!(
+            "{} on {} from {}: {report}",
+            recipe.model.method,
+            recipe.model.backbone,
+            weights.display()
+        );
+        Ok(Self {
+            weights,
+            model,
+            device,
+            recipe,
+        })
+    }
+
+    /// The network as the recipe runs it.
+    pub fn predictor(&self) -> Predictor {
+        let eval = self.recipe.eval.clone();
+        Predictor::new(&self.model, self.recipe.precision.dtype, eval, &self.device)
+    }
+}

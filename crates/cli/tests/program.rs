@@ -1,0 +1,727 @@
+//! The program as a user runs it: jobs that work, and input that cannot.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use halfseg_data::{SyntheticStreets, read_image, read_label, write_cityscapes_layout};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Widths and sizes that make a run take a second.
+const TINY: [&str; 26] = [
+    "--set",
+    "model.stem_channels=8",
+    "--set",
+    "model.base_channels=4",
+    "--set",
+    "model.head_channels=8",
+    "--set",
+    "model.aux_channels=8",
+    "--set",
+    "model.c1_channels=4",
+    "--set",
+    "data.synthetic_train=4",
+    "--set",
+    "data.synthetic_val=2",
+    "--set",
+    "train.pictures=1",
+    "--scale",
+    "64x32",
+    "--crop",
+    "32x32",
+    "--batch",
+    "2",
+    "--iterations",
+    "2",
+    "--backbone",
+    "resnet18",
+];
+
+fn halfseg(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_halfseg"));
+    command.args(args).env_remove("RUST_BACKTRACE");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    halfseg(args).output().expect("the program starts")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs the program, which must end with `code`, and gives what it said.
+fn check(args: &[&str], code: i32, expect: &[&str]) -> String {
+    let output = run(args);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{args:?} said:\n{said}");
+    for text in expect {
+        assert!(
+            said.contains(text),
+            "{args:?}: expected `{text}` in:\n{said}"
+        );
+    }
+    assert!(!said.contains("panicked"), "{args:?} panicked:\n{said}");
+    said
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are Unicode")
+}
+
+/// A tiny trained network in a folder of its own.
+fn trained(folder: &TempDir, method: &str) -> PathBuf {
+    let out = folder.path().join(method);
+    let args = [
+        "train",
+        "--method",
+        method,
+        "--data",
+        "synthetic",
+        "--out",
+        text(&out),
+    ];
+    check(&[&args[..], &TINY].concat(), 0, &["mIoU"]);
+    out
+}
+
+/// A Cityscapes tree of two training and two validation images, 64x32.
+fn cityscapes(folder: &TempDir) -> PathBuf {
+    let root = folder.path().join("cityscapes");
+    for (split, seed) in [("train", 1), ("val", 2)] {
+        let streets = SyntheticStreets::new(64, 32, 2, seed);
+        write_cityscapes_layout(&streets, &root, split, "town").unwrap();
+    }
+    root
+}
+
+fn image_file(root: &Path, index: usize) -> PathBuf {
+    root.join(format!(
+        "leftImg8bit/train/town/town_{index:06}_000000_leftImg8bit.png"
+    ))
+}
+
+fn label_file(root: &Path, index: usize) -> PathBuf {
+    root.join(format!(
+        "gtFine/train/town/town_{index:06}_000000_gtFine_labelIds.png"
+    ))
+}
+
+fn write_png(path: &Path, (width, height): (u32, u32), color: png::ColorType, data: &[u8]) {
+    let mut encoder = png::Encoder::new(fs::File::create(path).unwrap(), width, height);
+    encoder.set_color(color);
+    encoder
+        .write_header()
+        .unwrap()
+        .write_image_data(data)
+        .unwrap();
+}
+
+/// Training on `root` must fail and say all of `expect`.
+fn check_training_fails(folder: &TempDir, root: &Path, expect: &[&str]) {
+    let out = folder.path().join("out");
+    let args = [
+        "train",
+        "--method",
+        "fcn",
+        "--data",
+        text(root),
+        "--out",
+        text(&out),
+    ];
+    check(&[&args[..], &TINY].concat(), 1, expect);
+    let _ = fs::remove_dir_all(out);
+}
+
+#[test]
+fn a_run_is_evaluated_and_predicts_without_being_told_its_method() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = cityscapes(&folder);
+    let out = folder.path().join("run");
+    let args = [
+        "train",
+        "--method",
+        "deeplabv3plus",
+        "--data",
+        text(&root),
+        "--out",
+        text(&out),
+        "--precision",
+        "bf16",
+        "--loss-scale",
+        "dynamic",
+        "--lr",
+        "0.01",
+        "--seed",
+        "3",
+        "--eval-every",
+        "1",
+        "--device",
+        "flex",
+    ];
+    check(&[&args[..], &TINY].concat(), 0, &["best so far", "mIoU"]);
+
+    let predictions = folder.path().join("predictions");
+    let zip = folder.path().join("predictions.zip");
+    let output = run(&[
+        "eval",
+        "--checkpoint",
+        text(&out),
+        "--data",
+        text(&root),
+        "--split",
+        "val",
+        "--mode",
+        "slide",
+        "--crop",
+        "24x32",
+        "--json",
+        "-",
+        "--save-predictions",
+        text(&predictions),
+        "--zip",
+        text(&zip),
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let scores: Value = serde_json::from_slice(&output.stdout).expect("stdout is JSON alone");
+    assert_eq!(scores["images"], 2);
+    assert!(scores["miou"].as_f64().is_some() && scores["classes"]["road"]["iou"].is_number());
+    assert!(zip.is_file());
+    let kept = read_label(&predictions.join("town_000000_000000_pred_labelIds.png")).unwrap();
+    assert_eq!((kept.width, kept.height), (64, 32));
+    assert!(
+        kept.data.iter().all(|&id| (7..=33).contains(&id)),
+        "labelIds, not trainIds"
+    );
+
+    let pictures = folder.path().join("pictures");
+    let image = image_file(&root, 0);
+    check(
+        &[
+            "predict",
+            "--checkpoint",
+            text(&out.join("best.safetensors")),
+            "--out",
+            text(&pictures),
+            "--logits",
+            text(&image),
+        ],
+        0,
+        &["1 images"],
+    );
+    let stem = image.file_stem().unwrap().to_str().unwrap();
+    let map = read_label(&pictures.join(format!("{stem}_trainIds.png"))).unwrap();
+    for name in ["color", "overlay"] {
+        let picture = read_image(&pictures.join(format!("{stem}_{name}.png"))).unwrap();
+        assert_eq!((picture.width, picture.height), (64, 32));
+    }
+    let bytes = fs::read(pictures.join(format!("{stem}_logits.safetensors"))).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let logits = file.tensor("logits").unwrap();
+    assert_eq!(logits.shape(), [1, 19, 32, 64]);
+    let values: Vec<f32> = logits
+        .data()
+        .chunks_exact(4)
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+        .collect();
+    for (pixel, &class) in map.data.iter().enumerate() {
+        let of = |class: usize| values[class * map.data.len() + pixel];
+        assert!(
+            (0..19).all(|other| of(other) <= of(usize::from(class))),
+            "pixel {pixel}"
+        );
+    }
+
+    // Whole folders, another size, several views.
+    let images = root.join("leftImg8bit/train");
+    let views = folder.path().join("views");
+    let base = ["predict", "--checkpoint", text(&out), "--out", text(&views)];
+    check(
+        &[&base[..], &["--ms-flip", "--scale", "48x48", text(&images)]].concat(),
+        0,
+        &[],
+    );
+    assert_eq!(fs::read_dir(&views).unwrap().count(), 3 * 2);
+    // Both splits of the tree have the same names.
+    let all = root.join("leftImg8bit");
+    check(
+        &[&base[..], &[text(&all)]].concat(),
+        1,
+        &["would both be written as"],
+    );
+}
+
+#[test]
+fn an_exported_checkpoint_gives_the_same_scores() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = trained(&folder, "pspnet");
+    let file = folder.path().join("exported.safetensors");
+    check(
+        &[
+            "export",
+            "--checkpoint",
+            text(&out),
+            "--to",
+            "mmseg",
+            "--out",
+            text(&file),
+        ],
+        0,
+        &[],
+    );
+    let miou = |checkpoint: &Path| {
+        let args = [
+            "eval",
+            "--checkpoint",
+            text(checkpoint),
+            "--data",
+            "synthetic",
+            "--json",
+            "-",
+        ];
+        let output = run(&args);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
+        scores["miou"].as_f64().unwrap()
+    };
+    assert_eq!(miou(&out), miou(&file));
+}
+
+#[test]
+fn a_printed_configuration_reads_back_unchanged() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("recipe.toml");
+    let args = [
+        "config",
+        "--method",
+        "deeplabv3",
+        "--backbone",
+        "resnet50",
+        "--lr",
+        "0.5",
+    ];
+    let first = run(&[&args[..], &["--set", "data.flip=0.25", "--crop", "96x128"]].concat());
+    assert_eq!(first.status.code(), Some(0), "{}", stderr(&first));
+    fs::write(&file, &first.stdout).unwrap();
+    let second = run(&["config", "--config", text(&file)]);
+    assert_eq!(first.stdout, second.stdout);
+    let toml = String::from_utf8(second.stdout).unwrap();
+    for line in [
+        "method = \"deeplabv3\"",
+        "lr = 0.5",
+        "flip = 0.25",
+        "crop = \"96x128\"",
+    ] {
+        assert!(toml.contains(line), "expected `{line}` in:\n{toml}");
+    }
+}
+
+#[test]
+fn bad_usage_ends_with_2_and_names_what_is_meant() {
+    check(&["train", "--method", "fcn"], 2, &["--out"]);
+    check(&["train", "--methd", "fcn", "--out", "x"], 2, &["--method"]);
+    check(
+        &["config", "--method", "unet"],
+        2,
+        &["unet", "deeplabv3plus"],
+    );
+    check(
+        &["config", "--backbone", "resnet20"],
+        2,
+        &["resnet20", "resnet18"],
+    );
+    check(&["config", "--precision", "f8"], 2, &["f32, f16 or bf16"]);
+    check(&["config", "--crop", "512"], 2, &["HEIGHTxWIDTH"]);
+    check(&["config", "--lr", "0"], 2, &["`optimizer.lr`"]);
+    let nearest = "nearest valid key is `optimizer.momentum`";
+    check(
+        &["config", "--set", "optimizer.momentun=1"],
+        2,
+        &["`optimizer.momentun`", nearest],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("typo.toml");
+    fs::write(&file, "[data]\nphotometrics = false\n").unwrap();
+    let nearest = "nearest valid key is `data.photometric`";
+    check(
+        &["config", "--config", text(&file)],
+        2,
+        &["typo.toml", "`data.photometrics`", nearest],
+    );
+    check(
+        &["config", "--method", "pspnet", "--batch", "1"],
+        2,
+        &["`train.batch`", "at least 2"],
+    );
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_gpu_that_this_program_cannot_use_is_explained() {
+    let args = [
+        "train", "--method", "fcn", "--device", "cuda", "--out", "nowhere",
+    ];
+    check(&args, 1, &["cuda:0", "--features cuda"]);
+}
+
+#[test]
+fn a_missing_folder_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("nowhere");
+    check_training_fails(
+        &folder,
+        &root,
+        &["nowhere", "folder not found", "leftImg8bit/<split>"],
+    );
+}
+
+#[test]
+fn an_empty_split_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("empty");
+    fs::create_dir_all(root.join("leftImg8bit/train/town")).unwrap();
+    check_training_fails(
+        &folder,
+        &root,
+        &["leftImg8bit/train", "no image", "_leftImg8bit.png"],
+    );
+}
+
+#[test]
+fn an_image_without_label_and_a_label_without_image_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = cityscapes(&folder);
+    let (image, label) = (image_file(&root, 1), label_file(&root, 1));
+    let bytes = fs::read(&label).unwrap();
+    fs::remove_file(&label).unwrap();
+    let expect = [
+        "town_000001_000000_leftImg8bit.png",
+        "label not found",
+        text(&label),
+    ];
+    check_training_fails(&folder, &root, &expect);
+    fs::write(&label, bytes).unwrap();
+    fs::remove_file(&image).unwrap();
+    let expect = [
+        "town_000001_000000_gtFine_labelIds.png",
+        "image not found",
+        text(&image),
+    ];
+    check_training_fails(&folder, &root, &expect);
+}
+
+#[test]
+fn a_split_without_any_labels_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = cityscapes(&folder);
+    fs::remove_dir_all(root.join("gtFine/train")).unwrap();
+    check_training_fails(
+        &folder,
+        &root,
+        &["`train` has no label maps", "gtFine/train"],
+    );
+}
+
+#[test]
+fn sizes_that_differ_are_both_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = cityscapes(&folder);
+    for index in 0..2 {
+        let label = label_file(&root, index);
+        write_png(&label, (32, 32), png::ColorType::Grayscale, &[7; 32 * 32]);
+    }
+    check_training_fails(&folder, &root, &["labelIds.png", "(64, 32)", "(32, 32)"]);
+}
+
+#[test]
+fn a_truncated_png_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = cityscapes(&folder);
+    for index in 0..2 {
+        let image = image_file(&root, index);
+        let bytes = fs::read(&image).unwrap();
+        fs::write(&image, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    check_training_fails(
+        &folder,
+        &root,
+        &["_leftImg8bit.png", "cannot be decoded as PNG"],
+    );
+}
+
+#[test]
+fn an_id_that_the_table_lacks_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = cityscapes(&folder);
+    for index in 0..2 {
+        let mut data = vec![7; 64 * 32];
+        data[..5].fill(77);
+        write_png(
+            &label_file(&root, index),
+            (64, 32),
+            png::ColorType::Grayscale,
+            &data,
+        );
+    }
+    let expect = [
+        "_gtFine_labelIds.png",
+        "5 pixels of value 77",
+        "labelIds 0 to 33",
+    ];
+    check_training_fails(&folder, &root, &expect);
+}
+
+#[test]
+fn an_rgb_mask_is_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = cityscapes(&folder);
+    for index in 0..2 {
+        let data = [7; 64 * 32 * 3];
+        write_png(
+            &label_file(&root, index),
+            (64, 32),
+            png::ColorType::Rgb,
+            &data,
+        );
+    }
+    check_training_fails(
+        &folder,
+        &root,
+        &["labelIds.png", "one 8-bit channel", "Rgb"],
+    );
+}
+
+#[test]
+fn a_checkpoint_of_another_architecture_names_the_first_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn").join("best.safetensors");
+    let args = [
+        "eval",
+        "--data",
+        "synthetic",
+        "--method",
+        "pspnet",
+        "--checkpoint",
+    ];
+    let expect = [
+        "best.safetensors",
+        "another architecture",
+        "pspnet",
+        "fcn",
+        "decode_head.",
+    ];
+    check(&[&args[..], &[text(&checkpoint)]].concat(), 1, &expect);
+    let args = [
+        "predict",
+        "--backbone",
+        "resnet50",
+        "--out",
+        "x",
+        "--checkpoint",
+    ];
+    let picture = folder.path().join("fcn/pictures/street_000000.png");
+    let all = [&args[..], &[text(&checkpoint), text(&picture)]].concat();
+    check(&all, 1, &["another architecture", "resnet50", "backbone."]);
+}
+
+#[test]
+fn files_that_are_no_checkpoints_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("notes.safetensors");
+    fs::write(&file, "these are notes").unwrap();
+    let args = ["eval", "--data", "synthetic", "--checkpoint"];
+    check(
+        &[&args[..], &[text(&file)]].concat(),
+        1,
+        &["notes.safetensors"],
+    );
+    let missing = folder.path().join("missing.pth");
+    check(
+        &[&args[..], &[text(&missing)]].concat(),
+        1,
+        &["missing.pth"],
+    );
+    check(
+        &[&args[..], &[text(folder.path())]].concat(),
+        1,
+        &["no checkpoint"],
+    );
+}
+
+#[test]
+fn images_that_cannot_be_predicted_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let out = folder.path().join("pictures");
+    let base = [
+        "predict",
+        "--checkpoint",
+        text(&checkpoint),
+        "--out",
+        text(&out),
+    ];
+    let case = |input: &Path, code, expect: &[&str]| {
+        check(&[&base[..], &[text(input)]].concat(), code, expect);
+    };
+    case(
+        &folder.path().join("missing.png"),
+        1,
+        &["missing.png", "found nothing"],
+    );
+    let empty = folder.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    case(&empty, 1, &["empty", "found none"]);
+    let broken = folder.path().join("broken.png");
+    fs::write(&broken, "no picture").unwrap();
+    case(&broken, 1, &["broken.png", "PNG"]);
+    check(
+        &[&base[..], &["--opacity", "2", text(&broken)]].concat(),
+        2,
+        &["--opacity"],
+    );
+    check(
+        &[&base[..], &["--logits", "--ms-flip", text(&broken)]].concat(),
+        2,
+        &["--ms-flip"],
+    );
+}
+
+#[test]
+fn a_crop_that_memory_cannot_hold_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let args = [
+        "train",
+        "--method",
+        "fcn",
+        "--crop",
+        "400000x400000",
+        "--out",
+        text(&out),
+    ];
+    check(&args, 1, &["400000x400000", "needs about", "are available"]);
+    assert!(!out.exists());
+}
+
+/// A limit on the size of files stands for a full disk: writes beyond it fail.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = trained(&folder, "fcn");
+    let args = [
+        "train",
+        "--resume",
+        "--out",
+        text(&out),
+        "--iterations",
+        "4",
+    ];
+    let limited = Command::new("bash")
+        .args(["-c", "ulimit -f 64; trap '' XFSZ; exec \"$0\" \"$@\""])
+        .arg(env!("CARGO_BIN_EXE_halfseg"))
+        .args(args)
+        .output()
+        .unwrap();
+    let said = stderr(&limited);
+    assert_eq!(limited.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("iter_4") && said.contains("File too large"),
+        "{said}"
+    );
+    assert_eq!(
+        fs::read_to_string(out.join("last_checkpoint")).unwrap(),
+        "iter_2.safetensors"
+    );
+    check(&args, 0, &["mIoU"]);
+    assert_eq!(
+        fs::read_to_string(out.join("last_checkpoint")).unwrap(),
+        "iter_4.safetensors"
+    );
+}
+
+#[test]
+fn a_folder_with_a_run_is_not_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = trained(&folder, "fcn");
+    let args = [
+        "train",
+        "--method",
+        "fcn",
+        "--data",
+        "synthetic",
+        "--out",
+        text(&out),
+    ];
+    check(
+        &[&args[..], &TINY].concat(),
+        1,
+        &["already holds a run", "--resume"],
+    );
+    let nowhere = folder.path().join("nowhere");
+    check(
+        &["train", "--resume", "--out", text(&nowhere)],
+        1,
+        &["no checkpoint to resume"],
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_saves_ends_with_130_and_resumes() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let args = [
+        "train",
+        "--method",
+        "fcn",
+        "--data",
+        "synthetic",
+        "--out",
+        text(&out),
+    ];
+    let mut child = halfseg(&[&args[..], &TINY, &["--set", "schedule.iterations=100000"]].concat())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = out.join("log.jsonl");
+    let begun = Instant::now();
+    while fs::read_to_string(&log).unwrap_or_default().lines().count() < 4 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no progress");
+        assert!(child.try_wait().unwrap().is_none(), "ended by itself");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(kill.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--resume"));
+
+    let last = fs::read_to_string(out.join("last_checkpoint")).unwrap();
+    let done: u64 = last
+        .trim_start_matches("iter_")
+        .split('.')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let iterations = (done + 1).to_string();
+    check(
+        &[
+            "train",
+            "--resume",
+            "--out",
+            text(&out),
+            "--iterations",
+            &iterations,
+        ],
+        0,
+        &["mIoU"],
+    );
+}

@@ -1,0 +1,170 @@
+//! A trained network applied to pictures of any size.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use halfseg_amp::{Policy, autocast};
+use halfseg_data::{
+    CropBox, Dataset, IGNORE, RgbImage, flip, normalize, resize_bilinear, scaled_size,
+};
+use halfseg_eval::{ConfusionMatrix, argmax, multi_scale_flip, slide, whole};
+use halfseg_layers::resize_with;
+use halfseg_segmentor::Segmentor;
+
+use crate::{Error, EvalMode, EvalRecipe, EvalScale, Precision};
+
+/// Ratios of the multi-scale views, each also mirrored
+/// (`configs/_base_/datasets/cityscapes.py` of MMSegmentation).
+const RATIOS: [f64; 6] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75];
+
+/// A network for inference, with the precision and the way that pictures pass through it.
+///
+/// Memory is that of one picture, however many are given.
+#[derive(Debug)]
+pub struct Predictor {
+    model: Segmentor,
+    policy: Policy,
+    eval: EvalRecipe,
+    device: Device,
+}
+
+impl Predictor {
+    /// Uses `model` (of an autodiff device or not) on `device`, where its weights are.
+    pub fn new(model: &Segmentor, precision: Precision, eval: EvalRecipe, device: &Device) -> Self {
+        Self {
+            model: model.valid(),
+            policy: precision.policy(),
+            eval,
+            device: device.clone(),
+        }
+    }
+
+    /// Class scores at the picture's size: logits, or mean probabilities for `ms_flip`;
+    /// f32 `[1, classes, height, width]`.
+    ///
+    /// The picture is resized as 8-bit values, the logits bilinearly as f32, first by the network
+    /// to its input's size, then to the picture's own, as the peer does.
+    pub fn scores(&self, image: &RgbImage) -> Tensor<4> {
+        let own = (image.width, image.height);
+        let fitted = match self.eval.scale {
+            EvalScale::Own => own,
+            EvalScale::Fit(scale) => scaled_size(own, (scale.width, scale.height)),
+        };
+        if !self.eval.ms_flip {
+            return self.view(image, fitted, false);
+        }
+        let at = |ratio: f64, mirror: bool| {
+            let size = |side: usize| ((side as f64 * ratio + 0.5) as usize).max(1);
+            self.view(image, (size(fitted.0), size(fitted.1)), mirror)
+        };
+        multi_scale_flip(&at, &RATIOS, &[false, true])
+    }
+
+    /// The most likely class of each pixel.
+    pub fn predict(&self, image: &RgbImage) -> Vec<u8> {
+        let mut maps = argmax(self.scores(image));
+        maps.swap_remove(0)
+    }
+
+    /// Scores every labelled picture of `dataset`. `progress(done, predicted)` is called after
+    /// each with its index, name and class map; when it returns `false`, the matrix so far comes
+    /// back.
+    ///
+    /// # Errors
+    ///
+    /// A picture that cannot be read, or labels beyond the network's classes.
+    pub fn evaluate(
+        &self,
+        dataset: &dyn Dataset,
+        mut progress: impl FnMut(Evaluated<'_>) -> Result<bool, Error>,
+    ) -> Result<ConfusionMatrix, Error> {
+        let classes = self.model.config().num_classes;
+        let mut matrix = ConfusionMatrix::new(classes);
+        for index in 0..dataset.len() {
+            let sample = dataset.get(index)?;
+            if let Some(label) = &sample.label {
+                check_labels(&label.data, classes, || sample.name.clone())?;
+            }
+            let map = self.predict(&sample.image);
+            if let Some(label) = &sample.label {
+                matrix.update(&map, &label.data, IGNORE)?;
+            }
+            let evaluated = Evaluated {
+                index,
+                name: &sample.name,
+                image: &sample.image,
+                map: &map,
+            };
+            if !progress(evaluated)? {
+                break;
+            }
+        }
+        Ok(matrix)
+    }
+
+    /// Logits of the picture resized to `size` (width, height) and mirrored or not, at the
+    /// picture's size.
+    fn view(&self, image: &RgbImage, size: (usize, usize), mirror: bool) -> Tensor<4> {
+        let own = (image.width, image.height);
+        let all = CropBox {
+            left: 0,
+            top: 0,
+            width: size.0,
+            height: size.1,
+        };
+        let mut input = (size != own || mirror).then(|| resize_bilinear(image, size, all));
+        if let Some(input) = input.as_mut().filter(|_| mirror) {
+            flip(input);
+        }
+        let values = normalize(input.as_ref().unwrap_or(image));
+        let values = TensorData::new(values, [1, 3, size.1, size.0]);
+        let values = Tensor::<4>::from_data(values, &self.device);
+        let network = |x: Tensor<4>| autocast(&self.policy, || self.model.forward(x));
+        let logits = match self.eval.mode {
+            EvalMode::Whole => whole(&network, values),
+            EvalMode::Slide => {
+                let (crop, stride) = (self.eval.slide_crop, self.eval.slide_stride);
+                let (crop, stride) = ([crop.height, crop.width], [stride.height, stride.width]);
+                slide(&network, values, crop, stride)
+            }
+        };
+        if size == own {
+            return logits;
+        }
+        let align_corners = self.model.config().align_corners;
+        resize_with(logits, [own.1, own.0], align_corners)
+    }
+}
+
+/// One picture that [`Predictor::evaluate`] has been through.
+#[derive(Debug)]
+pub struct Evaluated<'a> {
+    /// Its place in the data set.
+    pub index: usize,
+    /// Its name.
+    pub name: &'a str,
+    /// The picture.
+    pub image: &'a RgbImage,
+    /// The class of each pixel.
+    pub map: &'a [u8],
+}
+
+/// Refuses labels that are neither a class nor 255; some devices would crash on them.
+pub(crate) fn check_labels(
+    labels: &[u8],
+    classes: usize,
+    name: impl Fn() -> String,
+) -> Result<(), Error> {
+    let wrong = labels
+        .iter()
+        .filter(|&&id| id != IGNORE && usize::from(id) >= classes);
+    let (pixels, value) = wrong.fold((0, 0), |(n, max), &id| (n + 1, id.max(max)));
+    if pixels > 0 {
+        return Err(Error::LabelOutOfRange {
+            name: name(),
+            expected: classes,
+            value,
+            pixels,
+        });
+    }
+    Ok(())
+}

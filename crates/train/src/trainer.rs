@@ -1,0 +1,731 @@
+//! A whole run: data, steps, evaluation, checkpoints and results in one folder.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use burn::module::Module;
+use burn::tensor::Device;
+use halfseg_amp::{GradScaler, StepOutcome};
+use halfseg_data::{
+    CLASSES, Cityscapes, Dataset, LABELS, Loader, LoaderConfig, Pipeline, SyntheticStreets,
+};
+use halfseg_eval::{ConfusionMatrix, Scores};
+use halfseg_segmentor::LoadReport;
+use serde_json::json;
+
+use crate::atomic::write_atomically;
+use crate::inference::check_labels;
+use crate::results;
+use crate::state::{Position, RunState};
+use crate::{
+    Bytes, Error, Learner, Log, Predictor, Recipe, Step, available_memory, parameters,
+    resident_memory, training_memory,
+};
+
+/// The metadata key of a checkpoint that holds its [`Recipe`] as TOML.
+pub const RECIPE_KEY: &str = "halfseg.recipe";
+
+/// Names the last checkpoint of a folder.
+const LAST: &str = "last_checkpoint";
+const BEST: &str = "best.safetensors";
+const CONFIG: &str = "config.toml";
+const LOG: &str = "log.jsonl";
+/// Between the seeds of generated scenes for training and for evaluation.
+const HELD_OUT: u64 = 0x0005_EED0_FACE_0FF5;
+
+/// What happens during a run, for progress bars and the like. All methods do nothing by default.
+pub trait Observer {
+    /// The run is about to take its first step.
+    fn started(&mut self, _run: &Started<'_>) {}
+    /// An iteration is over.
+    fn stepped(&mut self, _step: &Step, _timing: &Timing) {}
+    /// `done` of `total` pictures have been evaluated.
+    fn evaluating(&mut self, _done: usize, _total: usize) {}
+    /// An evaluation is over; `best` tells whether it is the best so far.
+    fn evaluated(&mut self, _iteration: u64, _scores: &Scores, _best: bool) {}
+    /// A checkpoint is on the disk.
+    fn saved(&mut self, _path: &Path) {}
+    /// Whether to save and stop now; asked after every iteration and evaluated picture.
+    fn stop(&mut self) -> bool {
+        false
+    }
+}
+
+impl Observer for () {}
+
+/// The beginning of a run.
+#[derive(Debug)]
+pub struct Started<'a> {
+    /// The run's recipe.
+    pub recipe: &'a Recipe,
+    /// Iterations that were run before.
+    pub iteration: u64,
+    /// Training images.
+    pub train_images: usize,
+    /// Images for evaluation.
+    pub val_images: usize,
+    /// Parameters of the network.
+    pub parameters: u64,
+    /// What came from `checkpoint`, if weights were loaded.
+    pub loaded: Option<&'a LoadReport>,
+    /// The lower bound of the memory needed.
+    pub memory: Bytes,
+}
+
+/// Where the time of an iteration went.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Waiting for the batch.
+    pub waited: Duration,
+    /// The whole iteration, waiting included.
+    pub total: Duration,
+    /// Images of the batch.
+    pub images: usize,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// All iterations were run; the scores of the last weights, if there is a validation split.
+    Finished(Option<Box<Scores>>),
+    /// [`Observer::stop`] asked for it; the checkpoint resumes it.
+    Interrupted {
+        /// Iterations run.
+        iteration: u64,
+        /// The checkpoint.
+        checkpoint: PathBuf,
+    },
+}
+
+/// A run in a folder of its own.
+///
+/// The folder holds `config.toml`, `log.jsonl`, the last checkpoint (`iter_N.safetensors` with the
+/// weights under MMSegmentation's names, `iter_N.state.safetensors` with everything else, and the
+/// file `last_checkpoint` that names it), `best.safetensors`, and at the end `scores.json`,
+/// `loss.svg`, `confusion.svg` and pictures.
+///
+/// A checkpoint counts once `last_checkpoint` names it, which is renamed into place after both
+/// files are on the disk; the one before is removed after that. So a full disk or a crash at any
+/// moment leaves a checkpoint to resume from, and resuming takes the same steps, bit for bit, as
+/// a run that was never interrupted.
+pub struct Trainer {
+    recipe: Recipe,
+    device: Device,
+    out: PathBuf,
+    learner: Learner,
+    train: Arc<dyn Dataset>,
+    val: Option<Arc<dyn Dataset>>,
+    log: Log,
+    loaded: Option<LoadReport>,
+    memory: Bytes,
+    skipped_in_a_row: u64,
+    best: Option<(f64, u64)>,
+    /// Iteration of the last checkpoint on the disk.
+    saved: Option<u64>,
+    last_matrix: Option<(u64, ConfusionMatrix)>,
+}
+
+impl Trainer {
+    /// Prepares a new run in the folder `out`, on `device` (without autodiff).
+    ///
+    /// # Errors
+    ///
+    /// Data that is missing or wrong, weights that do not fit, a folder that already holds a run,
+    /// and a step that cannot fit into memory.
+    pub fn new(recipe: Recipe, device: &Device, out: &Path) -> Result<Self, Error> {
+        if Self::can_resume(out) {
+            return Err(Error::FolderInUse {
+                path: out.to_owned(),
+                found: LAST,
+            });
+        }
+        let memory = check_memory(&recipe)?;
+        let (train, val) = open_data(&recipe)?;
+        fs::create_dir_all(out).map_err(|source| Error::Write {
+            path: out.to_owned(),
+            source,
+        })?;
+
+        let training = device.clone().autodiff();
+        let alone = own_generator();
+        training.seed(recipe.seed);
+        let mut model = recipe.model.init(&training).materialize();
+        let mut loaded = None;
+        if !recipe.checkpoint.is_empty() {
+            let report;
+            (model, report) = model.load_pretrained(&recipe.checkpoint)?;
+            loaded = Some(report);
+        }
+        drop(alone);
+        let learner = Learner::new(model, &recipe);
+        write_text(&out.join(CONFIG), &recipe.to_toml())?;
+        let log = Log::create(&out.join(LOG))?;
+        Ok(Self {
+            recipe,
+            device: device.clone(),
+            out: out.to_owned(),
+            learner,
+            train,
+            val,
+            log,
+            loaded,
+            memory,
+            skipped_in_a_row: 0,
+            best: None,
+            saved: None,
+            last_matrix: None,
+        })
+    }
+
+    /// Continues the run in the folder `out` from its last checkpoint, with the recipe that the
+    /// checkpoint carries after `change` has been at it.
+    ///
+    /// # Errors
+    ///
+    /// A folder without a checkpoint, damaged files, and those of [`new`](Self::new).
+    pub fn resume(
+        device: &Device,
+        out: &Path,
+        change: impl FnOnce(Recipe) -> Result<Recipe, Error>,
+    ) -> Result<Self, Error> {
+        let weights = last_checkpoint(out)?;
+        let recipe = change(read_recipe(&weights)?.ok_or_else(|| Error::State {
+            path: weights.clone(),
+            expected: "a checkpoint that halfseg wrote in training".into(),
+            found: format!("no `{RECIPE_KEY}` in its metadata"),
+        })?)?;
+        let memory = check_memory(&recipe)?;
+        let (train, val) = open_data(&recipe)?;
+
+        let training = device.clone().autodiff();
+        let alone = own_generator();
+        let (model, _) = halfseg_segmentor::load(&weights, Some(&recipe.model), &training)?;
+        drop(alone);
+        let mut learner = Learner::new(model, &recipe);
+        let path = state_path(&weights);
+        let RunState { position, momentum } = RunState::load(&path)?;
+        let wrong = |expected: &str, found: String| Error::State {
+            path: path.clone(),
+            expected: expected.into(),
+            found,
+        };
+        if position.seed != recipe.seed {
+            let expected = format!("seed {}, as the run began with", position.seed);
+            return Err(wrong(&expected, recipe.seed.to_string()));
+        }
+        let mut scaler: GradScaler = serde_json::from_value(position.scaler)
+            .map_err(|error| wrong("the state of a gradient scaler", error.to_string()))?;
+        if scaler.scaling() != learner.scaler().scaling() {
+            // Another precision or loss scale was asked for: it starts afresh.
+            scaler = GradScaler::new(learner.scaler().scaling().clone());
+        }
+        let left = learner.restore(position.iteration, scaler, momentum, device);
+        if let Some(first) = left.first() {
+            return Err(wrong("momentum for this network", format!("`{first}`")));
+        }
+        let log = Log::resume(&out.join(LOG), position.iteration)?;
+        write_text(&out.join(CONFIG), &recipe.to_toml())?;
+        Ok(Self {
+            recipe,
+            device: device.clone(),
+            out: out.to_owned(),
+            learner,
+            train,
+            val,
+            log,
+            loaded: None,
+            memory,
+            skipped_in_a_row: position.skipped_in_a_row,
+            best: position.best,
+            saved: Some(position.iteration),
+            last_matrix: None,
+        })
+    }
+
+    /// Whether `out` holds a checkpoint that [`resume`](Self::resume) can continue from.
+    pub fn can_resume(out: &Path) -> bool {
+        out.join(LAST).is_file()
+    }
+
+    /// The recipe.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// The network in training.
+    pub fn learner(&self) -> &Learner {
+        &self.learner
+    }
+
+    /// Runs to the end, or until the observer stops it.
+    ///
+    /// # Errors
+    ///
+    /// Unreadable data, a full disk, or gradients that stay infinite. The last checkpoint stays
+    /// usable.
+    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
+        self.start(observer)?;
+        let batch_size = self.recipe.train.batch;
+        let loader = Loader::new(
+            self.train.clone(),
+            pipeline(&self.recipe),
+            LoaderConfig {
+                batch: batch_size,
+                seed: self.recipe.seed,
+                workers: self.recipe.data.workers.max(1),
+                queue: self.recipe.data.queue.max(1),
+                start_at: self.learner.iteration(),
+            },
+        );
+        let training = self.device.clone().autodiff();
+        let left = self
+            .learner
+            .iterations()
+            .saturating_sub(self.learner.iteration());
+        let mut line = LogLine::default();
+        let mut begun = Instant::now();
+        for batch in loader.take(usize::try_from(left).unwrap_or(usize::MAX)) {
+            let batch = batch?;
+            let classes = self.recipe.model.num_classes;
+            check_labels(&batch.labels, classes, || {
+                format!(
+                    "a label map in the batch of iteration {}",
+                    batch.iteration + 1
+                )
+            })?;
+            let (images, labels) = batch.to_tensors(&training);
+            let step = self.learner.step(images, labels);
+            let timing = Timing {
+                waited: batch.waited,
+                total: begun.elapsed(),
+                images: batch_size,
+            };
+            drop(batch);
+
+            observer.stepped(&step, &timing);
+            line.add(&step, &timing);
+            let iteration = step.iteration;
+            if iteration.is_multiple_of(self.recipe.train.log_every) {
+                self.log.write(&std::mem::take(&mut line).json(&step))?;
+            }
+            self.check_finite(&step)?;
+
+            let every = |period: u64| period > 0 && iteration.is_multiple_of(period);
+            let last = iteration == self.learner.iterations();
+            if !last && every(self.recipe.train.eval_every) && !self.evaluate(observer)? {
+                return self.interrupted(observer);
+            }
+            if !last && every(self.recipe.train.checkpoint_every) {
+                self.save(observer)?;
+            }
+            if observer.stop() && !last {
+                return self.interrupted(observer);
+            }
+            // Evaluating and saving is not part of the next iteration.
+            begun = Instant::now();
+        }
+        // The weights are safe before the last evaluation begins.
+        let weights = self.save(observer)?;
+        if !self.evaluate(observer)? {
+            return self.interrupted(observer);
+        }
+        // The evaluation may have changed which iteration is the best.
+        self.save_state(&weights)?;
+        self.finish()
+    }
+
+    fn start(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
+        let started = Started {
+            recipe: &self.recipe,
+            iteration: self.learner.iteration(),
+            train_images: self.train.len(),
+            val_images: self.val.as_ref().map_or(0, |val| val.len()),
+            parameters: parameters(self.learner.model()),
+            loaded: self.loaded.as_ref(),
+            memory: self.memory,
+        };
+        observer.started(&started);
+        self.log.write(&json!({
+            "event": "start",
+            "iteration": started.iteration,
+            "version": env!("CARGO_PKG_VERSION"),
+            "parameters": started.parameters,
+            "train_images": started.train_images,
+            "val_images": started.val_images,
+            "recipe": self.recipe,
+        }))
+    }
+
+    /// Gives up when numbers have left the range for good.
+    fn check_finite(&mut self, step: &Step) -> Result<(), Error> {
+        let diverged = |found: String| Error::Diverged {
+            iteration: step.iteration,
+            loss: step.loss,
+            found,
+        };
+        if let StepOutcome::Skipped { .. } = &step.outcome {
+            self.skipped_in_a_row += 1;
+            self.log.write(&json!({
+                "event": "skip",
+                "iteration": step.iteration,
+                "loss": number(step.loss),
+                "outcome": step.outcome.to_string(),
+            }))?;
+            if self.skipped_in_a_row >= self.recipe.train.max_skipped {
+                return Err(diverged(format!(
+                    "{} steps in a row were {}",
+                    self.skipped_in_a_row, step.outcome
+                )));
+            }
+        } else {
+            self.skipped_in_a_row = 0;
+            if !step.loss.is_finite() {
+                return Err(diverged("the loss is not finite".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Scores the validation split. `false` when the observer stopped it.
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, Error> {
+        let Some(val) = self.val.clone() else {
+            return Ok(true);
+        };
+        let iteration = self.learner.iteration();
+        let predictor = self.predictor();
+        let begun = Instant::now();
+        let mut finished = true;
+        let matrix = predictor.evaluate(&*val, |evaluated| {
+            observer.evaluating(evaluated.index + 1, val.len());
+            finished = evaluated.index + 1 == val.len() || !observer.stop();
+            Ok(finished)
+        })?;
+        drop(predictor);
+        if !finished {
+            return Ok(false);
+        }
+        let scores = matrix.scores();
+        let best = self.best.is_none_or(|(best, _)| scores.mean_iou > best);
+        self.log.write(&json!({
+            "event": "eval",
+            "iteration": iteration,
+            "miou": scores.mean_iou,
+            "macc": scores.mean_accuracy,
+            "aacc": scores.pixel_accuracy,
+            "constant_miou": scores.constant_mean_iou,
+            "iou": results::by_class(&scores, |class| class.iou),
+            "seconds": begun.elapsed().as_secs_f64(),
+            "best": best,
+        }))?;
+        if best {
+            self.best = Some((scores.mean_iou, iteration));
+            self.save_weights(&self.out.join(BEST))?;
+        }
+        self.last_matrix = Some((iteration, matrix));
+        observer.evaluated(iteration, &scores, best);
+        Ok(true)
+    }
+
+    fn predictor(&self) -> Predictor {
+        Predictor::new(
+            self.learner.model(),
+            self.recipe.precision.dtype,
+            self.recipe.eval.clone(),
+            &self.device,
+        )
+    }
+
+    fn save_weights(&self, path: &Path) -> Result<(), Error> {
+        let mut metadata = BTreeMap::from([
+            (RECIPE_KEY.to_owned(), self.recipe.to_toml()),
+            (
+                "halfseg.iteration".to_owned(),
+                self.learner.iteration().to_string(),
+            ),
+        ]);
+        if let Some((miou, _)) = self.best.filter(|(_, at)| *at == self.learner.iteration()) {
+            metadata.insert("halfseg.miou".to_owned(), miou.to_string());
+        }
+        self.learner.inference().save_safetensors(path, metadata)?;
+        Ok(())
+    }
+
+    /// Writes a checkpoint, unless this iteration's is there already.
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf, Error> {
+        let iteration = self.learner.iteration();
+        let name = format!("iter_{iteration}.safetensors");
+        let weights = self.out.join(&name);
+        if self.saved == Some(iteration) {
+            return Ok(weights);
+        }
+        let previous = last_checkpoint(&self.out).ok();
+        self.save_weights(&weights)?;
+        self.save_state(&weights)?;
+        write_text(&self.out.join(LAST), &name)?;
+        if let Some(previous) = previous.filter(|previous| *previous != weights) {
+            // What is left behind here costs space, nothing else.
+            let _ = fs::remove_file(state_path(&previous));
+            let _ = fs::remove_file(previous);
+        }
+        self.saved = Some(iteration);
+        observer.saved(&weights);
+        Ok(weights)
+    }
+
+    /// Writes everything but the weights beside them.
+    fn save_state(&self, weights: &Path) -> Result<(), Error> {
+        let iteration = self.learner.iteration();
+        let sample = iteration * self.recipe.train.batch as u64;
+        let mut position =
+            Position::new(iteration, sample, self.recipe.seed, self.learner.scaler());
+        position.skipped_in_a_row = self.skipped_in_a_row;
+        position.best = self.best;
+        let momentum = self.learner.momentum();
+        RunState { position, momentum }.save(&state_path(weights))
+    }
+
+    fn interrupted(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
+        let checkpoint = self.save(observer)?;
+        Ok(Outcome::Interrupted {
+            iteration: self.learner.iteration(),
+            checkpoint,
+        })
+    }
+
+    /// Scores, plots and pictures of the finished run.
+    fn finish(&mut self) -> Result<Outcome, Error> {
+        let iteration = self.learner.iteration();
+        results::draw_curves(&self.out.join(LOG), &self.out.join("loss.svg"))?;
+        let mut scores = None;
+        if let Some((_, matrix)) = self.last_matrix.take() {
+            let found = matrix.scores();
+            let mut json = results::scores_json(&found);
+            json["iteration"] = iteration.into();
+            if let Some((miou, at)) = self.best {
+                json["best"] = json!({ "miou": miou, "iteration": at });
+            }
+            write_text(&self.out.join("scores.json"), &format!("{json:#}\n"))?;
+            results::draw_confusion(&matrix, &self.out.join("confusion.svg"))?;
+            scores = Some(Box::new(found));
+        }
+        if let Some(val) = &self.val {
+            let folder = self.out.join("pictures");
+            let predictor = self.predictor();
+            for index in results::spread(val.len(), self.recipe.train.pictures) {
+                let sample = val.get(index)?;
+                let map = predictor.predict(&sample.image);
+                results::draw_prediction(&folder, &sample, &map)?;
+            }
+        }
+        let (now, peak) = resident_memory().unwrap_or((Bytes(0), Bytes(0)));
+        self.log.write(&json!({
+            "event": "end",
+            "iteration": iteration,
+            "skipped_steps": self.learner.scaler().skips(),
+            "rss_mib": now.0 >> 20,
+            "peak_rss_mib": peak.0 >> 20,
+        }))?;
+        Ok(Outcome::Finished(scores))
+    }
+}
+
+/// Sums of the iterations since the last line of the log.
+#[derive(Default)]
+struct LogLine {
+    steps: u32,
+    sums: [f64; 4],
+    skipped: u32,
+    waited: Duration,
+    total: Duration,
+    images: usize,
+}
+
+impl LogLine {
+    fn add(&mut self, step: &Step, timing: &Timing) {
+        self.steps += 1;
+        let numbers = [step.loss, step.decode, step.aux, step.accuracy];
+        self.sums
+            .iter_mut()
+            .zip(numbers)
+            .for_each(|(sum, number)| *sum += number);
+        self.skipped += u32::from(!step.outcome.stepped());
+        self.waited += timing.waited;
+        self.total += timing.total;
+        self.images += timing.images;
+    }
+
+    fn json(self, last: &Step) -> serde_json::Value {
+        let steps = f64::from(self.steps.max(1));
+        let [loss, decode, aux, accuracy] = self.sums.map(|sum| number(sum / steps));
+        let (scale, grad_norm) = match &last.outcome {
+            StepOutcome::Stepped {
+                scale, grad_norm, ..
+            } => (*scale, *grad_norm),
+            StepOutcome::Skipped { scale, .. } => (*scale, None),
+            _ => (f32::NAN, None),
+        };
+        let seconds = self.total.as_secs_f64();
+        json!({
+            "event": "train",
+            "iteration": last.iteration,
+            "loss": loss,
+            "decode_loss": decode,
+            "aux_loss": aux,
+            "accuracy": accuracy,
+            "lr": last.lr,
+            "scale": scale,
+            "grad_norm": grad_norm,
+            "skipped": self.skipped,
+            "step_s": seconds / steps,
+            "data_wait_s": self.waited.as_secs_f64() / steps,
+            "images_per_s": self.images as f64 / seconds.max(1e-9),
+            "rss_mib": resident_memory().map(|(now, _)| now.0 >> 20),
+        })
+    }
+}
+
+/// JSON has no infinities: they become `null`.
+fn number(value: f64) -> serde_json::Value {
+    serde_json::Number::from_f64(value).map_or(serde_json::Value::Null, Into::into)
+}
+
+fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
+    let needed = training_memory(
+        &recipe.model,
+        recipe.data.crop,
+        recipe.train.batch,
+        recipe.precision.dtype,
+    );
+    // The memory of a GPU is not known before its first use.
+    let on_host = recipe.device == crate::DeviceChoice::Flex;
+    match available_memory().filter(|_| on_host) {
+        Some(available) if needed > available => Err(Error::Memory {
+            crop: recipe.data.crop.to_string(),
+            batch: recipe.train.batch,
+            needed,
+            available,
+        }),
+        _ => Ok(needed),
+    }
+}
+
+type Data = Arc<dyn Dataset>;
+
+fn open_data(recipe: &Recipe) -> Result<(Data, Option<Data>), Error> {
+    let train = open_split(recipe, &recipe.data.train_split)?;
+    let val = match recipe.data.val_split.as_str() {
+        "" => None,
+        split => Some(open_split(recipe, split)?),
+    };
+    Ok((train, val))
+}
+
+/// The labelled split of the recipe's data source. Of generated scenes, `data.train_split` names
+/// those for training; every other name gives the held-out ones.
+///
+/// # Errors
+///
+/// A folder that is missing, empty, without labels, or with images and labels that do not match.
+pub fn open_split(recipe: &Recipe, split: &str) -> Result<Arc<dyn Dataset>, Error> {
+    let data = &recipe.data;
+    if data.source == "synthetic" {
+        let training = split == data.train_split;
+        let (count, seed) = match training {
+            true => (data.synthetic_train, data.synthetic_seed),
+            false => (data.synthetic_val, data.synthetic_seed ^ HELD_OUT),
+        };
+        let streets = SyntheticStreets::new(data.scale.width, data.scale.height, count, seed);
+        return Ok(Arc::new(streets));
+    }
+    let root = Path::new(&data.source);
+    let dataset = Cityscapes::open(root, split)?;
+    if !dataset.is_labelled() {
+        return Err(Error::Unlabelled {
+            path: root.to_owned(),
+            split: split.to_owned(),
+        });
+    }
+    Ok(Arc::new(dataset))
+}
+
+/// The training pipeline that a recipe describes.
+pub fn pipeline(recipe: &Recipe) -> Pipeline {
+    let data = &recipe.data;
+    Pipeline {
+        scale: (data.scale.width, data.scale.height),
+        ratio: (data.ratio_min, data.ratio_max),
+        crop: (data.crop.height, data.crop.width),
+        max_category_share: data.category_limit,
+        flip: data.flip,
+        photometric: data.photometric,
+    }
+}
+
+/// The names of trainIds 0 to 18.
+pub fn class_names() -> [&'static str; CLASSES] {
+    let mut names = [""; CLASSES];
+    for label in &LABELS {
+        if let Some(name) = names.get_mut(usize::from(label.train_id)) {
+            *name = label.name;
+        }
+    }
+    names
+}
+
+/// The weights that a path means: itself, or for the folder of a run its best checkpoint, else its
+/// last.
+///
+/// # Errors
+///
+/// A folder without a checkpoint.
+pub fn resolve_checkpoint(path: &Path) -> Result<PathBuf, Error> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let best = path.join(BEST);
+    if best.is_file() {
+        Ok(best)
+    } else {
+        last_checkpoint(path)
+    }
+}
+
+/// The recipe that a checkpoint of a training run carries; `None` for weights from elsewhere.
+///
+/// # Errors
+///
+/// A file that is no checkpoint, or a recipe that this version does not understand.
+pub fn read_recipe(weights: &Path) -> Result<Option<Recipe>, Error> {
+    let metadata = halfseg_segmentor::read_metadata(weights)?;
+    let parse = |text: &String| Recipe::parse(text, &format!("{}", weights.display()));
+    metadata.get(RECIPE_KEY).map(parse).transpose()
+}
+
+fn last_checkpoint(out: &Path) -> Result<PathBuf, Error> {
+    let name = fs::read_to_string(out.join(LAST)).map_err(|_| Error::NothingToResume {
+        path: out.to_owned(),
+        expected: LAST,
+    })?;
+    Ok(out.join(name.trim()))
+}
+
+fn state_path(weights: &Path) -> PathBuf {
+    weights.with_extension("state.safetensors")
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    write_atomically(path, |out| out.write_all(text.as_bytes()))
+}
+
+/// Keeps other trainers of this process from drawing initial weights for as long as it lives.
+///
+/// Burn draws from one generator per process, and a parameter is drawn only when it is first used.
+/// Trainers that start side by side would take each other's random numbers, and the seed of a
+/// recipe would not determine its weights.
+fn own_generator() -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
