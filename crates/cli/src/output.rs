@@ -1,10 +1,10 @@
 //! Machine-readable output.
 
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use halfseg_files::write_atomically;
 use serde_json::Value;
 
 /// Writes `json` to the file `path`, or to stdout for `-`.
@@ -15,10 +15,7 @@ pub fn write_json(path: &Path, json: &Value) -> Result<()> {
             .write_all(text.as_bytes())
             .context("cannot write to stdout")
     } else {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".tmp");
-        fs::write(&temporary, text)
-            .and_then(|()| fs::rename(&temporary, path))
+        write_atomically(path, |out| out.write_all(text.as_bytes()))
             .with_context(|| format!("cannot write {}", path.display()))
     }
 }

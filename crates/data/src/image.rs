@@ -1,7 +1,7 @@
 //! Pictures and label maps in memory and in files.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -310,21 +310,15 @@ fn write_png<const C: usize>(
     plane: &Plane<C>,
     color: ColorType,
 ) -> Result<(), DataError> {
-    let io = |e| DataError::io(path, e);
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let mut out = BufWriter::new(File::create(&temporary).map_err(io)?);
-    let mut encoder = png::Encoder::new(&mut out, plane.width as u32, plane.height as u32);
-    encoder.set_color(color);
-    encoder.set_depth(BitDepth::Eight);
-    let mut writer = encoder.write_header().map_err(|e| io(e.into()))?;
-    writer
-        .write_image_data(&plane.data)
-        .map_err(|e| io(e.into()))?;
-    writer.finish().map_err(|e| io(e.into()))?;
-    out.flush().map_err(io)?;
-    drop(out);
-    std::fs::rename(&temporary, path).map_err(io)
+    let fill = |out: &mut BufWriter<File>| {
+        let mut encoder = png::Encoder::new(out, plane.width as u32, plane.height as u32);
+        encoder.set_color(color);
+        encoder.set_depth(BitDepth::Eight);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&plane.data)?;
+        Ok(writer.finish()?)
+    };
+    halfseg_files::write_atomically(path, fill).map_err(|e| DataError::io(path, e))
 }
 
 /// Writes a picture as PNG, under a temporary name until it is whole.

@@ -1,7 +1,7 @@
 //! Label maps as pictures.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::Path;
 
 use crate::EvalError;
@@ -59,18 +59,14 @@ fn write_png(
         width * height * color.samples(),
         "data of another size"
     );
-    let io = |e| EvalError::io(path, e);
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let mut out = BufWriter::new(File::create(&temporary).map_err(io)?);
-    let mut encoder = png::Encoder::new(&mut out, width as u32, height as u32);
-    encoder.set_color(color);
-    let mut writer = encoder.write_header().map_err(|e| io(e.into()))?;
-    writer.write_image_data(data).map_err(|e| io(e.into()))?;
-    writer.finish().map_err(|e| io(e.into()))?;
-    out.flush().map_err(io)?;
-    drop(out);
-    std::fs::rename(&temporary, path).map_err(io)
+    let fill = |out: &mut BufWriter<File>| {
+        let mut encoder = png::Encoder::new(out, width as u32, height as u32);
+        encoder.set_color(color);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(data)?;
+        Ok(writer.finish()?)
+    };
+    halfseg_files::write_atomically(path, fill).map_err(|e| EvalError::io(path, e))
 }
 
 /// Writes RGB data as PNG, under a temporary name until it is whole.

@@ -1,5 +1,6 @@
 //! Curves and matrices as SVG.
 
+use std::io::Write;
 use std::path::Path;
 
 use plotters::prelude::*;
@@ -15,12 +16,9 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-fn save(path: &Path, svg: String) -> Result<(), EvalError> {
-    let io = |e| EvalError::io(path, e);
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    std::fs::write(&temporary, svg).map_err(io)?;
-    std::fs::rename(&temporary, path).map_err(io)
+fn save(path: &Path, svg: &str) -> Result<(), EvalError> {
+    halfseg_files::write_atomically(path, |out| out.write_all(svg.as_bytes()))
+        .map_err(|e| EvalError::io(path, e))
 }
 
 /// Draws `series` over one another, with a legend.
@@ -38,7 +36,7 @@ pub fn curves_svg(
         path: path.to_owned(),
         found: e.to_string(),
     })?;
-    save(path, svg)
+    save(path, &svg)
 }
 
 fn draw_curves(
@@ -120,7 +118,7 @@ pub fn confusion_svg(
         path: path.to_owned(),
         found: e.to_string(),
     })?;
-    save(path, svg)
+    save(path, &svg)
 }
 
 fn draw_confusion(

@@ -1,48 +1,27 @@
-//! Files that appear complete or not at all.
+//! Whole files with the crate's error.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{self, BufWriter};
+use std::path::Path;
 
 use crate::Error;
 
-/// The name that a file is written under before it takes its place.
-fn temporary(path: &Path) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.tmp", std::process::id()));
-    path.with_file_name(name)
-}
-
-/// Lets `write` fill a temporary file in the folder of `path`, flushes it to the disk and renames
-/// it to `path`. When anything fails, what was at `path` before stays and the temporary file goes.
+/// [`halfseg_files::write_atomically`], with an error that names the file.
 pub(crate) fn write_atomically(
     path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<(), Error> {
-    let temporary = temporary(path);
-    let result = (|| {
-        let mut out = io::BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
-        write(&mut out)?;
-        // A full disk may show only here.
-        out.into_inner()
-            .map_err(io::IntoInnerError::into_error)?
-            .sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    result.map_err(|source| {
-        let _ = fs::remove_file(&temporary);
-        Error::Write {
-            path: path.to_owned(),
-            source,
-        }
+    halfseg_files::write_atomically(path, write).map_err(|source| Error::Write {
+        path: path.to_owned(),
+        source,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::io::Write;
 
     #[test]
     fn a_failed_write_leaves_the_old_file_and_nothing_else() {

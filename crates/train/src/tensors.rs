@@ -1,6 +1,7 @@
 //! Writing f32 tensors as safetensors.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::{DType, Tensor, TensorData};
