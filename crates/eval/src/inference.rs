@@ -1,11 +1,6 @@
-//! Whole-image, sliding-window and multi-scale inference over any network.
+//! Sliding-window and multi-scale inference over any network.
 
 use burn::tensor::{DType, Tensor, TensorData, activation::softmax};
-
-/// Logits of the whole image at once: the network as it is.
-pub fn whole(network: &dyn Fn(Tensor<4>) -> Tensor<4>, image: Tensor<4>) -> Tensor<4> {
-    network(image)
-}
 
 /// Logits from overlapping windows: sums divided by counts; windows at the right and lower edge
 /// shift inward (mmsegmentation `encoder_decoder.py`, `slide_inference`).

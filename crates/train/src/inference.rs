@@ -6,7 +6,7 @@ use halfseg_amp::{Policy, autocast};
 use halfseg_data::{
     CropBox, Dataset, IGNORE, RgbImage, flip, normalize, resize_bilinear, scaled_size,
 };
-use halfseg_eval::{ConfusionMatrix, argmax, multi_scale_flip, slide, whole};
+use halfseg_eval::{ConfusionMatrix, argmax, multi_scale_flip, slide};
 use halfseg_layers::resize_with;
 use halfseg_segmentor::Segmentor;
 
@@ -120,7 +120,7 @@ impl Predictor {
         let values = Tensor::<4>::from_data(values, &self.device);
         let network = |x: Tensor<4>| autocast(&self.policy, || self.model.forward(x));
         let logits = match self.eval.mode {
-            EvalMode::Whole => whole(&network, values),
+            EvalMode::Whole => network(values),
             EvalMode::Slide => {
                 let (crop, stride) = (self.eval.slide_crop, self.eval.slide_stride);
                 let (crop, stride) = ([crop.height, crop.width], [stride.height, stride.width]);

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use burn::module::Module;
 use burn::tensor::Device;
 use halfseg_amp::{GradScaler, StepOutcome};
 use halfseg_data::{
@@ -153,7 +152,7 @@ impl Trainer {
         let training = device.clone().autodiff();
         let alone = own_generator();
         training.seed(recipe.seed);
-        let mut model = recipe.model.init(&training).materialize();
+        let mut model = recipe.model.init(&training);
         let mut loaded = None;
         if !recipe.checkpoint.is_empty() {
             let report;
@@ -723,9 +722,9 @@ fn write_text(path: &Path, text: &str) -> Result<(), Error> {
 
 /// Keeps other trainers of this process from drawing initial weights for as long as it lives.
 ///
-/// Burn draws from one generator per process, and a parameter is drawn only when it is first used.
-/// Trainers that start side by side would take each other's random numbers, and the seed of a
-/// recipe would not determine its weights.
+/// Burn draws from one generator per process. Trainers that start side by side would take each
+/// other's random numbers, and the seed of a recipe would not determine its weights. Draws that the
+/// rest of the program makes at the same time still disturb it.
 fn own_generator() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
