@@ -1,6 +1,8 @@
 //! The program as a user runs it: jobs that work, and input that cannot.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -120,6 +122,19 @@ fn write_png(path: &Path, (width, height): (u32, u32), color: png::ColorType, da
         .unwrap();
 }
 
+/// The files in a ZIP archive.
+fn archived(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut archive = zip::ZipArchive::new(fs::File::open(path).unwrap()).unwrap();
+    (0..archive.len())
+        .map(|index| {
+            let mut file = archive.by_index(index).unwrap();
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).unwrap();
+            (file.name().to_owned(), bytes)
+        })
+        .collect()
+}
+
 /// Training on `root` must fail and say all of `expect`.
 fn check_training_fails(folder: &TempDir, root: &Path, expect: &[&str]) {
     let out = folder.path().join("out");
@@ -189,8 +204,13 @@ fn a_run_is_evaluated_and_predicts_without_being_told_its_method() {
     let scores: Value = serde_json::from_slice(&output.stdout).expect("stdout is JSON alone");
     assert_eq!(scores["images"], 2);
     assert!(scores["miou"].as_f64().is_some() && scores["classes"]["road"]["iou"].is_number());
-    assert!(zip.is_file());
-    let kept = read_label(&predictions.join("town_000000_000000_pred_labelIds.png")).unwrap();
+    let names = [0, 1].map(|index| format!("town_{index:06}_000000_pred_labelIds.png"));
+    let archive = archived(&zip);
+    assert_eq!(archive.keys().collect::<Vec<_>>(), names.each_ref());
+    for (name, bytes) in &archive {
+        assert_eq!(*bytes, fs::read(predictions.join(name)).unwrap(), "{name}");
+    }
+    let kept = read_label(&predictions.join(&names[0])).unwrap();
     assert_eq!((kept.width, kept.height), (64, 32));
     assert!(
         kept.data.iter().all(|&id| (7..=33).contains(&id)),
@@ -252,6 +272,53 @@ fn a_run_is_evaluated_and_predicts_without_being_told_its_method() {
         1,
         &["would both be written as"],
     );
+}
+
+/// A benchmark keeps the labels of its test split to itself.
+#[test]
+fn a_split_without_labels_is_packed_for_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let root = cityscapes(&folder);
+    fs::remove_dir_all(root.join("gtFine/val")).unwrap();
+    let (kept, zip) = (
+        folder.path().join("kept"),
+        folder.path().join("sub/all.zip"),
+    );
+    let base = [
+        "eval",
+        "--checkpoint",
+        text(&checkpoint),
+        "--data",
+        text(&root),
+        "--split",
+        "val",
+        "--zip",
+        text(&zip),
+    ];
+    // The folder of the archive is not there: known before an hour of predictions, not after.
+    check(&base, 1, &["all.zip", "sub"]);
+    fs::create_dir(zip.parent().unwrap()).unwrap();
+    // A prediction of an earlier run is no part of this archive.
+    fs::create_dir(&kept).unwrap();
+    fs::write(kept.join("old_000000_000000_pred_labelIds.png"), "old").unwrap();
+    check(
+        &[&base[..], &["--save-predictions", text(&kept)]].concat(),
+        0,
+        &["nothing to score"],
+    );
+    let names = [0, 1].map(|index| format!("town_{index:06}_000000_pred_labelIds.png"));
+    assert_eq!(archived(&zip).keys().collect::<Vec<_>>(), names.each_ref());
+    assert_eq!(
+        fs::read_dir(zip.parent().unwrap()).unwrap().count(),
+        1,
+        "something was left beside the archive"
+    );
+    // Without a folder to keep, nothing but the archive stays, and it is the same one.
+    let first = fs::read(&zip).unwrap();
+    check(&base, 0, &["nothing to score"]);
+    assert_eq!(fs::read(&zip).unwrap(), first);
+    assert_eq!(fs::read_dir(zip.parent().unwrap()).unwrap().count(), 1);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! `halfseg eval`.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use halfseg_data::{Cityscapes, Dataset, LabelMap, label_id, write_label};
+use halfseg_files::write_atomically;
 use halfseg_train::{class_names, draw_confusion, open_split, scores_json};
 
 use crate::args::EvalArgs;
@@ -35,8 +36,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let predictions = Predictions::new(args)?;
     let shown = bar(dataset.len() as u64, "images");
     let mut finished = true;
+    let mut names = Vec::new();
     let matrix = loaded.predictor().evaluate(&*dataset, |one| {
         predictions.write(one.name, one.map, one.image.width)?;
+        names.push(one.name.to_owned());
         shown.inc(1);
         finished = one.index + 1 == dataset.len() || !interrupt::requested();
         Ok(finished)
@@ -46,7 +49,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         return Err(Interrupted("interrupted: no scores".into()).into());
     }
     if let Some(zip) = &args.zip {
-        predictions.pack(zip)?;
+        predictions.pack(zip, &names)?;
     }
     let scores = matrix.scores();
     if scores.classes.iter().all(|class| class.pixels == 0) {
@@ -98,6 +101,17 @@ impl Drop for Predictions {
 
 impl Predictions {
     fn new(args: &EvalArgs) -> Result<Self> {
+        if let Some(zip) = &args.zip {
+            // Known before the predictions are made, not after.
+            let parent = zip.parent().filter(|parent| !parent.as_os_str().is_empty());
+            if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+                bail!(
+                    "cannot write {}: expected a folder {}, found none",
+                    zip.display(),
+                    parent.display()
+                );
+            }
+        }
         let (folder, temporary) = match (&args.save_predictions, &args.zip) {
             (Some(folder), _) => (Some(folder.clone()), false),
             (None, Some(zip)) => {
@@ -115,8 +129,7 @@ impl Predictions {
         Ok(predictions)
     }
 
-    /// The labelIds of one image, under a name that begins with the image's, as the official
-    /// scorer looks for.
+    /// Writes the labelIds of one image.
     fn write(&self, name: &str, map: &[u8], width: usize) -> Result<(), halfseg_train::Error> {
         let Some(folder) = &self.folder else {
             return Ok(());
@@ -127,42 +140,38 @@ impl Predictions {
             height: map.len() / width,
             data,
         };
-        Ok(write_label(
-            &folder.join(format!("{name}{SUFFIX}")),
-            &label,
-        )?)
+        Ok(write_label(&folder.join(file_name(name)), &label)?)
     }
 
-    fn pack(&self, zip: &Path) -> Result<()> {
+    /// Writes the predictions of `names` as one archive, without folders.
+    fn pack(&self, zip: &Path, names: &[String]) -> Result<()> {
         let Some(folder) = &self.folder else {
             return Ok(());
         };
-        let cannot = || format!("cannot write {}", zip.display());
-        let mut temporary = zip.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let out = BufWriter::new(File::create(&temporary).with_context(cannot)?);
-        let mut writer = zip::ZipWriter::new(out);
-        // PNGs are compressed already.
+        // PNGs are compressed already. The date is the format's first, so that equal predictions
+        // give equal archives.
         let options = zip::write::SimpleFileOptions::default()
-            .compression_method(zip::CompressionMethod::Stored);
-        let mut names: Vec<_> = fs::read_dir(folder)
-            .with_context(|| format!("cannot read {}", folder.display()))?
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| name.ends_with(SUFFIX))
-            .collect();
-        names.sort();
-        for name in names {
-            let path = folder.join(&name);
-            let bytes =
-                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            writer.start_file(name, options).with_context(cannot)?;
-            writer.write_all(&bytes).with_context(cannot)?;
-        }
-        writer
-            .finish()
-            .with_context(cannot)?
-            .flush()
-            .with_context(cannot)?;
-        fs::rename(&temporary, zip).with_context(cannot)
+            .compression_method(zip::CompressionMethod::Stored)
+            .last_modified_time(zip::DateTime::default());
+        write_atomically(zip, |out| {
+            let mut writer = zip::ZipWriter::new(out);
+            for name in names {
+                let name = file_name(name);
+                let path = folder.join(&name);
+                let bytes = fs::read(&path)
+                    .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+                writer.start_file(name, options)?;
+                writer.write_all(&bytes)?;
+            }
+            writer.finish()?;
+            Ok(())
+        })
+        .with_context(|| format!("cannot write {}", zip.display()))
     }
+}
+
+/// The name of an image's prediction: it begins with the image's own, by which the official scorer
+/// and the benchmark's server find it.
+fn file_name(image: &str) -> String {
+    format!("{image}{SUFFIX}")
 }
