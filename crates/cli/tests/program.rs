@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use halfseg_data::{SyntheticStreets, read_image, read_label, write_cityscapes_layout};
+use halfseg_data::{
+    SyntheticStreets, read_image, read_label, write_cityscapes_layout, write_label,
+};
+use halfseg_eval::{CityscapesScorer, CityscapesScores};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -130,7 +133,7 @@ fn archived(path: &Path) -> BTreeMap<String, Vec<u8>> {
             let mut file = archive.by_index(index).unwrap();
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes).unwrap();
-            (file.name().to_owned(), bytes)
+            (file.name().unwrap().into_owned(), bytes)
         })
         .collect()
 }
@@ -271,6 +274,63 @@ fn a_run_is_evaluated_and_predicts_without_being_told_its_method() {
         &[&base[..], &[text(&all)]].concat(),
         1,
         &["would both be written as"],
+    );
+}
+
+/// The scorer of files, which the tests of `halfseg-eval` compare with the official one, and the
+/// program's own count must agree.
+#[test]
+fn a_folder_gets_the_scores_of_categories_and_instances() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let root = cityscapes(&folder);
+    let truth = root.join("gtFine/val");
+    for index in 0..2 {
+        // Half a line of car: two instances of unequal size, the second of which lies in the road.
+        let path = truth.join(format!("town/town_{index:06}_000000_gtFine_labelIds.png"));
+        let mut label = read_label(&path).unwrap();
+        label.data[..40].fill(26);
+        write_label(&path, &label).unwrap();
+        let instances = label.data.iter().enumerate().map(|(pixel, &id)| match id {
+            26 if pixel < 10 => 26_001,
+            24.. => u16::from(id) * 1000 + 2,
+            _ => u16::from(id),
+        });
+        let bytes: Vec<u8> = instances.flat_map(u16::to_be_bytes).collect();
+        let path = truth.join(format!(
+            "town/town_{index:06}_000000_gtFine_instanceIds.png"
+        ));
+        let mut encoder = png::Encoder::new(fs::File::create(path).unwrap(), 64, 32);
+        encoder.set_depth(png::BitDepth::Sixteen);
+        encoder
+            .write_header()
+            .unwrap()
+            .write_image_data(&bytes)
+            .unwrap();
+    }
+    let predictions = folder.path().join("predictions");
+    let output = run(&[
+        "eval",
+        "--checkpoint",
+        text(&checkpoint),
+        "--data",
+        text(&root),
+        "--split",
+        "val",
+        "--save-predictions",
+        text(&predictions),
+        "--json",
+        "-",
+    ]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("category") && said.contains("iIoU"), "{said}");
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let expected = CityscapesScorer::score_folders(&predictions, &truth).unwrap();
+    assert!(expected.mean_instance_iou.is_some() && expected.mean_category_iou.is_some());
+    assert_eq!(
+        serde_json::from_value::<CityscapesScores>(found["cityscapes"].clone()).unwrap(),
+        expected
     );
 }
 
@@ -611,6 +671,32 @@ fn files_that_are_no_checkpoints_are_named() {
         1,
         &["missing.pth"],
     );
+    // One file of each of PyTorch's two formats, cut short.
+    let recordings = Path::new(env!("CARGO_MANIFEST_DIR")).join("../segmentor/tests/recordings");
+    for method in ["fcn", "deeplabv3"] {
+        let bytes = fs::read(recordings.join(method).join("model.pth")).unwrap();
+        let file = folder.path().join("cut.pth");
+        fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+        check(
+            &[&args[..], &[text(&file)]].concat(),
+            1,
+            &["cut.pth", "truncated"],
+        );
+    }
+    // A pickle that asks for a command to be run.
+    let trace = folder.path().join("trace");
+    let pickle = format!(
+        "(dVstate_dict\ncposix\nsystem\n(Vtouch {}\ntRs.",
+        trace.display()
+    );
+    let file = folder.path().join("command.pth");
+    fs::write(&file, pickle).unwrap();
+    check(
+        &[&args[..], &[text(&file)]].concat(),
+        1,
+        &["command.pth", "not a checkpoint"],
+    );
+    assert!(!trace.exists(), "the pickle's command was run");
     check(
         &[&args[..], &[text(folder.path())]].concat(),
         1,

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use halfseg_amp::{Policy, autocast};
 use halfseg_data::{
-    CropBox, Dataset, IGNORE, RgbImage, flip, normalize, resize_bilinear, scaled_size,
+    CropBox, Dataset, IGNORE, LabelMap, RgbImage, flip, normalize, resize_bilinear, scaled_size,
 };
 use halfseg_eval::{ConfusionMatrix, argmax, multi_scale_flip, slide};
 use halfseg_layers::resize_with;
@@ -93,6 +93,7 @@ impl Predictor {
                 name: &sample.name,
                 image: &sample.image,
                 map: &map,
+                label: sample.label.as_ref(),
             };
             if !progress(evaluated)? {
                 break;
@@ -146,6 +147,8 @@ pub struct Evaluated<'a> {
     pub image: &'a RgbImage,
     /// The class of each pixel.
     pub map: &'a [u8],
+    /// The true classes, where the data set has them.
+    pub label: Option<&'a LabelMap>,
 }
 
 /// Refuses labels that are neither a class nor 255; some devices would crash on them.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use halfseg_data::{Cityscapes, Dataset, LabelMap, label_id, write_label};
+use halfseg_eval::{CityscapesScorer, CityscapesScores};
 use halfseg_files::write_atomically;
 use halfseg_train::{class_names, draw_confusion, open_split, scores_json};
 
@@ -31,7 +32,11 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     if split.is_empty() {
         return Err(Usage("the checkpoint names no split: expected --split NAME".into()).into());
     }
-    let dataset = open(&loaded, split, keeps)?;
+    let Split { dataset, tree } = Split::open(&loaded, split, keeps)?;
+    // What the benchmark reports beyond the classes' IoU, for its own classes.
+    let classes = loaded.recipe.model.num_classes;
+    let tree = tree.filter(|tree| tree.is_labelled() && classes == class_names().len());
+    let mut official = tree.is_some().then(CityscapesScorer::new);
 
     let predictions = Predictions::new(args)?;
     let shown = bar(dataset.len() as u64, "images");
@@ -40,6 +45,11 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let matrix = loaded.predictor().evaluate(&*dataset, |one| {
         predictions.write(one.name, one.map, one.image.width)?;
         names.push(one.name.to_owned());
+        if let (Some(scorer), Some(tree), Some(label)) = (&mut official, &tree, one.label) {
+            let instances = tree.instances(one.index)?;
+            let instances = instances.as_ref().map(|map| map.data.as_slice());
+            scorer.update(&label_ids(one.map), &label_ids(&label.data), instances)?;
+        }
         shown.inc(1);
         finished = one.index + 1 == dataset.len() || !interrupt::requested();
         Ok(finished)
@@ -57,6 +67,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         return Ok(());
     }
     eprint!("{}", scores.table(&class_names()));
+    let official = official.map(|scorer| scorer.scores());
+    if let Some(scores) = &official {
+        eprint!("{}", official_table(scores));
+    }
     if let Some(path) = &args.confusion {
         draw_confusion(&matrix, path)?;
     }
@@ -67,20 +81,65 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         json["data"] = loaded.recipe.data.source.clone().into();
         json["checkpoint"] = loaded.weights.display().to_string().into();
         json["precision"] = loaded.recipe.precision.dtype.to_string().into();
+        if let Some(scores) = &official {
+            json["cityscapes"] = serde_json::to_value(scores)?;
+        }
         write_json(path, &json)?;
     }
     Ok(())
 }
 
-/// The split; one whose labels a benchmark keeps to itself can be predicted, not scored.
-fn open(loaded: &Loaded, split: &str, keeps: bool) -> Result<Arc<dyn Dataset>> {
-    if keeps && loaded.recipe.data.source != "synthetic" {
-        return Ok(Arc::new(Cityscapes::open(
-            Path::new(&loaded.recipe.data.source),
-            split,
-        )?));
+/// What is evaluated.
+struct Split {
+    dataset: Arc<dyn Dataset>,
+    /// The same, if it is a folder.
+    tree: Option<Arc<Cityscapes>>,
+}
+
+impl Split {
+    /// A split whose labels a benchmark keeps to itself can be predicted, not scored: `keeps` says
+    /// whether predictions are wanted.
+    fn open(loaded: &Loaded, split: &str, keeps: bool) -> Result<Self> {
+        let source = &loaded.recipe.data.source;
+        if source == "synthetic" {
+            let dataset = open_split(&loaded.recipe, split)?;
+            return Ok(Self {
+                dataset,
+                tree: None,
+            });
+        }
+        let path = PathBuf::from(source);
+        let tree = Arc::new(Cityscapes::open(&path, split)?);
+        if !keeps && !tree.is_labelled() {
+            let split = split.to_owned();
+            return Err(halfseg_train::Error::Unlabelled { path, split }.into());
+        }
+        Ok(Self {
+            dataset: tree.clone(),
+            tree: Some(tree),
+        })
     }
-    Ok(open_split(&loaded.recipe, split)?)
+}
+
+/// A map of classes as labelIds; what is no class becomes 0, which the scorer ignores.
+fn label_ids(map: &[u8]) -> Vec<u8> {
+    map.iter().map(|&id| label_id(id)).collect()
+}
+
+/// The scores of the categories, and of instances where the split has their ids.
+fn official_table(scores: &CityscapesScores) -> String {
+    let percent = |v: Option<f64>| v.map_or("-".into(), |v| format!("{:.2}", 100.0 * v));
+    let mut out = format!("{:<16}{:>8}{:>8}\n", "category", "IoU", "iIoU");
+    for score in &scores.categories {
+        let (iou, instance_iou) = (percent(score.iou), percent(score.instance_iou));
+        out += &format!("{:<16}{iou:>8}{instance_iou:>8}\n", score.name);
+    }
+    out + &format!(
+        "categories: mIoU {}  iIoU {}; classes: iIoU {}\n",
+        percent(scores.mean_category_iou),
+        percent(scores.mean_category_instance_iou),
+        percent(scores.mean_instance_iou)
+    )
 }
 
 /// Where predictions are kept, if anywhere.
@@ -134,7 +193,7 @@ impl Predictions {
         let Some(folder) = &self.folder else {
             return Ok(());
         };
-        let data = map.iter().map(|&id| label_id(id)).collect();
+        let data = label_ids(map);
         let label = LabelMap {
             width,
             height: map.len() / width,

@@ -100,8 +100,9 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// Sorts what PyTorch's reader reports by who is at fault.
-    pub(crate) fn from_pytorch(path: PathBuf, error: PytorchError) -> Self {
+    /// Sorts what PyTorch's reader reports by who is at fault. `old_magic`: whether the file begins
+    /// as checkpoints from before PyTorch 1.6 do, so that only damage can make it unreadable.
+    pub(crate) fn from_pytorch(path: PathBuf, error: PytorchError, old_magic: bool) -> Self {
         match error {
             PytorchError::Io(source)
                 if !matches!(
@@ -111,7 +112,9 @@ impl CheckpointError {
             {
                 Self::Read { path, source }
             }
-            PytorchError::InvalidFormat(found) => Self::NotACheckpoint { path, found },
+            PytorchError::InvalidFormat(found) if !old_magic => {
+                Self::NotACheckpoint { path, found }
+            }
             error => Self::Damaged {
                 path,
                 expected: "a PyTorch checkpoint".to_owned(),

@@ -12,6 +12,9 @@ use safetensors::tensor::Metadata;
 
 use super::CheckpointError;
 
+/// What checkpoints from before PyTorch 1.6 begin with: a pickled magic number.
+const OLD_MAGIC: &[u8] = b"\x80\x02\x8a\nl\xfc\x9cF\xf9";
+
 /// The longest header that the safetensors format allows, in bytes.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
@@ -49,7 +52,7 @@ impl CheckpointFile {
         (&mut file).take(9).read_to_end(&mut start).map_err(read)?;
         let mut checkpoint = match start.get(8) {
             Some(b'{') => Self::open_safetensors(path, file, length)?,
-            _ => Self::open_pytorch(path)?,
+            _ => Self::open_pytorch(path, start == OLD_MAGIC)?,
         };
         checkpoint.strip_prefixes();
         checkpoint
@@ -141,10 +144,10 @@ impl CheckpointFile {
         })
     }
 
-    fn open_pytorch(path: &Path) -> Result<Self, CheckpointError> {
+    fn open_pytorch(path: &Path, old_magic: bool) -> Result<Self, CheckpointError> {
         use burn_store::pytorch_reader::DType as Torch;
         let reader = PytorchReader::new(path)
-            .map_err(|error| CheckpointError::from_pytorch(path.to_owned(), error))?;
+            .map_err(|error| CheckpointError::from_pytorch(path.to_owned(), error, old_magic))?;
         let tensors = reader.into_tensors().into_iter().map(|(name, tensor)| {
             let dtype = match tensor.dtype() {
                 Torch::F64 => Stored::Float(DType::F64),
