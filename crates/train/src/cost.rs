@@ -200,66 +200,176 @@ mod tests {
         height: 512,
         width: 1024,
     };
-    const ODD: Crop = Crop {
-        height: 97,
-        width: 161,
-    };
 
-    /// Against a count made layer by layer of the published models at depth 101: parameters with
-    /// the auxiliary head, multiply-accumulates with and without it, at two sizes.
+    /// Against MMSegmentation's own models: a hook on each convolution of its forward pass counted
+    /// output elements times weights per output. Multiply-accumulates of the four stages, the stem
+    /// and the auxiliary head depend on the depth and the size alone.
     #[test]
-    fn published_models_cost_what_was_counted_elsewhere() {
-        let check = |method, parameters, [infer, train, odd_infer, odd_train]: [u64; 4]| {
-            let model = SegmentorConfig::new(method, Depth::R101);
-            let (cost, odd) = (Cost::of(&model, TRAIN), Cost::of(&model, ODD));
-            assert_eq!(cost.total(true).parameters, parameters, "{method}");
-            assert_eq!(cost.total(false).macs, infer, "{method}");
-            assert_eq!(cost.total(true).macs, train, "{method}");
-            assert_eq!(odd.total(false).macs, odd_infer, "{method}");
-            assert_eq!(odd.total(true).macs, odd_train, "{method}");
+    fn published_models_cost_what_was_counted_in_mmsegmentation() {
+        const SIZES: [[usize; 2]; 3] = [[512, 1024], [1024, 2048], [97, 161]];
+        type Shared = [[u64; 6]; 3];
+        let shared18: Shared = [
+            [
+                3_737_124_864,
+                4_831_838_208,
+                4_294_967_296,
+                17_179_869_184,
+                68_719_476_736,
+                1_217_921_024,
+            ],
+            [
+                14_948_499_456,
+                19_327_352_832,
+                17_179_869_184,
+                68_719_476_736,
+                274_877_906_944,
+                4_871_684_096,
+            ],
+            [
+                113_164_128,
+                151_142_400,
+                143_130_624,
+                572_522_496,
+                2_290_089_984,
+                40_587_456,
+            ],
+        ];
+        let shared101: Shared = [
+            [
+                3_737_124_864,
+                6_979_321_856,
+                10_737_418_240,
+                213_137_752_064,
+                122_406_567_936,
+                19_367_198_720,
+            ],
+            [
+                14_948_499_456,
+                27_917_287_424,
+                42_949_672_960,
+                852_551_008_256,
+                489_626_271_744,
+                77_468_794_880,
+            ],
+            [
+                113_164_128,
+                218_316_800,
+                355_631_104,
+                7_102_857_216,
+                4_079_222_784,
+                645_415_680,
+            ],
+        ];
+        let check = |method, depth, parameters, shared: &Shared, heads: [[u64; 2]; 3]| {
+            let model = SegmentorConfig::new(method, depth);
+            for (index, [height, width]) in SIZES.into_iter().enumerate() {
+                let case = format!("{method} {depth} {height}x{width}");
+                let cost = Cost::of(&model, Crop { height, width });
+                let [head, map_elements] = heads[index];
+                let [stem, layer1, layer2, layer3, layer4, aux] = shared[index];
+                let found: Vec<u64> = cost.parts.iter().map(|(_, part)| part.macs).collect();
+                assert_eq!(
+                    found,
+                    [stem, layer1, layer2, layer3, layer4, head, aux],
+                    "{case}"
+                );
+                let (infer, train) = (cost.total(false), cost.total(true));
+                assert_eq!(train.macs, found.iter().sum::<u64>(), "{case}");
+                assert_eq!(infer.macs, train.macs - aux, "{case}");
+                assert_eq!(train.map_elements, map_elements, "{case}");
+                assert_eq!(train.parameters, parameters, "{case}");
+            }
         };
+        // Parameters; then at each size the decode head's multiply-accumulates and the elements of
+        // all convolutions' outputs.
         check(
             Method::Fcn,
-            68_489_862,
+            Depth::R18,
+            12_822_342,
+            &shared18,
             [
-                550_351_405_056,
-                569_718_603_776,
-                18_312_725_856,
-                18_958_141_536,
+                [12_099_518_464, 65_847_296],
+                [48_398_073_856, 263_389_184],
+                [403_218_816, 2_126_150],
+            ],
+        );
+        check(
+            Method::Fcn,
+            Depth::R101,
+            68_489_862,
+            &shared101,
+            [
+                [193_353_220_096, 500_482_048],
+                [773_412_880_384, 2_001_928_192],
+                [6_443_533_824, 16_524_678],
             ],
         );
         check(
             Method::PspNet,
-            67_967_622,
+            Depth::R18,
+            12_790_086,
+            &shared18,
             [
-                511_749_128_192,
-                531_116_326_912,
-                17_076_979_040,
-                17_722_394_720,
+                [9_686_876_160, 63_756_544],
+                [38_737_674_240, 255_006_976],
+                [325_984_640, 2_062_662],
+            ],
+        );
+        check(
+            Method::PspNet,
+            Depth::R101,
+            67_967_622,
+            &shared101,
+            [
+                [154_750_943_232, 492_119_040],
+                [618_846_486_528, 1_968_399_360],
+                [5_207_787_008, 16_270_726],
             ],
         );
         check(
             Method::DeepLabV3,
-            87_105_158,
+            Depth::R18,
+            13_986_374,
+            &shared18,
             [
-                694_233_858_048,
-                713_601_056_768,
-                23_108_650_336,
-                23_754_066_016,
+                [21_092_171_776, 67_944_576],
+                [84_368_490_496, 271_777_920],
+                [702_964_096, 2_196_166],
+            ],
+        );
+        check(
+            Method::DeepLabV3,
+            Depth::R101,
+            87_105_158,
+            &shared101,
+            [
+                [337_235_673_088, 508_871_168],
+                [1_348_939_546_624, 2_035_483_136],
+                [11_239_458_304, 16_804_742],
             ],
         );
         check(
             Method::DeepLabV3Plus,
-            62_582_006,
+            Depth::R18,
+            12_468_962,
+            &shared18,
             [
-                507_471_462_400,
-                526_838_661_120,
-                16_845_861_648,
-                17_491_277_328,
+                [9_608_560_640, 98_558_080],
+                [38_434_045_952, 394_231_936],
+                [317_596_140, 3_179_182],
             ],
         );
-        let maps = Cost::of(&SegmentorConfig::deeplabv3plus_r101_d8(), ODD).total(true);
-        assert_eq!(maps.map_elements, 20_693_942);
+        check(
+            Method::DeepLabV3Plus,
+            Depth::R101,
+            62_582_006,
+            &shared101,
+            [
+                [150_473_277_440, 629_924_352],
+                [601_889_964_032, 2_519_695_872],
+                [4_976_669_616, 20_693_942],
+            ],
+        );
     }
 
     #[test]
