@@ -24,6 +24,31 @@ pub enum AmpError {
         #[source]
         source: serde_json::Error,
     },
+    /// A policy file has a key that policies lack, or names an operation that does not exist.
+    #[error(
+        "policy file {}: unknown key `{key}`; the nearest valid key is `{nearest}`",
+        path.display()
+    )]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key, dotted below `ops`.
+        key: String,
+        /// The valid key that looks most like it.
+        nearest: String,
+    },
+    /// A policy file has a value that is no precision, or none where one is needed.
+    #[error("policy file {}: `{key}`: expected {expected}, found {found}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key, dotted below `ops` and `modules`.
+        key: String,
+        /// What the key takes.
+        expected: &'static str,
+        /// What was there.
+        found: String,
+    },
     /// The text names no loss scaling.
     #[error(
         "unknown loss scaling `{found}`: expected `none`, a scale such as `512`, or one of the \

@@ -22,7 +22,7 @@ pub use cache::{cast_param, invalidate_casts};
 pub use error::AmpError;
 pub use grads::{ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
 pub use op::{Op, OpClass};
-pub use policy::{Policy, Precision};
+pub use policy::{Policy, Precision, UnmatchedModule};
 pub use promote::{add, cat, div, matmul_operands, mul, operands, promote, stack, sub, widest};
 pub use report::{CastReport, cast_report};
 pub use scaler::{GradScaler, OverflowPass, ScaleUpdate, StepOutcome};

@@ -8,8 +8,8 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d};
 use burn::nn::loss::CrossEntropyLoss;
-use burn::nn::{BatchNorm, GroupNorm, InstanceNorm, LayerNorm, Linear};
-use burn::tensor::{FloatDType, Int, Tensor};
+use burn::nn::{BatchNorm, GroupNorm, InstanceNorm, LayerNorm, Linear, PRelu};
+use burn::tensor::{FloatDType, Int, Tensor, activation};
 
 use crate::promote::widen;
 use crate::statistics::statistics_ids;
@@ -85,6 +85,18 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
             .as_ref()
             .map(|bias| further(Op::Linear, &x, bias));
         Linear { weight, bias }.forward(x)
+    })
+}
+
+/// [`PRelu::forward`] in the compute dtype.
+///
+/// # Panics
+///
+/// As the layer's `forward`.
+pub fn prelu<const D: usize>(layer: &PRelu, x: Tensor<D>) -> Tensor<D> {
+    observe(Op::PRelu, &layer.alpha, x, |x| {
+        let (x, alpha) = operands(Op::PRelu, x, &layer.alpha);
+        activation::prelu(x, alpha)
     })
 }
 

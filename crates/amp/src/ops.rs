@@ -46,6 +46,21 @@ pub fn exp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     observe(Op::Exp, "exp", x, |x| cast(Op::Exp, x).exp())
 }
 
+/// Hyperbolic sine of each element, in f32.
+pub fn sinh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    observe(Op::Exp, "sinh", x, |x| cast(Op::Exp, x).sinh())
+}
+
+/// Hyperbolic cosine of each element, in f32.
+pub fn cosh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    observe(Op::Exp, "cosh", x, |x| cast(Op::Exp, x).cosh())
+}
+
+/// Tangent of each element, in f32.
+pub fn tan<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    observe(Op::Exp, "tan", x, |x| cast(Op::Exp, x).tan())
+}
+
 /// Natural logarithm of each element, in f32.
 pub fn log<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     observe(Op::Log, "log", x, |x| cast(Op::Log, x).log())
@@ -130,6 +145,11 @@ pub fn prod<const D: usize>(x: Tensor<D>) -> Tensor<1> {
 /// Product along `dim`, which keeps length 1, in f32.
 pub fn prod_dim<const D: usize>(x: Tensor<D>, dim: usize) -> Tensor<D> {
     observe(Op::Prod, "prod_dim", x, |x| cast(Op::Prod, x).prod_dim(dim))
+}
+
+/// Cumulative product along `dim`, in f32.
+pub fn cumprod<const D: usize>(x: Tensor<D>, dim: usize) -> Tensor<D> {
+    observe(Op::Prod, "cumprod", x, |x| cast(Op::Prod, x).cumprod(dim))
 }
 
 /// Euclidean norm of all elements, in f32.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::statistics::{parameters, statistics_ids};
 use crate::{AmpError, Op, OpClass};
@@ -46,6 +47,45 @@ impl std::fmt::Display for Precision {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.serialize(f)
     }
+}
+
+impl Precision {
+    const ALL: [Precision; 4] = [
+        Precision::F16,
+        Precision::Bf16,
+        Precision::F32,
+        Precision::Input,
+    ];
+}
+
+/// An override of a [`Policy`] whose path names no module of the model, from [`Policy::bind`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnmatchedModule {
+    /// The path that matches nothing.
+    pub path: String,
+    /// The module of the model whose path looks most like it; empty for a model without any.
+    pub nearest: String,
+}
+
+impl std::fmt::Display for UnmatchedModule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { path, nearest } = self;
+        write!(
+            f,
+            "the model has no module `{path}`; the nearest is `{nearest}`"
+        )
+    }
+}
+
+/// The candidate that looks most like `name`.
+fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+    let likeness = |candidate: &str| strsim::normalized_damerau_levenshtein(name, candidate);
+    candidates
+        .into_iter()
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Which dtype each operation computes in.
@@ -195,12 +235,13 @@ impl Policy {
         }
     }
 
-    /// Resolves the module overrides to the parameters of `model`, and returns the paths that
-    /// match nothing in it: a caller that reads policy files should report those.
+    /// Resolves the module overrides to the parameters of `model`, and returns those that match
+    /// nothing in it: a caller that reads policy files should report them.
     ///
     /// Parameters keep their identity through optimizer steps; bind again after loading a
     /// checkpoint that renames them.
-    pub fn bind<M: Module>(&mut self, model: &M) -> Vec<String> {
+    #[must_use = "overrides that match nothing have no effect: report them"]
+    pub fn bind<M: Module>(&mut self, model: &M) -> Vec<UnmatchedModule> {
         let parameters = parameters(model);
         let mut unmatched = Vec::new();
         let mut bound = HashMap::new();
@@ -217,11 +258,19 @@ impl Policy {
                 }
             }
             if !found {
-                unmatched.push(path.clone());
+                // Every module on the way from the root to a parameter.
+                let above = parameters.iter().flat_map(|parameter| {
+                    let path = parameter.path.as_str();
+                    path.match_indices('.').map(|(end, _)| &path[..end])
+                });
+                unmatched.push(UnmatchedModule {
+                    path: path.clone(),
+                    nearest: nearest(path, above),
+                });
             }
         }
         self.bound = Some(Bound(Arc::new(bound)));
-        unmatched.sort();
+        unmatched.sort_by(|a, b| a.path.cmp(&b.path));
         unmatched
     }
 
@@ -284,19 +333,34 @@ impl Policy {
 
     /// Reads a policy from a JSON file.
     ///
+    /// ```json
+    /// {
+    ///   "compute": "f16",
+    ///   "ops": { "interpolate": "f16" },
+    ///   "modules": { "decode_head.conv_seg": "f32" }
+    /// }
+    /// ```
+    ///
+    /// `compute` must be there: without it the policy would do nothing.
+    ///
     /// # Errors
     ///
-    /// [`AmpError::Io`] if the file cannot be read, [`AmpError::Parse`] if it is no policy.
+    /// [`AmpError::Io`] if the file cannot be read, [`AmpError::Parse`] if it is no JSON object,
+    /// [`AmpError::UnknownKey`] with the nearest valid name for a key or an operation that does
+    /// not exist, [`AmpError::Value`] for what is no precision.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, AmpError> {
         let path = path.as_ref();
         let text = fs::read_to_string(path).map_err(|source| AmpError::Io {
             path: path.to_owned(),
             source,
         })?;
-        serde_json::from_str(&text).map_err(|source| AmpError::Parse {
+        let parse = |source| AmpError::Parse {
             path: path.to_owned(),
             source,
-        })
+        };
+        let object: serde_json::Map<String, Value> = serde_json::from_str(&text).map_err(parse)?;
+        check_file(path, &object)?;
+        serde_json::from_value(Value::Object(object)).map_err(parse)
     }
 
     /// Writes the policy to a JSON file, which is complete or absent: it is written under a
@@ -329,3 +393,55 @@ impl Policy {
         })
     }
 }
+
+/// The keys of a policy file.
+const KEYS: [&str; 5] = ["compute", "param", "output", "ops", "modules"];
+
+/// Finds the first key or value of a policy file that serde would refuse with less help.
+fn check_file(path: &Path, object: &serde_json::Map<String, Value>) -> Result<(), AmpError> {
+    let value = |key: String, expected: &'static str, found: String| AmpError::Value {
+        path: path.to_owned(),
+        key,
+        expected,
+        found,
+    };
+    let precision = |key: String, found: &Value| {
+        let known = found
+            .as_str()
+            .is_some_and(|name| Precision::ALL.iter().any(|p| p.to_string() == name));
+        let refused = || value(key, PRECISIONS, format!("`{found}`"));
+        known.then_some(()).ok_or_else(refused)
+    };
+    let unknown = |key: String, nearest: String| AmpError::UnknownKey {
+        path: path.to_owned(),
+        key,
+        nearest,
+    };
+    let ops: Vec<String> = Op::ALL.iter().map(Op::to_string).collect();
+    for (key, found) in object {
+        match (key.as_str(), found) {
+            ("compute" | "param" | "output", found) => precision(key.clone(), found)?,
+            ("ops" | "modules", Value::Object(entries)) => {
+                for (name, found) in entries {
+                    if key == "ops" && !ops.contains(name) {
+                        let nearest = nearest(name, ops.iter().map(String::as_str));
+                        return Err(unknown(format!("ops.{name}"), format!("ops.{nearest}")));
+                    }
+                    precision(format!("{key}.{name}"), found)?;
+                }
+            }
+            ("ops" | "modules", found) => {
+                let expected = "an object of names with precisions";
+                return Err(value(key.clone(), expected, format!("`{found}`")));
+            }
+            (key, _) => return Err(unknown(key.to_owned(), nearest(key, KEYS))),
+        }
+    }
+    match object.contains_key("compute") {
+        true => Ok(()),
+        false => Err(value("compute".into(), PRECISIONS, "nothing".into())),
+    }
+}
+
+/// What stands for a precision in a policy file.
+const PRECISIONS: &str = "f16, bf16, f32 or input";

@@ -2,8 +2,10 @@
 
 use std::cell::Cell;
 
+use serde::Serialize;
+
 /// How much casting happened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CastReport {
     /// Tensors that were cast.

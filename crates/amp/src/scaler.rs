@@ -78,8 +78,9 @@ struct Open {
     applied: bool,
 }
 
-/// What a step did.
-#[derive(Clone, Debug, PartialEq)]
+/// What a step did. In JSON it is an object whose `result` is `stepped` or `skipped`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
 #[must_use = "a skipped step must not advance schedules"]
 #[non_exhaustive]
 pub enum StepOutcome {
@@ -121,6 +122,9 @@ impl StepOutcome {
 }
 
 impl std::fmt::Display for StepOutcome {
+    /// One line: `stepped, scale 512, gradient norm 1.2`, or `skipped, backward overflow at scale
+    /// 65536 (now 32768) in head.weight, head.bias`. Of more than three parameters it names the
+    /// first, the last and their number, and after a forward overflow what it began with.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             StepOutcome::Stepped {
@@ -136,7 +140,8 @@ impl std::fmt::Display for StepOutcome {
                 next_scale,
                 culprits,
                 pass,
-                ..
+                non_finite_forward,
+                at_floor,
             } => {
                 let pass = match pass {
                     OverflowPass::Forward => "forward",
@@ -148,10 +153,17 @@ impl std::fmt::Display for StepOutcome {
                 )?;
                 match culprits.as_slice() {
                     [] => f.write_str("no parameter"),
-                    [one] => f.write_str(one),
-                    [first, .., last] => {
+                    [first, _, _, .., last] if culprits.len() > 3 => {
                         write!(f, "{} gradients from {first} to {last}", culprits.len())
                     }
+                    few => f.write_str(&few.join(", ")),
+                }?;
+                if let Some(first) = non_finite_forward.first() {
+                    write!(f, "; the forward pass was not finite from {first} on")?;
+                }
+                match at_floor {
+                    true => f.write_str("; the scale is at its lower bound"),
+                    false => Ok(()),
                 }
             }
         }
@@ -159,7 +171,8 @@ impl std::fmt::Display for StepOutcome {
 }
 
 /// The pass in which an overflow began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OverflowPass {
     /// The loss or a running statistic was not finite: a smaller scale will not help.

@@ -10,13 +10,14 @@ use burn::nn::conv::{
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{
     BatchNormConfig, GroupNormConfig, InstanceNormConfig, LayerNormConfig, Linear, LinearConfig,
+    PReluConfig,
 };
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::ops::{AttentionModuleOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, FloatDType, Int, Tensor, activation, module};
 use common::{Net, Weights, device, floats, gradients, values, vec};
 use halfseg_amp::{AmpError, CastReport, GradScaler, Op, OpClass, Policy, Precision};
-use halfseg_amp::{autocast, cast, cast_param, cast_report, current, nn, ops};
+use halfseg_amp::{autocast, cast, cast_param, cast_report, current, nn, observe, operands, ops};
 
 /// The dtype and bits of a tensor.
 fn exact<const D: usize>(x: Tensor<D>) -> (DType, Vec<u32>) {
@@ -102,6 +103,77 @@ fn check_layer<M: Module, const D: usize, const E: usize>(
     }
 }
 
+/// A recurrent cell: two steps of `tanh(x U + h V)` on the same input.
+#[derive(Module, Debug)]
+struct RecurrentCell {
+    input: Param<Tensor<2>>,
+    state: Param<Tensor<2>>,
+}
+
+impl RecurrentCell {
+    fn run(&self, x: Tensor<2>, input: Tensor<2>, state: Tensor<2>) -> Tensor<2> {
+        let driven = x.matmul(input);
+        let hidden = driven.clone().tanh();
+        (driven + hidden.matmul(state)).tanh()
+    }
+}
+
+/// PyTorch's lists, written out: no class is taken from the code under test.
+#[test]
+fn check_22_every_listed_operation_casts_as_pytorch_lists_it() {
+    use Op::*;
+    let lower = [
+        Conv1d,
+        Conv2d,
+        Conv3d,
+        ConvTranspose,
+        Matmul,
+        Linear,
+        Attention,
+        Rnn,
+        PRelu,
+    ];
+    let f32s = [
+        Exp,
+        Log,
+        Pow,
+        Softmax,
+        LogSoftmax,
+        Softplus,
+        Sum,
+        Mean,
+        Prod,
+        Norm,
+        LayerNorm,
+        GroupNorm,
+        Loss,
+        Interpolate,
+    ];
+    let untouched = [BatchNorm, Pool, Promote];
+    let all = [&lower[..], &f32s, &untouched, &[BinaryCrossEntropy]].concat();
+    assert!(Op::ALL.iter().all(|op| all.contains(op)));
+    assert_eq!(Op::ALL.len(), all.len());
+
+    let device = device();
+    let x = values([3, 5], 1, &device).mul_scalar(7.0);
+    for (half, policy) in policies() {
+        for input in [x.clone(), x.clone().cast(half)] {
+            let check = |op: Op, expected: FloatDType| {
+                let manual = exact(input.clone().cast(expected));
+                let auto = autocast(&policy, || cast(op, input.clone()));
+                assert_eq!(exact(auto), manual, "{op} of {:?}", input.dtype());
+                let wide = x.clone().cast(FloatDType::F64);
+                let auto = autocast(&policy, || cast(op, wide));
+                assert_eq!(auto.dtype(), DType::F64, "{op} must leave f64 alone");
+            };
+            lower.iter().for_each(|op| check(*op, half));
+            f32s.iter().for_each(|op| check(*op, FloatDType::F32));
+            let own = FloatDType::from(input.dtype());
+            untouched.iter().for_each(|op| check(*op, own));
+        }
+    }
+}
+
 #[test]
 fn check_22_convolutions_and_products_run_in_the_compute_dtype() {
     let device = device();
@@ -169,6 +241,26 @@ fn check_22_convolutions_and_products_run_in_the_compute_dtype() {
         l.forward(x)
     });
 
+    let layer = PReluConfig::new().with_num_parameters(8).init(&device);
+    check_layer("prelu", class, &layer, x.clone(), nn::prelu, |l, x| {
+        l.forward(x)
+    });
+
+    // Burn's recurrent layers take no half-precision weights; a cell of one's own does.
+    let cell = RecurrentCell {
+        input: Param::from_tensor(values([8, 4], 6, &device)),
+        state: Param::from_tensor(values([4, 4], 7, &device)),
+    };
+    let auto = |cell: &RecurrentCell, x: Tensor<2>| {
+        observe(Op::Rnn, &cell.input, x, |x| {
+            let (x, input) = operands(Op::Rnn, x, &cell.input);
+            cell.run(x, input, cast_param(Op::Rnn, &cell.state))
+        })
+    };
+    check_layer("rnn", class, &cell, x.clone(), auto, |cell, x| {
+        cell.run(x, cell.input.val(), cell.state.val())
+    });
+
     let matmul = |x: Tensor<2>| x.clone().matmul(x.transpose());
     let auto = |x: Tensor<2>| ops::matmul(x.clone(), x.transpose());
     check_unary("matmul", class, x, auto, matmul);
@@ -188,6 +280,9 @@ fn check_22_functions_that_need_range_run_in_f32() {
     let positive = x.clone().abs().add_scalar(0.125);
 
     check_unary("exp", full, x.clone(), ops::exp, |x| x.exp());
+    check_unary("sinh", full, x.clone(), ops::sinh, |x| x.sinh());
+    check_unary("cosh", full, x.clone(), ops::cosh, |x| x.cosh());
+    check_unary("tan", full, x.clone(), ops::tan, |x| x.tan());
     check_unary("log", full, positive.clone(), ops::log, |x| x.log());
     check_unary("log1p", full, positive.clone(), ops::log1p, |x| x.log1p());
     let auto = |x: Tensor<2>| ops::powf(x.clone(), x);
@@ -239,6 +334,13 @@ fn check_22_functions_that_need_range_run_in_f32() {
         x.clone(),
         |x| ops::prod_dim(x, 1),
         |x| x.prod_dim(1),
+    );
+    check_unary(
+        "cumprod",
+        full,
+        x.clone(),
+        |x| ops::cumprod(x, 1),
+        |x| x.cumprod(1),
     );
     check_unary("norm", full, x.clone(), ops::norm, |x| {
         x.clone().mul(x).sum().sqrt()
@@ -643,7 +745,7 @@ fn overrides_hold_for_operations_and_modules() {
     assert_eq!(dtypes(&policy), (DType::F32, DType::F16));
 
     let mut policy = Policy::f16().with_module("head", Precision::F32);
-    assert_eq!(policy.bind(&model), Vec::<String>::new());
+    assert_eq!(policy.bind(&model), []);
     assert_eq!(dtypes(&policy), (DType::F16, DType::F32));
     // The module wins over the operation, and only whole names count.
     let mut policy = Policy::bf16()
@@ -651,7 +753,13 @@ fn overrides_hold_for_operations_and_modules() {
         .with_module("head", Precision::F16)
         .with_module("hea", Precision::F32)
         .with_module("decoder.x", Precision::F32);
-    assert_eq!(policy.bind(&model), ["decoder.x", "hea"]);
+    let unmatched = policy.bind(&model);
+    let paths: Vec<_> = unmatched.iter().map(|module| &*module.path).collect();
+    assert_eq!(paths, ["decoder.x", "hea"]);
+    assert_eq!(
+        unmatched[1].to_string(),
+        "the model has no module `hea`; the nearest is `head`"
+    );
     assert_eq!(dtypes(&policy), (DType::BF16, DType::F16));
 }
 
@@ -677,13 +785,47 @@ fn policies_survive_files() {
 
     std::fs::write(&path, r#"{"compute": "f16"}"#).unwrap();
     assert_eq!(Policy::load(&path).unwrap(), Policy::f16());
-    for broken in ["", "{}}", r#"{"compute": "f8"}"#, r#"{"conpute": "f16"}"#] {
-        std::fs::write(&path, broken).unwrap();
-        let error = Policy::load(&path).unwrap_err();
-        assert!(error.to_string().contains("policy.json"), "{error}");
-    }
+    let refused = |text: &str, expect: &[&str]| {
+        std::fs::write(&path, text).unwrap();
+        let error = Policy::load(&path).unwrap_err().to_string();
+        for part in [&["policy.json"], expect].concat() {
+            assert!(
+                error.contains(part),
+                "{text}: expected `{part}` in `{error}`"
+            );
+        }
+    };
+    refused("", &["EOF"]);
+    refused("{}}", &["line 1"]);
+    refused("[]", &["expected a map"]);
+    refused(
+        "{}",
+        &["`compute`: expected f16, bf16, f32 or input, found nothing"],
+    );
+    refused(r#"{"compute": "f8"}"#, &["`compute`", "bf16", "f8"]);
+    refused(
+        r#"{"conpute": "f16"}"#,
+        &["`conpute`", "nearest valid key is `compute`"],
+    );
+    refused(
+        r#"{"compute": "f16", "ops": {"sofmax": "f16"}}"#,
+        &["`ops.sofmax`", "nearest valid key is `ops.softmax`"],
+    );
+    refused(
+        r#"{"compute": "f16", "ops": {"softmax": 16}}"#,
+        &["`ops.softmax`", "`16`"],
+    );
+    refused(
+        r#"{"compute": "f16", "modules": {"head": "half"}}"#,
+        &["`modules.head`", "half"],
+    );
+    refused(
+        r#"{"compute": "f16", "modules": ["head"]}"#,
+        &["`modules`", "an object"],
+    );
     let error = Policy::load(folder.path().join("absent.json")).unwrap_err();
     assert!(matches!(error, AmpError::Io { .. }));
+    assert!(error.to_string().contains("absent.json"), "{error}");
     assert!(policy.save(folder.path().join("no/folder.json")).is_err());
 }
 

@@ -92,7 +92,7 @@ fn an_audit_finds_what_overflows_and_writes_a_policy_without_it() {
     let path = folder.path().join("policy.json");
     policy.save(&path).unwrap();
     policy = Policy::load(&path).unwrap();
-    assert_eq!(policy.bind(&model), Vec::<String>::new());
+    assert_eq!(policy.bind(&model), []);
     let finite = |policy: &Policy| {
         let x = values([2, 3, 6, 6], 1, &device()).mul_scalar(1e5);
         vec(autocast(policy, || ops::mean(model.forward(x))))[0].is_finite()

@@ -122,6 +122,47 @@ fn a_run_with_a_skipped_step_equals_the_run_without_it() {
 }
 
 #[test]
+fn an_outcome_tells_people_and_programs_what_overflowed() {
+    let mut scaler = GradScaler::mmcv_static();
+    let mut optimizer = SgdConfig::new().init();
+    let model = Net::new(&device());
+    let (_, outcome) = step(&mut scaler, &mut optimizer, 0.1, model, |model| {
+        model.overflowing()
+    });
+    assert_eq!(
+        outcome.to_string(),
+        "skipped, backward overflow at scale 512 (now 512) in spare"
+    );
+    let json = serde_json::to_value(&outcome).unwrap();
+    let expected = serde_json::json!({
+        "result": "skipped",
+        "scale": 512.0,
+        "next_scale": 512.0,
+        "culprits": ["spare"],
+        "pass": "backward",
+        "non_finite_forward": [],
+        "at_floor": false,
+    });
+    assert_eq!(json, expected);
+
+    // Weights that are infinite make the loss infinite: all gradients with it.
+    let model = Net::new(&device());
+    let (_, outcome) = step(&mut scaler, &mut optimizer, 0.1, model, |model| {
+        model.loss(1).mul_scalar(f32::INFINITY)
+    });
+    let said = outcome.to_string();
+    assert!(said.contains("forward overflow"), "{said}");
+    assert!(
+        said.contains("6 gradients from conv.weight to head.bias"),
+        "{said}"
+    );
+    assert!(
+        said.ends_with("; the forward pass was not finite from loss on"),
+        "{said}"
+    );
+}
+
+#[test]
 fn an_overflow_of_the_forward_pass_is_traced_to_a_layer() {
     let mut scaler = GradScaler::dynamic(DynamicScale::torch());
     let model = Net::new(&device());

@@ -33,6 +33,8 @@ pub enum Command {
     Config(Box<ConfigArgs>),
     /// Convert a checkpoint
     Export(ExportArgs),
+    /// Rank the operations of a network by the error of half precision, and write a policy
+    Audit(Box<AuditArgs>),
     /// Print parameters, multiply-accumulates and activation memory
     Info(InfoArgs),
 }
@@ -124,6 +126,9 @@ pub struct TrainArgs {
     /// Folder for checkpoints, log, scores and pictures
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Take the precision from a policy file (see `halfseg audit`), in place of the configuration's
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
     /// Continue the run in --out from its last checkpoint
     #[arg(long)]
     pub resume: bool,
@@ -138,6 +143,9 @@ pub struct ConfigArgs {
     /// The recipe
     #[command(flatten)]
     pub recipe: RecipeArgs,
+    /// Take the precision from a policy file (see `halfseg audit`), in place of the configuration's
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
 }
 
 /// How a trained network is run.
@@ -168,6 +176,9 @@ pub struct InferenceArgs {
     /// f32, f16 or bf16
     #[arg(long)]
     pub precision: Option<Precision>,
+    /// Take the precision from a policy file (see `halfseg audit`), in place of the checkpoint's
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
     /// flex, cuda or cuda:N
     #[arg(long)]
     pub device: Option<DeviceChoice>,
@@ -252,6 +263,27 @@ pub struct InfoArgs {
     #[arg(long, value_name = "HxW", default_value = "512x1024")]
     pub size: Crop,
     /// Write the numbers as JSON (`-`: to stdout)
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+}
+
+/// Flags of `audit`.
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// The recipe; with --checkpoint alone, the one that the checkpoint carries
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Write a policy that runs what errs too much in f32, for `train --policy`
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Relative error above which an operation runs in f32 in that policy
+    #[arg(long, value_name = "X", default_value_t = 0.01)]
+    pub max_error: f64,
+    /// Also count the gradients that half precision would lose at these loss scales
+    #[arg(long, value_name = "SCALE,..", value_delimiter = ',', num_args = 0..,
+        default_missing_values = ["1", "512", "65536"])]
+    pub underflow: Option<Vec<f32>>,
+    /// Write everything as JSON (`-`: to stdout)
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,
 }

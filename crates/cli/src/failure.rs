@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+use halfseg_amp::AmpError;
 use halfseg_train::Error as TrainError;
 
 /// Bad usage that clap cannot see, such as flags that contradict each other: exit code 2.
@@ -77,7 +78,7 @@ fn code(error: &anyhow::Error) -> u8 {
         matches!(
             error,
             TrainError::UnknownKey { .. } | TrainError::Value { .. } | TrainError::Config { .. }
-        )
+        ) || matches!(error, TrainError::Policy(error) if !matches!(error, AmpError::Io { .. }))
     };
     if error.is::<Interrupted>() {
         130

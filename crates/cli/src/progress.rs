@@ -32,6 +32,8 @@ pub struct Console {
     seconds: Average,
     waited: Average,
     skipped: u64,
+    /// The first parameter whose gradient overflowed in the last skipped step.
+    culprit: Option<String>,
 }
 
 /// An exponential average that begins with its first value.
@@ -57,6 +59,7 @@ impl Console {
             seconds: Average::default(),
             waited: Average::default(),
             skipped: 0,
+            culprit: None,
         }
     }
 
@@ -75,7 +78,7 @@ impl Observer for Console {
             recipe.model.method,
             recipe.model.backbone,
             run.parameters as f64 / 1e6,
-            recipe.precision.dtype,
+            recipe.precision.summary(),
             recipe.device,
             run.train_images,
             run.val_images,
@@ -92,8 +95,13 @@ impl Observer for Console {
     fn stepped(&mut self, step: &Step, timing: &Timing) {
         let scale = match &step.outcome {
             StepOutcome::Stepped { scale, .. } => *scale,
-            StepOutcome::Skipped { next_scale, .. } => {
+            StepOutcome::Skipped {
+                next_scale,
+                culprits,
+                ..
+            } => {
                 self.skipped += 1;
+                self.culprit = culprits.first().cloned();
                 self.print(&format!("iteration {}: {}", step.iteration, step.outcome));
                 *next_scale
             }
@@ -109,6 +117,9 @@ impl Observer for Console {
         );
         if self.skipped > 0 {
             message.push_str(&format!("  skipped {}", self.skipped));
+            if let Some(culprit) = &self.culprit {
+                message.push_str(&format!(" (last: {culprit})"));
+            }
         }
         if self.bar.is_hidden() && self.line.elapsed() >= LINE_EVERY {
             self.line = Instant::now();

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use burn::tensor::Device;
 use halfseg_segmentor::{Depth, Method, Segmentor, SegmentorConfig, read_architecture};
-use halfseg_train::{Error, EvalMode, Predictor, Recipe, read_recipe, resolve_checkpoint};
+use halfseg_train::{
+    Error, EvalMode, Predictor, Recipe, bound_policy, read_recipe, resolve_checkpoint,
+};
 
 use crate::args::{InferenceArgs, ModelArgs, RecipeArgs};
 
 /// The recipe that flags describe: the published one for the method and depth, under the values
-/// of `--config`, under those of the flags, under those of `--set`.
-pub fn recipe(args: &RecipeArgs) -> Result<Recipe> {
+/// of `--config`, under those of `policy`, under those of the flags, under those of `--set`.
+pub fn recipe(args: &RecipeArgs, policy: Option<&Path>) -> Result<Recipe> {
     let recipe = match &args.sources.config {
         Some(path) => Recipe::read(path)?,
         None => Recipe::published(
@@ -19,12 +21,19 @@ pub fn recipe(args: &RecipeArgs) -> Result<Recipe> {
             args.model.backbone.unwrap_or(Depth::R101),
         ),
     };
-    Ok(apply(args, recipe)?)
+    Ok(apply(args, policy, recipe)?)
 }
 
-/// `recipe` under the values of the flags, under those of `--set`.
-pub fn apply(args: &RecipeArgs, mut recipe: Recipe) -> Result<Recipe, Error> {
+/// `recipe` under the values of `policy`, under those of the flags, under those of `--set`.
+pub fn apply(
+    args: &RecipeArgs,
+    policy: Option<&Path>,
+    mut recipe: Recipe,
+) -> Result<Recipe, Error> {
     apply_model(&args.model, &mut recipe);
+    if let Some(policy) = policy {
+        recipe.read_policy(policy)?;
+    }
     // Flags are assignments to keys, so that they go through the same checks as files.
     let mut assignments = Vec::new();
     let mut flag = |key: &str, value: Option<String>| {
@@ -127,6 +136,9 @@ impl Loaded {
         if let Some(data) = data {
             data.clone_into(&mut recipe.data.source);
         }
+        if let Some(policy) = &args.policy {
+            recipe.read_policy(policy)?;
+        }
         if let Some(precision) = args.precision {
             recipe.precision.dtype = precision;
         }
@@ -156,6 +168,7 @@ impl Loaded {
         }
         let device = recipe.device.open()?;
         let (model, report) = halfseg_segmentor::load(&weights, Some(&recipe.model), &device)?;
+        bound_policy(&recipe, &model)?;
         eprintln!(
             "{} on {} from {}: {report}",
             recipe.model.method,
@@ -173,6 +186,8 @@ impl Loaded {
     /// The network as the recipe runs it.
     pub fn predictor(&self) -> Predictor {
         let eval = self.recipe.eval.clone();
-        Predictor::new(&self.model, self.recipe.precision.dtype, eval, &self.device)
+        let precision = &self.recipe.precision;
+        Predictor::new(&self.model, precision.dtype, eval, &self.device)
+            .with_policy(precision.policy())
     }
 }

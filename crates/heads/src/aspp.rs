@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use halfseg_layers::{
     ConvBnAct, ConvBnActConfig, DepthwiseSeparable, DepthwiseSeparableConfig, adaptive_avg_pool2d,
-    resize_with,
+    cat, resize_with,
 };
 
 /// Configuration of an [`Aspp`].
@@ -106,6 +106,7 @@ impl Aspp {
                 .iter()
                 .map(|branch| branch.forward(x.clone())),
         );
-        self.bottleneck.forward(Tensor::cat(maps, 1))
+        // A policy may give one branch another dtype.
+        self.bottleneck.forward(cat(maps, 1))
     }
 }

@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use halfseg_layers::{
     ChannelDropout, Conv2d, ConvBnAct, ConvBnActConfig, DepthwiseSeparable,
-    DepthwiseSeparableConfig, resize_with,
+    DepthwiseSeparableConfig, cat, resize_with,
 };
 use rand::Rng;
 
@@ -92,9 +92,51 @@ impl DeepLabV3PlusHead {
         let [_, _, h, w] = low_level.dims();
         let low_level = self.c1_bottleneck.forward(low_level);
         let context = resize_with(self.aspp.forward(x), [h, w], self.align_corners);
-        let both = Tensor::cat(vec![context, low_level], 1);
+        // A policy may give the two another dtype.
+        let both = cat(vec![context, low_level], 1);
         self.sep_bottleneck
             .iter()
             .fold(both, |y, conv| conv.forward(y))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Distribution, TensorData};
+    use halfseg_amp::{Policy, Precision, autocast};
+    use rand::SeedableRng;
+
+    /// Branches of another dtype than their neighbours meet in concatenations.
+    #[test]
+    fn a_policy_may_give_any_branch_another_precision() {
+        let device = Device::flex().autodiff();
+        let aspp = AsppConfig::new(8, 4)
+            .with_dilations(vec![1, 2])
+            .with_separable(true);
+        let head = DeepLabV3PlusHeadConfig::new(aspp, 6, 2, 3).init(&device);
+        let map = |shape| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+        let (x, low_level) = (map([2, 8, 4, 6]), map([2, 6, 8, 12]));
+        let logits = |policy: &Policy| -> TensorData {
+            let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+            let logits = autocast(policy, || {
+                head.forward_train(x.clone(), low_level.clone(), &mut rng)
+            });
+            logits.inner().into_data().convert::<f32>()
+        };
+        let exact = logits(&Policy::disabled());
+        for path in [
+            "aspp.image_pool",
+            "aspp.aspp_modules.0",
+            "aspp.aspp_modules.1",
+            "aspp",
+            "c1_bottleneck",
+            "sep_bottleneck.0",
+        ] {
+            let mut policy = Policy::f16().with_module(path, Precision::F32);
+            assert_eq!(policy.bind(&head), []);
+            let found = logits(&policy);
+            exact.assert_approx_eq::<f32>(&found, burn::tensor::Tolerance::absolute(0.05));
+        }
     }
 }

@@ -13,6 +13,7 @@ pub use batch_norm::{BatchNorm, BatchNormConfig};
 pub use conv::{Conv2d, Conv2dConfig, Conv2dInit};
 pub use conv_bn_act::{ConvBnAct, ConvBnActConfig};
 pub use dropout::ChannelDropout;
+pub use halfseg_amp::cat;
 pub use halfseg_kernels::Activation;
 pub use loss::{IGNORED_LABEL, SegmentationLoss, cross_entropy, pixel_accuracy, segmentation_loss};
 pub use pool::{adaptive_avg_pool2d, stem_max_pool};

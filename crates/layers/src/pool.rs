@@ -2,6 +2,7 @@
 
 use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, module};
+use halfseg_amp::{Op, cast, observe};
 
 use crate::resize::separable;
 
@@ -15,11 +16,14 @@ use crate::resize::separable;
 /// - output: `[n, c, size[0], size[1]]`
 pub fn adaptive_avg_pool2d(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     let [_, _, h, w] = x.dims();
-    let dtype = FloatDType::from(x.dtype());
     let device = x.device();
     let rows = averaging_matrix(h, size[0], &device);
     let columns = averaging_matrix(w, size[1], &device);
-    separable(x, rows, columns).cast(dtype)
+    observe(Op::Pool, "adaptive_avg_pool2d", x, |x| {
+        let x = cast(Op::Pool, x);
+        let dtype = FloatDType::from(x.dtype());
+        separable(x, rows.clone(), columns.clone()).cast(dtype)
+    })
 }
 
 /// The 3x3 maximum with stride 2 and padding 1 at the end of a ResNet's stem:
@@ -32,7 +36,9 @@ pub fn stem_max_pool(x: Tensor<4>) -> Tensor<4> {
         dilation: [1, 1],
         ceil_mode: false,
     };
-    module::max_pool2d(x, options)
+    observe(Op::Pool, "stem_max_pool", x, |x| {
+        module::max_pool2d(cast(Op::Pool, x), options.clone())
+    })
 }
 
 fn averaging_matrix(size: usize, out: usize, device: &Device) -> Tensor<2> {

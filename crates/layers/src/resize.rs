@@ -1,6 +1,7 @@
 //! Bilinear resizing, and the separable linear maps that it shares with pooling.
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use halfseg_amp::{Op, cast, observe};
 
 /// Resizes a map bilinearly with pixel centres at half integers (`align_corners = false`), the one
 /// place where these networks change a map's size without a convolution. Differentiable.
@@ -29,10 +30,13 @@ pub fn resize_with(x: Tensor<4>, size: [usize; 2], align_corners: bool) -> Tenso
     if [h, w] == [1, 1] {
         return x.expand([n, c, size[0], size[1]]);
     }
-    let dtype = FloatDType::from(x.dtype());
-    ResizePlan::new([h, w], size, align_corners, &x.device())
-        .forward(x)
-        .cast(dtype)
+    let plan = ResizePlan::new([h, w], size, align_corners, &x.device());
+    observe(Op::Interpolate, "resize", x, |x| {
+        // The sums are f32 in any case; an audit asks what maps of half precision lose.
+        let x = cast(Op::Pool, x);
+        let dtype = FloatDType::from(x.dtype());
+        plan.forward(x).cast(dtype)
+    })
 }
 
 /// The constant matrices of one resize. Burn's own interpolation has no gradient on CUDA; two

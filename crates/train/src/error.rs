@@ -143,6 +143,9 @@ pub enum Error {
         /// How many pixels are too large.
         pixels: usize,
     },
+    /// A policy file cannot be used.
+    #[error(transparent)]
+    Policy(#[from] halfseg_amp::AmpError),
     /// Reading data failed.
     #[error(transparent)]
     Data(#[from] halfseg_data::DataError),

@@ -38,6 +38,14 @@ impl Predictor {
         }
     }
 
+    /// Casts as `policy` says in place of the plain policy of the precision. Precisions of modules
+    /// that the network lacks have no effect; see [`bound_policy`](crate::bound_policy).
+    pub fn with_policy(mut self, mut policy: Policy) -> Self {
+        let _ = policy.bind(&self.model);
+        self.policy = policy;
+        self
+    }
+
     /// Class scores at the picture's size: logits, or mean probabilities for `ms_flip`;
     /// f32 `[1, classes, height, width]`.
     ///

@@ -49,7 +49,8 @@ pub struct Step {
 }
 
 impl Learner {
-    /// Trains `model`, which lives on an autodiff device, as `recipe` says.
+    /// Trains `model`, which lives on an autodiff device, as `recipe` says. Precisions of modules
+    /// that the model lacks have no effect; see [`bound_policy`](crate::bound_policy).
     ///
     /// # Panics
     ///
@@ -60,11 +61,14 @@ impl Learner {
             (_, LossScale::Static(scale)) => GradScaler::fixed(scale as f32),
             (_, LossScale::Dynamic) => GradScaler::dynamic(DynamicScale::torch()),
         };
+        let mut policy = recipe.precision.policy();
+        // Whoever reads recipes from files has refused unmatched paths before.
+        let _ = policy.bind(&model);
         Self {
             model: Some(model),
             sgd: Sgd::new(recipe.optimizer.momentum, recipe.optimizer.weight_decay),
             scaler,
-            policy: recipe.precision.dtype.policy(),
+            policy,
             schedule: recipe.poly(),
             clip_norm: recipe.optimizer.clip_norm,
             seed: recipe.seed,

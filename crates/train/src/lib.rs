@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod atomic;
+mod audit;
 mod cost;
 mod device;
 mod error;
@@ -19,6 +20,7 @@ mod tensors;
 mod trainer;
 mod values;
 
+pub use audit::{Audit, audit};
 pub use cost::{Cost, PartCost, training_memory};
 pub use error::Error;
 pub use inference::{Evaluated, Predictor};
@@ -35,7 +37,7 @@ pub use results::{draw_confusion, draw_curves, draw_prediction, scores_json, wri
 pub use sgd::Sgd;
 pub use tensors::write_logits;
 pub use trainer::{
-    Observer, Outcome, RECIPE_KEY, Started, Timing, Trainer, class_names, open_split, pipeline,
-    read_recipe, resolve_checkpoint,
+    Observer, Outcome, RECIPE_KEY, Started, Timing, Trainer, bound_policy, class_names, open_split,
+    pipeline, read_recipe, resolve_checkpoint,
 };
 pub use values::{Crop, DeviceChoice, LossScale, ParseValueError, Precision, Scale};

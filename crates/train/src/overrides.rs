@@ -1,14 +1,21 @@
 //! Laying user tables over the defaults, key by key.
 
+use halfseg_amp::Op;
 use toml::{Table, Value};
 
 use crate::Error;
+
+/// Tables whose keys are the user's: operations, and paths of modules.
+const OPS: &str = "precision.ops";
+const MODULES: &str = "precision.modules";
 
 /// Lays `over` on `base`. Every key of `over` must be one of `base`, with a value of the same
 /// kind; a number is taken where a text or a float stands.
 pub(crate) fn merge(base: &mut Table, over: Table, origin: &str) -> Result<(), Error> {
     let mut known = Vec::new();
     leaves(base, "", &mut known);
+    known.extend(Op::ALL.iter().map(|op| format!("{OPS}.{op}")));
+    known.push(MODULES.to_owned());
     merge_below(base, over, "", origin, &known)
 }
 
@@ -61,10 +68,54 @@ fn merge_below(
             });
         };
         match (slot, value) {
+            (Value::Table(slot), Value::Table(value)) if [OPS, MODULES].contains(&&*key) => {
+                merge_free(slot, value, "", &key, origin, known)?;
+            }
             (Value::Table(slot), Value::Table(value)) => {
                 merge_below(slot, value, &key, origin, known)?;
             }
             (slot, value) => *slot = convert(slot, value, &key, origin)?,
+        }
+    }
+    Ok(())
+}
+
+/// Lays `over` on one of the tables with free keys. Tables below it are dotted names that were not
+/// quoted, as in `--set precision.modules.decode_head.conv_seg=f32`.
+fn merge_free(
+    base: &mut Table,
+    over: Table,
+    prefix: &str,
+    table: &str,
+    origin: &str,
+    known: &[String],
+) -> Result<(), Error> {
+    for (name, value) in over {
+        let name = match prefix {
+            "" => name,
+            prefix => format!("{prefix}.{name}"),
+        };
+        let key = format!("{table}.{name}");
+        match value {
+            Value::Table(value) => merge_free(base, value, &name, table, origin, known)?,
+            _ if table == OPS && !known.contains(&key) => {
+                return Err(Error::UnknownKey {
+                    nearest: nearest(&key, known),
+                    key,
+                    origin: origin.to_owned(),
+                });
+            }
+            Value::String(text) if ["f16", "bf16", "f32", "input"].contains(&&*text) => {
+                base.insert(name, Value::String(text));
+            }
+            value => {
+                return Err(Error::Value {
+                    key,
+                    origin: origin.to_owned(),
+                    expected: "f16, bf16, f32 or input".into(),
+                    found: format!("`{}`", value.to_string().trim()),
+                });
+            }
         }
     }
     Ok(())

@@ -1,8 +1,10 @@
 //! Everything that decides how a run goes, as one TOML file.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use halfseg_amp::{Op, Policy, Precision as OpPrecision};
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -124,6 +126,33 @@ pub struct PrecisionRecipe {
     pub dtype: Precision,
     /// `dynamic`, or the factor of the whole run; not used in f32.
     pub loss_scale: LossScale,
+    /// Operations with a precision of their own, such as `softmax = "f16"`.
+    pub ops: BTreeMap<Op, OpPrecision>,
+    /// Modules with a precision of their own, by path, such as `"decode_head.conv_seg" = "f32"`.
+    pub modules: BTreeMap<String, OpPrecision>,
+}
+
+impl PrecisionRecipe {
+    /// What autocast does in this run. Bind it to the network before use.
+    pub fn policy(&self) -> Policy {
+        let ops = self.ops.iter();
+        let policy = ops.fold(self.dtype.policy(), |policy, (op, precision)| {
+            policy.with_op(*op, *precision)
+        });
+        let modules = self.modules.iter();
+        modules.fold(policy, |policy, (path, precision)| {
+            policy.with_module(path, *precision)
+        })
+    }
+
+    /// Precision and overrides, as a line for people: `f16`, or `f16 with 2 exceptions`.
+    pub fn summary(&self) -> String {
+        match self.ops.len() + self.modules.len() {
+            0 => self.dtype.to_string(),
+            1 => format!("{} with 1 exception", self.dtype),
+            exceptions => format!("{} with {exceptions} exceptions", self.dtype),
+        }
+    }
 }
 
 /// The loop.
@@ -258,6 +287,8 @@ impl Recipe {
             precision: PrecisionRecipe {
                 dtype: Precision::F16,
                 loss_scale: LossScale::Static(512.0),
+                ops: BTreeMap::new(),
+                modules: BTreeMap::new(),
             },
             train: TrainRecipe {
                 batch: 2,
@@ -341,6 +372,41 @@ impl Recipe {
         let mut table = self.table();
         overrides::set(&mut table, assignment)?;
         *self = Self::from_table(table, &format!("--set {assignment}"))?;
+        Ok(())
+    }
+
+    /// Takes dtype and exceptions from a policy file, such as `halfseg audit --policy` writes; they
+    /// are part of the recipe from then on, and the file is not needed any more.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read or is no policy, and one with another dtype for weights than f32
+    /// or for results than that of the computation, which these networks do not have.
+    pub fn read_policy(&mut self, path: &Path) -> Result<(), Error> {
+        let policy = Policy::load(path)?;
+        let refuse = |key: &str, expected: &str, found: OpPrecision| {
+            Err(Error::Value {
+                key: key.into(),
+                origin: path.display().to_string(),
+                expected: expected.into(),
+                found: format!("`{found}`"),
+            })
+        };
+        if policy.param() != OpPrecision::F32 {
+            return refuse("param", "f32, the dtype of the weights", policy.param());
+        }
+        if policy.output() != OpPrecision::Input {
+            let expected = "input, since logits and losses are f32 in any case";
+            return refuse("output", expected, policy.output());
+        }
+        self.precision.dtype = match policy.compute() {
+            OpPrecision::F16 => Precision::F16,
+            OpPrecision::Bf16 => Precision::Bf16,
+            OpPrecision::F32 | OpPrecision::Input => Precision::F32,
+            other => return refuse("compute", "f16, bf16 or f32", other),
+        };
+        self.precision.ops = policy.ops().clone();
+        self.precision.modules = policy.modules().clone();
         Ok(())
     }
 
@@ -545,6 +611,60 @@ mod tests {
         check_refused("model.method=unet", "deeplabv3plus");
         check_refused("train.batch=1", "at least 2 for pspnet");
         check_refused("data.worker=1", "nearest valid key is `data.workers`");
+        check_refused(
+            "precision.ops.sofmax=f16",
+            "nearest valid key is `precision.ops.softmax`",
+        );
+        check_refused("precision.ops.softmax=f64", "f16, bf16, f32 or input");
+        check_refused("precision.modules.head=1", "f16, bf16, f32 or input");
+        check_refused("precision.op.softmax=f16", "`precision.ops.");
+    }
+
+    #[test]
+    fn exceptions_are_part_of_the_recipe() {
+        let mut recipe = Recipe::published(Method::Fcn, Depth::R18);
+        assert_eq!(recipe.precision.policy(), Policy::f16());
+        recipe.set("precision.ops.interpolate=f16").unwrap();
+        recipe
+            .set("precision.modules.decode_head.conv_seg=f32")
+            .unwrap();
+        recipe.set("precision.modules.backbone=bf16").unwrap();
+        let expected = Policy::f16()
+            .with_op(Op::Interpolate, OpPrecision::F16)
+            .with_module("decode_head.conv_seg", OpPrecision::F32)
+            .with_module("backbone", OpPrecision::Bf16);
+        assert_eq!(recipe.precision.policy(), expected);
+        assert_eq!(recipe.precision.summary(), "f16 with 3 exceptions");
+        let text = recipe.to_toml();
+        assert_eq!(Recipe::parse(&text, "copy").unwrap(), recipe);
+    }
+
+    #[test]
+    fn policy_files_become_part_of_the_recipe_or_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.json");
+        let mut recipe = Recipe::published(Method::Fcn, Depth::R18);
+        let policy = Policy::bf16()
+            .with_op(Op::Conv2d, OpPrecision::F32)
+            .with_module("decode_head.conv_seg", OpPrecision::Bf16);
+        policy.save(&path).unwrap();
+        recipe.read_policy(&path).unwrap();
+        assert_eq!(recipe.precision.dtype, Precision::Bf16);
+        assert_eq!(recipe.precision.policy(), policy);
+
+        let before = recipe.clone();
+        for (policy, key) in [
+            (Policy::f16().with_param(OpPrecision::F16), "`param`"),
+            (Policy::f16().with_output(OpPrecision::F16), "`output`"),
+        ] {
+            policy.save(&path).unwrap();
+            let error = recipe.read_policy(&path).unwrap_err().to_string();
+            assert!(
+                error.contains(key) && error.contains("policy.json"),
+                "{error}"
+            );
+            assert_eq!(recipe, before);
+        }
     }
 
     #[test]

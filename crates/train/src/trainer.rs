@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
-use halfseg_amp::{GradScaler, StepOutcome};
+use halfseg_amp::{GradScaler, Policy, StepOutcome};
 use halfseg_data::{
     CLASSES, Cityscapes, Dataset, LABELS, Loader, LoaderConfig, Pipeline, SyntheticStreets,
 };
 use halfseg_eval::{ConfusionMatrix, Scores};
-use halfseg_segmentor::LoadReport;
+use halfseg_segmentor::{LoadReport, Segmentor};
 use serde_json::json;
 
 use crate::atomic::write_atomically;
@@ -160,6 +160,7 @@ impl Trainer {
             loaded = Some(report);
         }
         drop(alone);
+        bound_policy(&recipe, &model)?;
         let learner = Learner::new(model, &recipe);
         write_text(&out.join(CONFIG), &recipe.to_toml())?;
         let log = Log::create(&out.join(LOG))?;
@@ -204,6 +205,7 @@ impl Trainer {
         let alone = own_generator();
         let (model, _) = halfseg_segmentor::load(&weights, Some(&recipe.model), &training)?;
         drop(alone);
+        bound_policy(&recipe, &model)?;
         let mut learner = Learner::new(model, &recipe);
         let path = state_path(&weights);
         let RunState { position, momentum } = RunState::load(&path)?;
@@ -368,12 +370,12 @@ impl Trainer {
         };
         if let StepOutcome::Skipped { .. } = &step.outcome {
             self.skipped_in_a_row += 1;
-            self.log.write(&json!({
-                "event": "skip",
-                "iteration": step.iteration,
-                "loss": number(step.loss),
-                "outcome": step.outcome.to_string(),
-            }))?;
+            let mut line = serde_json::to_value(&step.outcome).expect("an outcome is JSON");
+            line["event"] = "skip".into();
+            line["iteration"] = step.iteration.into();
+            line["loss"] = number(step.loss);
+            line["outcome"] = step.outcome.to_string().into();
+            self.log.write(&line)?;
             if self.skipped_in_a_row >= self.recipe.train.max_skipped {
                 return Err(diverged(format!(
                     "{} steps in a row were {}",
@@ -436,6 +438,7 @@ impl Trainer {
             self.recipe.eval.clone(),
             &self.device,
         )
+        .with_policy(self.learner.policy().clone())
     }
 
     fn save_weights(&self, path: &Path) -> Result<(), Error> {
@@ -592,7 +595,7 @@ fn number(value: f64) -> serde_json::Value {
     serde_json::Number::from_f64(value).map_or(serde_json::Value::Null, Into::into)
 }
 
-fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
+pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
     let needed = training_memory(
         &recipe.model,
         recipe.data.crop,
@@ -609,6 +612,27 @@ fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
             available,
         }),
         _ => Ok(needed),
+    }
+}
+
+/// The casting policy of `recipe`, bound to `model`.
+///
+/// # Errors
+///
+/// A precision for a module that `model` does not have. One below `auxiliary_head` is no error
+/// where there is no such head: only training uses it.
+pub fn bound_policy(recipe: &Recipe, model: &Segmentor) -> Result<Policy, Error> {
+    let mut policy = recipe.precision.policy();
+    let unmatched = policy.bind(model).into_iter().find(|module| {
+        model.auxiliary_head.is_some() || !module.path.starts_with("auxiliary_head")
+    });
+    match unmatched {
+        None => Ok(policy),
+        Some(module) => Err(Error::UnknownKey {
+            key: format!("precision.modules.{}", module.path),
+            nearest: format!("precision.modules.{}", module.nearest),
+            origin: "the precision policy".into(),
+        }),
     }
 }
 
@@ -725,7 +749,7 @@ fn write_text(path: &Path, text: &str) -> Result<(), Error> {
 /// Burn draws from one generator per process. Trainers that start side by side would take each
 /// other's random numbers, and the seed of a recipe would not determine its weights. Draws that the
 /// rest of the program makes at the same time still disturb it.
-fn own_generator() -> MutexGuard<'static, ()> {
+pub(crate) fn own_generator() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
 }

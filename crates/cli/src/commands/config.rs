@@ -9,7 +9,7 @@ use crate::settings;
 
 /// Prints the whole effective configuration to stdout.
 pub fn run(args: &ConfigArgs) -> Result<()> {
-    let toml = settings::recipe(&args.recipe)?.to_toml();
+    let toml = settings::recipe(&args.recipe, args.policy.as_deref())?.to_toml();
     std::io::stdout()
         .write_all(toml.as_bytes())
         .context("cannot write to stdout")

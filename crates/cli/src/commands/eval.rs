@@ -84,6 +84,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         if let Some(scores) = &official {
             json["cityscapes"] = serde_json::to_value(scores)?;
         }
+        json["policy"] = serde_json::to_value(loaded.recipe.precision.policy())?;
         write_json(path, &json)?;
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! The subcommands, one per file.
 
+mod audit;
 mod config;
 mod demo;
 mod eval;
@@ -23,6 +24,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Predict(args) => predict::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Info(args) => info::run(&args),
     }
 }

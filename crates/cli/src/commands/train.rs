@@ -27,7 +27,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 }
 
 fn begin(args: &TrainArgs) -> Result<Trainer> {
-    let recipe = settings::recipe(&args.recipe)?;
+    let recipe = settings::recipe(&args.recipe, args.policy.as_deref())?;
     let device = recipe.device.open()?;
     Ok(Trainer::new(recipe, &device, &args.out)?)
 }
@@ -45,7 +45,7 @@ fn resume(args: &TrainArgs) -> Result<Trainer> {
     let device = choice.open()?;
     let change = |mut recipe: Recipe| {
         recipe.device = choice;
-        settings::apply(&args.recipe, recipe)
+        settings::apply(&args.recipe, args.policy.as_deref(), recipe)
     };
     Ok(Trainer::resume(&device, &args.out, change)?)
 }

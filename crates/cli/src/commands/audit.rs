@@ -1,0 +1,129 @@
+//! `halfseg audit`.
+
+use std::path::Path;
+
+use anyhow::Result;
+use halfseg_train::{Audit, Error, Recipe, audit, read_recipe, resolve_checkpoint};
+use serde_json::{Value, json};
+
+use crate::args::AuditArgs;
+use crate::failure::Usage;
+use crate::output::write_json;
+use crate::settings;
+
+/// Prints what half precision costs each operation of a network, and writes a policy.
+pub fn run(args: &AuditArgs) -> Result<()> {
+    if args.max_error.is_nan() || args.max_error < 0.0 {
+        let found = args.max_error;
+        let why = format!("--max-error: expected a number of at least 0, found {found}");
+        return Err(Usage(why).into());
+    }
+    let scales = args.underflow.as_deref().unwrap_or_default();
+    let unusable = |scale: &&f32| scale.is_nan() || **scale <= 0.0 || scale.is_infinite();
+    if let Some(found) = scales.iter().find(unusable) {
+        let why = format!("--underflow: expected positive numbers, found {found}");
+        return Err(Usage(why).into());
+    }
+    let recipe = recipe(args)?;
+    let device = recipe.device.open()?;
+    let audit = audit(&recipe, &device, scales)?;
+    show(&recipe, &audit);
+
+    let policy = audit.report.policy(args.max_error);
+    if let Some(path) = &args.policy {
+        policy.save(path).map_err(Error::from)?;
+        let before = recipe.precision.policy();
+        let exceptions = |policy: &halfseg_amp::Policy| policy.ops().len() + policy.modules().len();
+        eprintln!(
+            "wrote {}: {} of {} operations err by more than {} and run in f32; {} exceptions in all",
+            path.display(),
+            exceptions(&policy).saturating_sub(exceptions(&before)),
+            audit.report.rows.len(),
+            args.max_error,
+            exceptions(&policy),
+        );
+    }
+    if let Some(path) = &args.json {
+        let mut json = to_json(&recipe, &audit);
+        json["policy"] = serde_json::to_value(&policy)?;
+        json["max_error"] = args.max_error.into();
+        write_json(path, &json)?;
+    }
+    Ok(())
+}
+
+/// What would be trained: with a checkpoint of a run and no `--config`, the run's own recipe.
+fn recipe(args: &AuditArgs) -> Result<Recipe> {
+    let weights = args.recipe.checkpoint.as_deref();
+    let weights = weights.map(resolve_checkpoint).transpose()?;
+    let own = match (&weights, &args.recipe.sources.config) {
+        (Some(weights), None) => read_recipe(weights)?,
+        _ => None,
+    };
+    // A folder means the checkpoint in it.
+    let mut flags = args.recipe.clone();
+    flags.checkpoint = weights;
+    match own {
+        Some(mut recipe) => {
+            // The device is this machine's, not that of the run's past.
+            recipe.device = flags.device.unwrap_or_default();
+            Ok(settings::apply(&flags, None, recipe)?)
+        }
+        None => settings::recipe(&flags, None),
+    }
+}
+
+fn show(recipe: &Recipe, audit: &Audit) {
+    let weights = match recipe.checkpoint.as_str() {
+        "" => "random weights".to_owned(),
+        path => format!("weights of {}", Path::new(path).display()),
+    };
+    eprintln!(
+        "{} on {}, {weights}, one batch of {} at {}: {} against f32",
+        recipe.model.method,
+        recipe.model.backbone,
+        recipe.train.batch,
+        recipe.data.crop,
+        recipe.precision.summary(),
+    );
+    if let Some(report) = &audit.loaded {
+        eprintln!("{}: {report}", recipe.checkpoint);
+    }
+    eprint!("{}", audit.report);
+    eprintln!(
+        "loss {:.6} in f32, {:.6} under the policy",
+        audit.loss, audit.policy_loss
+    );
+    eprintln!("forward pass under the policy: {}", audit.casts);
+    if let Some(underflow) = &audit.underflow {
+        eprintln!("gradient values that become zero, by loss scale (`!`: some become infinite):");
+        eprint!("{underflow}");
+        match underflow.best_scale() {
+            Some(scale) => eprintln!("best of these scales: {scale}"),
+            None => eprintln!("every one of these scales overflows"),
+        }
+    }
+}
+
+fn to_json(recipe: &Recipe, audit: &Audit) -> Value {
+    // JSON has no infinities: they become `null`.
+    json!({
+        "method": recipe.model.method.to_string(),
+        "backbone": recipe.model.backbone.to_string(),
+        "data": recipe.data.source,
+        "checkpoint": recipe.checkpoint,
+        "batch": recipe.train.batch,
+        "crop": recipe.data.crop.to_string(),
+        "precision": audit.report.precision,
+        "operations": audit.report.rows,
+        "loss": audit.loss,
+        "policy_loss": audit.policy_loss,
+        "casts": audit.casts,
+        "underflow": audit.underflow.as_ref().map(|underflow| json!({
+            "scales": underflow.scales,
+            "total": underflow.total(),
+            "parameters": underflow.rows,
+            "best_scale": underflow.best_scale(),
+        })),
+    })
+}
