@@ -221,8 +221,8 @@ impl ScaledGraph {
             forward: Vec<ForwardFlag>,
         }
         impl ModuleVisitor for Visitor<'_> {
-            fn enter_module(&mut self, name: &str, _: &str) {
-                self.path.enter(name);
+            fn enter_module(&mut self, name: &str, container: &str) {
+                self.path.enter(name, container);
             }
             fn exit_module(&mut self, _: &str, _: &str) {
                 self.path.exit();

@@ -11,13 +11,16 @@ use std::collections::{HashMap, HashSet};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 
-/// Keeps the dotted path of the place that a visitor is at.
+/// Keeps the dotted path of the place that a visitor is at: the names of fields, without those of
+/// enum variants, so that a path does not depend on which variant a model happens to use.
 #[derive(Default)]
-pub(crate) struct PathStack(Vec<String>);
+pub(crate) struct PathStack(Vec<Option<String>>);
 
 impl PathStack {
-    pub fn enter(&mut self, name: &str) {
-        self.0.push(name.to_owned());
+    /// Takes what Burn gives to `enter_module`.
+    pub fn enter(&mut self, name: &str, container: &str) {
+        let is_variant = container.starts_with("Enum:");
+        self.0.push((!is_variant).then(|| name.to_owned()));
     }
 
     pub fn exit(&mut self) {
@@ -25,7 +28,8 @@ impl PathStack {
     }
 
     pub fn path(&self) -> String {
-        self.0.join(".")
+        let names: Vec<_> = self.0.iter().flatten().map(String::as_str).collect();
+        names.join(".")
     }
 }
 
@@ -43,8 +47,8 @@ pub(crate) fn parameters<M: Module>(model: &M) -> Vec<Parameter> {
         found: Vec<Parameter>,
     }
     impl ModuleVisitor for Visitor {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.enter(name);
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
         }
         fn exit_module(&mut self, _: &str, _: &str) {
             self.path.exit();

@@ -764,6 +764,25 @@ fn overrides_hold_for_operations_and_modules() {
 }
 
 #[test]
+fn paths_leave_out_variants_of_enums() {
+    #[derive(Module, Debug)]
+    enum Head {
+        Plain(Linear),
+    }
+    #[derive(Module, Debug)]
+    struct WithHead {
+        heads: Vec<Head>,
+    }
+    let model = WithHead {
+        heads: vec![Head::Plain(LinearConfig::new(2, 2).init(&device()))],
+    };
+    let mut policy = Policy::f16().with_module("heads.0", Precision::F32);
+    assert_eq!(policy.bind(&model), []);
+    let mut policy = Policy::f16().with_module("heads.0.Plain", Precision::F32);
+    assert_eq!(policy.bind(&model)[0].nearest, "heads.0");
+}
+
+#[test]
 #[should_panic(expected = "call `policy.bind(&model)` before `autocast`")]
 fn an_unbound_policy_is_noticed() {
     let policy = Policy::f16().with_module("head", Precision::F32);

@@ -594,7 +594,7 @@ fn policies_that_cannot_be_are_explained() {
     let train = [&train[..], &TINY, &["--policy", text(&file)]].concat();
 
     check(&train, 1, &["policy.json", "No such file"]);
-    let mut refused = |policy: &str, expect: &[&str]| {
+    let refused = |policy: &str, expect: &[&str]| {
         fs::write(&file, policy).unwrap();
         check(&train, 2, expect);
         assert!(!out.join("log.jsonl").exists());
@@ -625,20 +625,18 @@ fn policies_that_cannot_be_are_explained() {
     );
 
     let audit = ["audit", "--method", "fcn", "--data", "synthetic"];
-    let with = |flags: &[&str]| [&audit[..], &TINY, flags].concat();
-    check(
-        &with(&["--precision", "f32"]),
+    let fails = |flags: &[&str], code: i32, expect: &[&str]| {
+        check(&[&audit[..], &TINY, flags].concat(), code, expect);
+    };
+    fails(
+        &["--precision", "f32"],
         2,
         &["`precision.dtype`", "f16 or bf16"],
     );
-    check(&with(&["--max-error", "-1"]), 2, &["--max-error"]);
-    check(&with(&["--underflow", "0"]), 2, &["--underflow"]);
+    fails(&["--max-error=-1"], 2, &["--max-error"]);
+    fails(&["--underflow", "0"], 2, &["--underflow"]);
     let absent = folder.path().join("absent/policy.json");
-    check(
-        &with(&["--policy", text(&absent)]),
-        1,
-        &["absent/policy.json"],
-    );
+    fails(&["--policy", text(&absent)], 1, &["absent/policy.json"]);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Cross-entropy over pixels, with MMSegmentation's denominator, and pixel accuracy.
 
+use std::cell::RefCell;
+
 use burn::tensor::{FloatDType, IndexingUpdateOp, Int, Tensor};
+use halfseg_amp::{Op, cast, observe};
 
 use crate::resize::ResizePlan;
 
@@ -59,12 +62,26 @@ pub fn segmentation_loss(
     labels: Tensor<3, Int>,
     align_corners: bool,
 ) -> SegmentationLoss {
-    let [n, _, low_h, low_w] = logits.dims();
-    let [label_n, h, w] = labels.dims();
+    let ([n, ..], [label_n, ..]) = (logits.dims(), labels.dims());
     assert_eq!(
         n, label_n,
         "{n} logit maps were given with {label_n} label maps"
     );
+    let accuracy = RefCell::new(None);
+    let loss = observe(Op::Loss, "segmentation_loss", logits, |logits| {
+        let result = exact_loss(cast(Op::Loss, logits), labels.clone(), align_corners);
+        // An audit calls this in f32 first.
+        accuracy.borrow_mut().get_or_insert(result.accuracy);
+        result.loss
+    });
+    let accuracy = accuracy.into_inner().expect("the loss was computed");
+    SegmentationLoss { loss, accuracy }
+}
+
+/// [`segmentation_loss`] in f32, whatever the dtype of the logits is.
+fn exact_loss(logits: Tensor<4>, labels: Tensor<3, Int>, align_corners: bool) -> SegmentationLoss {
+    let [n, _, low_h, low_w] = logits.dims();
+    let [_, h, w] = labels.dims();
     let tracked = logits.device().is_autodiff();
     let logits = logits.cast(FloatDType::F32);
     let (values, labels) = (logits.clone().inner(), labels.inner());
