@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -37,6 +38,8 @@ pub enum Command {
     Audit(Box<AuditArgs>),
     /// Print parameters, multiply-accumulates and activation memory
     Info(InfoArgs),
+    /// Measure the speed and memory of inference or of a training step
+    Bench(Box<BenchArgs>),
 }
 
 /// Which network.
@@ -284,6 +287,41 @@ pub struct AuditArgs {
         default_missing_values = ["1", "512", "65536"])]
     pub underflow: Option<Vec<f32>>,
     /// Write everything as JSON (`-`: to stdout)
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+}
+
+/// Flags of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The network
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Size of the images
+    #[arg(long, value_name = "HxW", default_value = "512x1024")]
+    pub size: Crop,
+    /// f32, f16 or bf16
+    #[arg(long, default_value = "f32")]
+    pub precision: Precision,
+    /// Measure training steps instead of inference
+    #[arg(long)]
+    pub train: bool,
+    /// Images at once; 1, or 2 with --train
+    #[arg(long, value_name = "N")]
+    pub batch: Option<NonZeroUsize>,
+    /// Passes that are measured
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub iterations: NonZeroUsize,
+    /// Passes before them that are not
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub warmup: usize,
+    /// Threads that compute; all cores otherwise
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Multiply-add peak of the machine over these threads in GFLOP/s; measured otherwise
+    #[arg(long, value_name = "X")]
+    pub peak_gflops: Option<f64>,
+    /// Write the numbers as JSON (`-`: to stdout)
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,
 }

@@ -73,6 +73,14 @@ impl Predictor {
         maps.swap_remove(0)
     }
 
+    /// The most likely class of each pixel of a batch that is normalised already: `[n, 3, h, w]` on
+    /// the network's device -> `n` maps of `h * w` classes.
+    ///
+    /// The whole of inference but for reading pictures: network, logits at the input's size, argmax.
+    pub fn segment(&self, images: Tensor<4>) -> Vec<Vec<u8>> {
+        argmax(self.network(images))
+    }
+
     /// Scores every labelled picture of `dataset`. `progress(done, predicted)` is called after
     /// each with its index, name and class map; when it returns `false`, the matrix so far comes
     /// back.
@@ -110,6 +118,10 @@ impl Predictor {
         Ok(matrix)
     }
 
+    fn network(&self, x: Tensor<4>) -> Tensor<4> {
+        autocast(&self.policy, || self.model.forward(x))
+    }
+
     /// Logits of the picture resized to `size` (width, height) and mirrored or not, at the
     /// picture's size.
     fn view(&self, image: &RgbImage, size: (usize, usize), mirror: bool) -> Tensor<4> {
@@ -127,7 +139,7 @@ impl Predictor {
         let values = normalize(input.as_ref().unwrap_or(image));
         let values = TensorData::new(values, [1, 3, size.1, size.0]);
         let values = Tensor::<4>::from_data(values, &self.device);
-        let network = |x: Tensor<4>| autocast(&self.policy, || self.model.forward(x));
+        let network = |x| self.network(x);
         let logits = match self.eval.mode {
             EvalMode::Whole => network(values),
             EvalMode::Slide => {

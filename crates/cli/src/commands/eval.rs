@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use halfseg_data::{Cityscapes, Dataset, LabelMap, label_id, write_label};
 use halfseg_eval::{CityscapesScorer, CityscapesScores};
 use halfseg_files::write_atomically;
-use halfseg_train::{class_names, draw_confusion, open_split, scores_json};
+use halfseg_train::{class_names, draw_confusion, open_split, resident_memory, scores_json};
 
 use crate::args::EvalArgs;
 use crate::failure::{Interrupted, Usage};
@@ -80,6 +80,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         json["split"] = split.into();
         json["data"] = loaded.recipe.data.source.clone().into();
         json["checkpoint"] = loaded.weights.display().to_string().into();
+        json["peak_bytes"] = resident_memory().map(|(_, peak)| peak.0).into();
         json["precision"] = loaded.recipe.precision.dtype.to_string().into();
         if let Some(scores) = &official {
             json["cityscapes"] = serde_json::to_value(scores)?;

@@ -1,6 +1,7 @@
 //! The subcommands, one per file.
 
 mod audit;
+mod bench;
 mod config;
 mod demo;
 mod eval;
@@ -26,5 +27,6 @@ pub fn run(command: Command) -> Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }

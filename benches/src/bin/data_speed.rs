@@ -1,0 +1,166 @@
+//! Times the training pipeline and the confusion matrix for `vs_pytorch.sh`, whose peer does the same
+//! work on the same files. Prints one JSON line.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use halfseg_benches::Times;
+use halfseg_data::{
+    CLASSES, Cityscapes, Dataset, IGNORE, LabelMap, Loader, LoaderConfig, Pipeline,
+    SyntheticStreets, write_cityscapes_layout, write_label,
+};
+use halfseg_eval::ConfusionMatrix;
+use serde_json::{Value, json};
+
+/// Times the training pipeline and the confusion matrix.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Passes that are measured
+    #[arg(long, global = true, default_value_t = 40)]
+    iterations: usize,
+    /// Passes before them that are not
+    #[arg(long, global = true, default_value_t = 4)]
+    warmup: usize,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write generated scenes of 2048x1024 in the Cityscapes layout, with both kinds of label maps
+    Write {
+        /// The root of the layout
+        #[arg(long)]
+        data: PathBuf,
+        /// Number of scenes
+        #[arg(long, default_value_t = 8)]
+        count: usize,
+    },
+    /// The published training pipeline, from PNG files to normalised crops, with one worker
+    Pipeline {
+        /// The root of a Cityscapes layout
+        #[arg(long)]
+        data: PathBuf,
+    },
+    /// The confusion matrix of one pair of class maps, on one thread
+    Confusion {
+        /// Height of the maps
+        #[arg(long, default_value_t = 1024)]
+        height: usize,
+        /// Width of the maps
+        #[arg(long, default_value_t = 2048)]
+        width: usize,
+    },
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    anyhow::ensure!(
+        cli.iterations > 0,
+        "--iterations: expected at least 1, found 0"
+    );
+    let row = match &cli.command {
+        Command::Write { data, count } => write(data, *count)?,
+        Command::Pipeline { data } => pipeline(&cli, data)?,
+        Command::Confusion { height, width } => confusion(&cli, *height, *width)?,
+    };
+    println!("{row}");
+    Ok(())
+}
+
+fn write(root: &PathBuf, count: usize) -> Result<Value> {
+    let streets = SyntheticStreets::new(2048, 1024, count, 0);
+    write_cityscapes_layout(&streets, root, "train", "town")?;
+    // The peer reads trainIds, which its users convert to once.
+    let labels = root.join("gtFine/train/town");
+    for index in 0..count {
+        let label = streets
+            .get(index)?
+            .label
+            .context("generated scenes have labels")?;
+        let name = format!("town_{index:06}_000000_gtFine_labelTrainIds.png");
+        write_label(&labels.join(name), &label)?;
+    }
+    let images = root.join("leftImg8bit/train/town");
+    let bytes = std::fs::read_dir(&images)
+        .and_then(|files| {
+            files
+                .map(|file| Ok(file?.metadata()?.len()))
+                .sum::<std::io::Result<u64>>()
+        })
+        .with_context(|| format!("cannot read {}", images.display()))?;
+    Ok(json!({"pictures": count, "mean_png_bytes": bytes / count.max(1) as u64}))
+}
+
+fn pipeline(cli: &Cli, root: &PathBuf) -> Result<Value> {
+    let dataset = Arc::new(Cityscapes::open(root, "train")?);
+    let pictures = dataset.len();
+    // The loader of a training run, with one worker: the time between two batches of one picture.
+    // Nothing else computes meanwhile.
+    let config = LoaderConfig {
+        batch: 1,
+        seed: 0,
+        workers: 1,
+        queue: 1,
+        start_at: 0,
+    };
+    let mut loader = Loader::new(dataset, Pipeline::default(), config);
+    let times = Times::measure(cli.warmup, cli.iterations, || {
+        loader.next().context("a loader never ends")??;
+        anyhow::Ok(())
+    })?;
+    Ok(json!({
+        "program": "halfseg",
+        "mode": "pipeline",
+        "threads": 1,
+        "pictures": pictures,
+        "median_s": times.median(),
+        "images_per_s": times.rate(),
+        "seconds": times.seconds,
+    }))
+}
+
+fn confusion(cli: &Cli, height: usize, width: usize) -> Result<Value> {
+    let (prediction, label) = maps(height, width);
+    let mut matrix = ConfusionMatrix::new(CLASSES);
+    let times = Times::measure(cli.warmup, cli.iterations, || {
+        matrix.update(&prediction.data, &label.data, IGNORE)
+    })?;
+    Ok(json!({
+        "program": "halfseg",
+        "mode": "confusion",
+        "size": format!("{height}x{width}"),
+        "threads": 1,
+        "median_s": times.median(),
+        "seconds": times.seconds,
+    }))
+}
+
+/// A label map in patches of 32 pixels with a tenth ignored, and a prediction that is wrong in a
+/// tenth of its pixels: as the peer's maps are.
+fn maps(height: usize, width: usize) -> (LabelMap, LabelMap) {
+    let hash = |x: usize, y: usize, salt: u32| {
+        let mut h = (x as u32).wrapping_mul(0x85EB_CA6B) ^ (y as u32).wrapping_mul(0xC2B2_AE35);
+        h = (h ^ salt ^ (h >> 15)).wrapping_mul(0x2C1B_3C6D);
+        h = (h ^ (h >> 12)).wrapping_mul(0x297A_2D39);
+        h ^ (h >> 15)
+    };
+    let class = |h: u32| (h % CLASSES as u32) as u8;
+    let mut label = LabelMap::filled(width, height, [0]);
+    let mut prediction = label.clone();
+    let pixels = label.data.iter_mut().zip(&mut prediction.data);
+    for (i, (truth, guess)) in pixels.enumerate() {
+        let (x, y) = (i % width, i / width);
+        *truth = class(hash(x / 32, y / 32, 1));
+        *guess = match hash(x, y, 2) % 10 {
+            0 => class(hash(x, y, 3)),
+            _ => *truth,
+        };
+        if hash(x, y, 4) % 10 == 0 {
+            *truth = IGNORE;
+        }
+    }
+    (prediction, label)
+}

@@ -1,0 +1,231 @@
+//! `halfseg bench`.
+
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use burn::tensor::{Device, Distribution, Int, Tensor};
+use halfseg_segmentor::{Depth, Method, SegmentorConfig};
+use halfseg_train::{Bytes, Cost, Learner, Predictor, Recipe, parameters, resident_memory};
+use serde_json::json;
+
+use crate::args::BenchArgs;
+use crate::failure::{Interrupted, Usage};
+use crate::interrupt;
+use crate::output::write_json;
+use crate::peak::measure_gflops;
+
+/// Measures passes over random images through a network of random weights, on the CPU.
+///
+/// Inference is the network, logits at the images' size and argmax; training is all of
+/// [`Learner::step`]: network, both losses, backward pass, unscaling, SGD. Nothing is loaded.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    let method = args.model.method.unwrap_or(Method::Fcn);
+    let depth = args.model.backbone.unwrap_or(Depth::R101);
+    let mut recipe = Recipe::published(method, depth);
+    recipe.precision.dtype = args.precision;
+    if let Some(classes) = args.model.classes {
+        recipe.model.num_classes = classes;
+    }
+    recipe.model.validate()?;
+    let batch = args.batch.map_or(1 + usize::from(args.train), usize::from);
+    check(args, method, batch)?;
+    if let Some(threads) = args.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.get())
+            .build_global()
+            .context("--threads: the threads were started already")?;
+    }
+    let threads = rayon::current_num_threads();
+    // Before the network, so that the machine is as cool for it as it will be.
+    let (peak_gflops, given) = match args.peak_gflops {
+        Some(given) => (given, true),
+        None => (measure_gflops(threads), false),
+    };
+
+    let mode = if args.train { "training" } else { "inference" };
+    eprintln!(
+        "{method} on {depth}, {mode}, {batch} image(s) of {}, {}, {threads} thread(s)",
+        args.size, args.precision
+    );
+    let (seconds, parameters) = if args.train {
+        measure_training(args, &recipe, batch)?
+    } else {
+        measure_inference(args, &recipe, batch)?
+    };
+    let times = Times::of(seconds);
+
+    let macs = macs(&recipe.model, args, batch);
+    let floor_s = 2.0 * macs as f64 / (peak_gflops * 1e9);
+    let memory = resident_memory().map(|(_, peak)| peak);
+    let images_per_s = batch as f64 / times.median;
+    let origin = if given { "given" } else { "measured" };
+    let row = |name: &str, value: String| eprintln!("{name:<22}{value:>14}");
+    row("median", format!("{:.4} s", times.median));
+    row("95th percentile", format!("{:.4} s", times.p95));
+    row("fastest", format!("{:.4} s", times.min));
+    row("images/s", format!("{images_per_s:.3}"));
+    row("multiply-adds", format!("{:.2} G", macs as f64 / 1e9));
+    row("f32 peak", format!("{peak_gflops:.1} GFLOP/s {origin}"));
+    row("floor", format!("{floor_s:.4} s"));
+    row(
+        "share of the floor",
+        format!("{:.1}%", 100.0 * floor_s / times.median),
+    );
+    row(
+        "peak memory",
+        memory.map_or("unknown".into(), |peak: Bytes| peak.to_string()),
+    );
+
+    if let Some(path) = &args.json {
+        let json = json!({
+            "program": "halfseg",
+            "version": env!("CARGO_PKG_VERSION"),
+            "mode": mode,
+            "method": method.to_string(),
+            "backbone": depth.to_string(),
+            "size": args.size.to_string(),
+            "batch": batch,
+            "precision": args.precision.to_string(),
+            "threads": threads,
+            "warmup": args.warmup,
+            "parameters": parameters,
+            "seconds": times.all,
+            "median_s": times.median,
+            "p95_s": times.p95,
+            "min_s": times.min,
+            "images_per_s": images_per_s,
+            "gmacs": macs as f64 / 1e9,
+            "peak_gflops": peak_gflops,
+            "peak_gflops_source": origin,
+            "floor_s": floor_s,
+            "share_of_floor": floor_s / times.median,
+            "peak_bytes": memory.map(|peak| peak.0),
+            "peak_source": "VmHWM",
+        });
+        write_json(path, &json)?;
+    }
+    Ok(())
+}
+
+/// What clap cannot see.
+fn check(args: &BenchArgs, method: Method, batch: usize) -> Result<()> {
+    let fewest = method.min_train_batch();
+    if args.train && batch < fewest {
+        let why =
+            format!("--batch: training {method} needs at least {fewest} images, found {batch}");
+        return Err(Usage(why).into());
+    }
+    match args.peak_gflops {
+        Some(peak) if !(peak.is_finite() && peak > 0.0) => {
+            let why = format!("--peak-gflops: expected a number above 0, found {peak}");
+            Err(Usage(why).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Multiply-adds of a pass: a training step computes each convolution three times, forward and for
+/// both gradients.
+fn macs(model: &SegmentorConfig, args: &BenchArgs, batch: usize) -> u64 {
+    let passes = if args.train { 3 } else { 1 };
+    passes * batch as u64 * Cost::of(model, args.size).total(args.train).macs
+}
+
+fn measure_inference(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<(Vec<f64>, u64)> {
+    let device = recipe.device.open()?;
+    let model = recipe.model.init(&device);
+    let parameters = parameters(&model);
+    let predictor = Predictor::new(&model, args.precision, recipe.eval.clone(), &device);
+    drop(model);
+    let images = images(args, batch, &device);
+    let seconds = time(args.warmup, args.iterations, || {
+        predictor.segment(images.clone());
+        Ok(())
+    })?;
+    Ok((seconds, parameters))
+}
+
+fn measure_training(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<(Vec<f64>, u64)> {
+    let device = recipe.device.open()?.autodiff();
+    let model = recipe.model.init(&device);
+    let parameters = parameters(&model);
+    let mut learner = Learner::new(model, recipe);
+    let images = images(args, batch, &device);
+    let classes = Distribution::Uniform(0.0, recipe.model.num_classes as f64);
+    let shape = [batch, args.size.height, args.size.width];
+    let labels = Tensor::<3, Int>::random(shape, classes, &device);
+    let seconds = time(args.warmup, args.iterations, || {
+        learner.step(images.clone(), labels.clone());
+        // The losses are read before the optimizer runs.
+        device.sync().context("the device failed")
+    })?;
+    Ok((seconds, parameters))
+}
+
+/// `[batch, 3, height, width]`, as normalised pictures are.
+fn images(args: &BenchArgs, batch: usize, device: &Device) -> Tensor<4> {
+    let shape = [batch, 3, args.size.height, args.size.width];
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
+}
+
+/// Seconds of each pass after the warm-up.
+fn time(
+    warmup: usize,
+    iterations: NonZeroUsize,
+    mut pass: impl FnMut() -> Result<()>,
+) -> Result<Vec<f64>> {
+    let mut seconds = Vec::with_capacity(iterations.get());
+    for i in 0..warmup + iterations.get() {
+        let start = Instant::now();
+        pass()?;
+        if i >= warmup {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        if interrupt::requested() {
+            return Err(Interrupted(format!("interrupted after {} passes", i + 1)).into());
+        }
+    }
+    Ok(seconds)
+}
+
+/// Times of one measurement, in seconds.
+struct Times {
+    /// In the order of measurement.
+    all: Vec<f64>,
+    median: f64,
+    /// The smallest time that 95% of all do not exceed.
+    p95: f64,
+    min: f64,
+}
+
+impl Times {
+    /// Of at least one time.
+    fn of(all: Vec<f64>) -> Self {
+        let mut sorted = all.clone();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len();
+        Self {
+            median: (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0,
+            p95: sorted[(95 * n).div_ceil(100) - 1],
+            min: sorted[0],
+            all,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_summed_up_by_rank() {
+        let times = Times::of(vec![3.0, 1.0, 2.0, 10.0]);
+        assert_eq!((times.median, times.p95, times.min), (2.5, 10.0, 1.0));
+        assert_eq!(times.all, [3.0, 1.0, 2.0, 10.0]);
+        let one = Times::of(vec![4.0]);
+        assert_eq!((one.median, one.p95, one.min), (4.0, 4.0, 4.0));
+        let many = Times::of((1..=100).map(f64::from).collect());
+        assert_eq!((many.median, many.p95), (50.5, 95.0));
+    }
+}

@@ -1,0 +1,189 @@
+//! `halfseg bench` as a script uses it, and memory that does not grow.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn run(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_halfseg"))
+        .args(args)
+        .env_remove("RUST_BACKTRACE")
+        .output()
+        .expect("the program starts")
+}
+
+/// Runs the program, which must succeed, and reads the JSON that it prints.
+fn json(args: &[&str]) -> Value {
+    let output = run(args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{args:?} said:\n{said}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}"))
+}
+
+const SMALL: [&str; 13] = [
+    "bench",
+    "--method",
+    "fcn",
+    "--backbone",
+    "resnet18",
+    "--size",
+    "32x64",
+    "--iterations",
+    "3",
+    "--threads",
+    "1",
+    "--json",
+    "-",
+];
+
+#[test]
+fn inference_is_measured_and_held_against_the_floor() {
+    let found = json(&[&SMALL[..], &["--peak-gflops", "50"]].concat());
+    assert_eq!(found["mode"], "inference");
+    assert_eq!(found["batch"], 1);
+    assert_eq!(found["threads"], 1);
+    assert_eq!(found["seconds"].as_array().map(Vec::len), Some(3));
+    assert_eq!(found["peak_gflops_source"], "given");
+    let number = |key: &str| {
+        found[key]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{key}: {found:#}"))
+    };
+    assert!(number("min_s") <= number("median_s") && number("median_s") <= number("p95_s"));
+    let floor = 2.0 * number("gmacs") / 50.0;
+    assert!((number("floor_s") / floor - 1.0).abs() < 1e-9, "{found:#}");
+    let share = floor / number("median_s");
+    assert!(
+        (number("share_of_floor") / share - 1.0).abs() < 1e-9,
+        "{found:#}"
+    );
+}
+
+#[test]
+fn a_training_step_counts_three_passes_and_the_auxiliary_head() {
+    let inference = json(&[&SMALL[..], &["--batch", "2"]].concat());
+    let training = json(&[&SMALL[..], &["--train", "--precision", "bf16"]].concat());
+    assert_eq!(training["mode"], "training");
+    assert_eq!(training["batch"], 2);
+    assert_eq!(training["peak_gflops_source"], "measured");
+    let macs = |found: &Value| found["gmacs"].as_f64().expect("a number");
+    assert!(macs(&training) > 3.0 * macs(&inference));
+    assert!(macs(&training) < 4.0 * macs(&inference));
+}
+
+#[test]
+fn what_cannot_be_measured_is_bad_usage() {
+    for (args, expect) in [
+        (
+            ["bench", "--method", "pspnet", "--train", "--batch", "1"],
+            "at least 2 images, found 1",
+        ),
+        (
+            ["bench", "--method", "fcn", "--peak-gflops", "0", "--train"],
+            "expected a number above 0, found 0",
+        ),
+        (
+            ["bench", "--method", "fcn", "--iterations", "0", "--train"],
+            "--iterations",
+        ),
+    ] {
+        let output = run(&args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?} said:\n{said}");
+        assert!(said.contains(expect), "{args:?} said:\n{said}");
+    }
+}
+
+/// Widths at which an iteration takes milliseconds.
+const NARROW: [&str; 10] = [
+    "--set",
+    "model.stem_channels=8",
+    "--set",
+    "model.base_channels=8",
+    "--set",
+    "model.head_channels=16",
+    "--set",
+    "model.aux_channels=16",
+    "--set",
+    "train.pictures=0",
+];
+
+/// Trains for `iterations` and gives the peak of resident memory in MiB that the log ends with.
+fn train(out: &Path, iterations: &str) -> u64 {
+    let args = [
+        "train",
+        "--method",
+        "fcn",
+        "--backbone",
+        "resnet18",
+        "--data",
+        "synthetic",
+        "--out",
+        text(out),
+        "--iterations",
+        iterations,
+        "--batch",
+        "2",
+        "--crop",
+        "64x64",
+        "--scale",
+        "128x64",
+        "--precision",
+        "f16",
+        "--workers",
+        "1",
+        "--set",
+        "data.synthetic_val=2",
+    ];
+    let output = run(&[&args[..], &NARROW].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let log = fs::read_to_string(out.join("log.jsonl")).expect("a run leaves a log");
+    let end: Value = serde_json::from_str(log.lines().last().expect("a last line")).unwrap();
+    end["peak_rss_mib"].as_u64().expect("a peak on Linux")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are Unicode")
+}
+
+/// Longer runs (600 iterations, 200 images) are in `docs/MEASURED.md`.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_grows_neither_with_iterations_nor_with_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = folder.path().join("long");
+    let (few, many) = (
+        train(&folder.path().join("short"), "20"),
+        train(&long, "120"),
+    );
+    // A batch kept for each of the further iterations would add 9 MiB, its maps far more.
+    assert!(
+        many <= few + 6,
+        "{few} MiB after 20 iterations, {many} MiB after 120"
+    );
+
+    let evaluate = |images: &str| -> u64 {
+        let count = format!("data.synthetic_val={images}");
+        let args = [
+            "eval",
+            "--checkpoint",
+            text(&long),
+            "--data",
+            "synthetic",
+            "--set",
+            &count,
+        ];
+        let found = json(&[&args[..], &["--json", "-"]].concat());
+        assert_eq!(found["images"].to_string(), images);
+        found["peak_bytes"].as_u64().expect("a peak on Linux") >> 20
+    };
+    let (few, many) = (evaluate("10"), evaluate("110"));
+    // The logits of one image take half a MiB.
+    assert!(
+        many <= few + 6,
+        "{few} MiB for 10 images, {many} MiB for 110"
+    );
+}
