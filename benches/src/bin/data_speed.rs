@@ -1,7 +1,7 @@
 //! Times the training pipeline and the confusion matrix for `vs_pytorch.sh`, whose peer does the same
 //! work on the same files. Prints one JSON line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -70,7 +70,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn write(root: &PathBuf, count: usize) -> Result<Value> {
+fn write(root: &Path, count: usize) -> Result<Value> {
     let streets = SyntheticStreets::new(2048, 1024, count, 0);
     write_cityscapes_layout(&streets, root, "train", "town")?;
     // The peer reads trainIds, which its users convert to once.
@@ -94,7 +94,7 @@ fn write(root: &PathBuf, count: usize) -> Result<Value> {
     Ok(json!({"pictures": count, "mean_png_bytes": bytes / count.max(1) as u64}))
 }
 
-fn pipeline(cli: &Cli, root: &PathBuf) -> Result<Value> {
+fn pipeline(cli: &Cli, root: &Path) -> Result<Value> {
     let dataset = Arc::new(Cityscapes::open(root, "train")?);
     let pictures = dataset.len();
     // The loader of a training run, with one worker: the time between two batches of one picture.
@@ -158,7 +158,7 @@ fn maps(height: usize, width: usize) -> (LabelMap, LabelMap) {
             0 => class(hash(x, y, 3)),
             _ => *truth,
         };
-        if hash(x, y, 4) % 10 == 0 {
+        if hash(x, y, 4).is_multiple_of(10) {
             *truth = IGNORE;
         }
     }
