@@ -1,6 +1,11 @@
 //! Two-dimensional convolution.
 
-use burn::tensor::{DType, Tensor, module, ops::ConvOptions};
+#[cfg(feature = "flex")]
+mod cpu;
+#[cfg(feature = "flex")]
+mod flex;
+
+use burn::tensor::{Tensor, module, ops::ConvOptions};
 
 /// How a convolution's window moves over its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,7 +33,9 @@ impl Default for Conv2dOptions {
 
 /// Convolves `x` with `weight`, and adds `bias`. Differentiable in all three.
 ///
-/// All operands have one dtype, which is the output's; sums are kept in f32.
+/// All operands have one dtype, which is the output's; sums are kept in f32. On the CPU (Burn's Flex
+/// backend) the kernels of this crate run, which keep `x` and `weight` for the backward pass in their
+/// own dtype and make no column buffer; elsewhere Burn's own convolution runs.
 ///
 /// # Shapes
 /// - `x`: `[n, c_in, h, w]`
@@ -44,6 +51,10 @@ pub fn conv2d(
     bias: Option<Tensor<1>>,
     options: Conv2dOptions,
 ) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if flex::handles(&x) {
+        return flex::conv2d(x, weight, bias, options);
+    }
     let Conv2dOptions {
         stride,
         padding,
@@ -51,22 +62,5 @@ pub fn conv2d(
         groups,
     } = options;
     let options = ConvOptions::new(stride, padding, dilation, groups);
-    let dtype = x.dtype();
-    if !computes_in_f32(&x) {
-        return module::conv2d(x, weight, bias, options);
-    }
-    let [x, weight] = [x, weight].map(|operand| operand.cast(DType::F32));
-    let bias = bias.map(|bias| bias.cast(DType::F32));
-    module::conv2d(x, weight, bias, options).cast(dtype)
-}
-
-/// Whether half-precision operands are better widened first. On the CPU, Flex's backward pass in
-/// f16 adds products one by one and rounds each sum, which is four times slower than f32 and less
-/// exact. Widening is exact, so only the result is rounded.
-fn computes_in_f32(x: &Tensor<4>) -> bool {
-    #[cfg(feature = "flex")]
-    let on_flex = x.device() == burn::tensor::Device::flex();
-    #[cfg(not(feature = "flex"))]
-    let on_flex = false;
-    on_flex && matches!(x.dtype(), DType::F16 | DType::BF16)
+    module::conv2d(x, weight, bias, options)
 }

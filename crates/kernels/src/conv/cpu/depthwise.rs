@@ -1,0 +1,201 @@
+//! Convolutions of each channel by itself: rows are moved along and added, tap by tap.
+
+use rayon::prelude::*;
+
+use super::micro::has_avx2;
+use super::{Element, Geometry, inside};
+
+pub fn forward<E: Element>(
+    geometry: &Geometry,
+    x: &[E],
+    weight: &[E],
+    bias: Option<&[f32]>,
+    output: &mut [E],
+) {
+    let plane = geometry.output[0] * geometry.output[1];
+    output
+        .par_chunks_mut(plane)
+        .enumerate()
+        .for_each(|(index, output)| {
+            let channel = index % geometry.c_in;
+            let start = bias.map_or(0.0, |bias| bias[channel]);
+            let x = widen(part(x, geometry.input, index));
+            let weight = widen(part(weight, geometry.kernel, channel));
+            let mut sums = vec![start; plane];
+            dispatch(|| forward_plane(geometry, &x, &weight, &mut sums));
+            narrow(&sums, output);
+        });
+}
+
+pub fn input_gradient<E: Element>(
+    geometry: &Geometry,
+    weight: &[E],
+    gradient: &[E],
+    result: &mut [E],
+) {
+    let plane = geometry.input[0] * geometry.input[1];
+    result
+        .par_chunks_mut(plane)
+        .enumerate()
+        .for_each(|(index, result)| {
+            let gradient = widen(part(gradient, geometry.output, index));
+            let weight = widen(part(weight, geometry.kernel, index % geometry.c_in));
+            let mut sums = vec![0f32; plane];
+            dispatch(|| input_plane(geometry, &weight, &gradient, &mut sums));
+            narrow(&sums, result);
+        });
+}
+
+pub fn weight_gradient<E: Element>(geometry: &Geometry, x: &[E], gradient: &[E], result: &mut [E]) {
+    let kernel = geometry.kernel[0] * geometry.kernel[1];
+    result
+        .par_chunks_mut(kernel)
+        .enumerate()
+        .for_each(|(channel, result)| {
+            let mut sums = vec![0f64; kernel];
+            for image in 0..geometry.batch {
+                let index = image * geometry.c_in + channel;
+                let x = widen(part(x, geometry.input, index));
+                let gradient = widen(part(gradient, geometry.output, index));
+                dispatch(|| weight_plane(geometry, &x, &gradient, &mut sums));
+            }
+            for (result, sum) in result.iter_mut().zip(&sums) {
+                *result = E::narrow(*sum as f32);
+            }
+        });
+}
+
+#[inline(always)]
+fn forward_plane(geometry: &Geometry, x: &[f32], weight: &[f32], sums: &mut [f32]) {
+    let step = geometry.options.stride[1];
+    each_tap_row(geometry, |tap, input, output, length| {
+        let (weight, x) = (weight[tap], &x[input..]);
+        let sums = &mut sums[output..output + length];
+        if step == 1 {
+            for (sum, x) in sums.iter_mut().zip(&x[..length]) {
+                *sum += weight * x;
+            }
+        } else {
+            for (sum, x) in sums.iter_mut().zip(x.iter().step_by(step)) {
+                *sum += weight * x;
+            }
+        }
+    });
+}
+
+#[inline(always)]
+fn input_plane(geometry: &Geometry, weight: &[f32], gradient: &[f32], sums: &mut [f32]) {
+    let step = geometry.options.stride[1];
+    each_tap_row(geometry, |tap, input, output, length| {
+        let (weight, gradient) = (weight[tap], &gradient[output..output + length]);
+        let sums = &mut sums[input..];
+        if step == 1 {
+            for (sum, gradient) in sums[..length].iter_mut().zip(gradient) {
+                *sum += weight * gradient;
+            }
+        } else {
+            for (sum, gradient) in sums.iter_mut().step_by(step).zip(gradient) {
+                *sum += weight * gradient;
+            }
+        }
+    });
+}
+
+#[inline(always)]
+fn weight_plane(geometry: &Geometry, x: &[f32], gradient: &[f32], sums: &mut [f64]) {
+    let step = geometry.options.stride[1];
+    each_tap_row(geometry, |tap, input, output, length| {
+        let (x, gradient) = (&x[input..], &gradient[output..output + length]);
+        // Eight sums side by side, so that the compiler may vectorise.
+        let mut lanes = [0f32; 8];
+        let mut rest = 0f32;
+        if step == 1 {
+            let (xs, gradients) = (x[..length].chunks_exact(8), gradient.chunks_exact(8));
+            for (x, gradient) in xs.remainder().iter().zip(gradients.remainder()) {
+                rest += x * gradient;
+            }
+            for (x, gradient) in xs.zip(gradients) {
+                for (lane, (x, gradient)) in lanes.iter_mut().zip(x.iter().zip(gradient)) {
+                    *lane += x * gradient;
+                }
+            }
+        } else {
+            for (x, gradient) in x.iter().step_by(step).zip(gradient) {
+                rest += x * gradient;
+            }
+        }
+        sums[tap] += f64::from(lanes.iter().sum::<f32>() + rest);
+    });
+}
+
+/// Calls `body(tap, first input pixel, first output pixel, pixels)` for every tap of every row whose
+/// input exists.
+#[inline(always)]
+fn each_tap_row(geometry: &Geometry, mut body: impl FnMut(usize, usize, usize, usize)) {
+    let [kernel_height, kernel_width] = geometry.kernel;
+    let [step_y, step_x] = geometry.options.stride;
+    for row in 0..geometry.output[0] {
+        for tap_y in 0..kernel_height {
+            let y = (row * step_y) as isize + geometry.offset(0, tap_y);
+            if y < 0 || y >= geometry.input[0] as isize {
+                continue;
+            }
+            for tap_x in 0..kernel_width {
+                let offset = geometry.offset(1, tap_x);
+                let columns = inside(geometry.output[1], step_x, offset, geometry.input[1]);
+                if columns.is_empty() {
+                    continue;
+                }
+                let x = (columns.start * step_x) as isize + offset;
+                body(
+                    tap_y * kernel_width + tap_x,
+                    y as usize * geometry.input[1] + x as usize,
+                    row * geometry.output[1] + columns.start,
+                    columns.len(),
+                );
+            }
+        }
+    }
+}
+
+fn part<E>(values: &[E], size: [usize; 2], index: usize) -> &[E] {
+    let length = size[0] * size[1];
+    &values[index * length..][..length]
+}
+
+fn widen<E: Element>(source: &[E]) -> Vec<f32> {
+    let mut target = vec![0f32; source.len()];
+    dispatch(|| {
+        if has_avx2() {
+            E::widen_run::<true>(source, &mut target);
+        } else {
+            E::widen_run::<false>(source, &mut target);
+        }
+    });
+    target
+}
+
+fn narrow<E: Element>(source: &[f32], target: &mut [E]) {
+    dispatch(|| {
+        if has_avx2() {
+            E::narrow_run::<true>(source, target);
+        } else {
+            E::narrow_run::<false>(source, target);
+        }
+    });
+}
+
+/// Runs `body` compiled for the best instruction set that the processor has.
+#[inline(always)]
+fn dispatch(body: impl FnOnce()) {
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2() {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn compiled(body: impl FnOnce()) {
+            body();
+        }
+        // SAFETY: the processor has the instructions.
+        return unsafe { compiled(body) };
+    }
+    body();
+}

@@ -1,0 +1,201 @@
+//! All three passes against sums in f64, over random shapes.
+
+use half::{bf16, f16};
+
+use super::{Conv2dOptions, Element, Geometry, forward, input_gradient, weight_gradient};
+
+/// A small generator: no two tests share state, and a failure prints its seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, count: usize) -> usize {
+        (self.next() % count as u64) as usize
+    }
+
+    fn values<E: Element>(&mut self, count: usize) -> Vec<E> {
+        (0..count)
+            .map(|_| E::narrow((self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0))
+            .collect()
+    }
+}
+
+fn each_product(geometry: &Geometry, mut body: impl FnMut(usize, usize, usize)) {
+    let options = geometry.options;
+    let groups = options.groups;
+    let [c, m] = [geometry.c_in / groups, geometry.c_out / groups];
+    let ([ih, iw], [oh, ow], [kh, kw]) = (geometry.input, geometry.output, geometry.kernel);
+    for image in 0..geometry.batch {
+        for out in 0..geometry.c_out {
+            for channel in 0..c {
+                for tap in 0..kh * kw {
+                    for pixel in 0..oh * ow {
+                        let y = (pixel / ow * options.stride[0] + tap / kw * options.dilation[0])
+                            .wrapping_sub(options.padding[0]);
+                        let x = (pixel % ow * options.stride[1] + tap % kw * options.dilation[1])
+                            .wrapping_sub(options.padding[1]);
+                        if y < ih && x < iw {
+                            let plane = image * geometry.c_in + out / m * c + channel;
+                            body(
+                                (plane * ih + y) * iw + x,
+                                (out * c + channel) * kh * kw + tap,
+                                (image * geometry.c_out + out) * oh * ow + pixel,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Relative distance in the 2-norm, and the largest one that rounding to `E` alone explains.
+fn distance<E: Element>(found: &[E], expected: &[f64]) -> f64 {
+    let norm: f64 = expected.iter().map(|e| e * e).sum::<f64>().sqrt();
+    let error = found
+        .iter()
+        .zip(expected)
+        .map(|(f, e)| (f64::from(f.widen()) - e).powi(2))
+        .sum::<f64>()
+        .sqrt();
+    assert!(error.is_finite());
+    error / norm.max(1e-30)
+}
+
+fn compare<E: Element>(geometry: &Geometry, bound: f64, random: &mut Random) -> [f64; 3] {
+    let count = |shape: [usize; 4]| shape.iter().product::<usize>();
+    let x: Vec<E> = random.values(count(geometry.input_shape()));
+    let weight: Vec<E> = random.values(count(geometry.weight_shape()));
+    let bias: Vec<E> = random.values(geometry.c_out);
+    let gradient: Vec<E> = random.values(count(geometry.output_shape()));
+    let plane = geometry.output[0] * geometry.output[1];
+    let wide = |value: &E| f64::from(value.widen());
+    let mut y: Vec<f64> = (0..gradient.len())
+        .map(|i| wide(&bias[i / plane % geometry.c_out]))
+        .collect();
+    let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; weight.len()]);
+    each_product(geometry, |i, w, o| {
+        y[o] += wide(&x[i]) * wide(&weight[w]);
+        dx[i] += wide(&gradient[o]) * wide(&weight[w]);
+        dw[w] += wide(&gradient[o]) * wide(&x[i]);
+    });
+    let errors = [
+        distance(&forward(geometry, &x, &weight, Some(&bias)), &y),
+        distance(&input_gradient(geometry, &weight, &gradient), &dx),
+        distance(&weight_gradient(geometry, &x, &gradient), &dw),
+    ];
+    assert!(
+        errors.iter().all(|&error| error <= bound),
+        "{errors:?} of output, input and weight gradient exceed {bound:e} for {geometry:?}"
+    );
+    errors
+}
+
+fn random_geometry(random: &mut Random) -> Geometry {
+    loop {
+        let groups = [1, 1, 1, 2, 3][random.below(5)];
+        let depthwise = random.below(4) == 0;
+        let (c, m) = (1 + random.below(20), 1 + random.below(20));
+        let channels = if depthwise {
+            [c, c]
+        } else {
+            [c * groups, m * groups]
+        };
+        let groups = if depthwise { c } else { groups };
+        let kernel = [1, 1, 3, 3, 2, 5][random.below(6)];
+        let square = random.below(4) != 0;
+        let options = Conv2dOptions {
+            stride: [1 + random.below(3), 1 + random.below(3)],
+            padding: [random.below(8), random.below(8)],
+            dilation: [1 + random.below(6), 1 + random.below(6)],
+            groups,
+        };
+        let options = if square {
+            Conv2dOptions {
+                stride: [options.stride[0]; 2],
+                padding: [options.dilation[0] * (kernel / 2); 2],
+                dilation: [options.dilation[0]; 2],
+                ..options
+            }
+        } else {
+            options
+        };
+        let size = [1 + random.below(40), 1 + random.below(40)];
+        let fits = (0..2).all(|axis| {
+            size[axis] + 2 * options.padding[axis] > options.dilation[axis] * (kernel - 1)
+        });
+        if fits {
+            let x = [1 + random.below(3), channels[0], size[0], size[1]];
+            let weight = [channels[1], channels[0] / groups, kernel, kernel];
+            return Geometry::new(x, weight, options);
+        }
+    }
+}
+
+#[test]
+fn every_pass_equals_f64_sums_over_random_shapes() {
+    for seed in 0..200 {
+        let mut random = Random(seed);
+        let geometry = random_geometry(&mut random);
+        compare::<f32>(&geometry, 1e-6, &mut random);
+        // Inputs are exact; only the result is rounded, by at most half a unit in the last place.
+        compare::<f16>(&geometry, 2f64.powi(-11), &mut random);
+        compare::<bf16>(&geometry, 2f64.powi(-8), &mut random);
+    }
+}
+
+#[test]
+fn long_sums_stay_within_their_bound() {
+    let options = Conv2dOptions {
+        padding: [2, 2],
+        dilation: [2, 2],
+        ..Conv2dOptions::default()
+    };
+    let mut random = Random(7);
+    for (x, weight) in [
+        ([1, 700, 6, 40], [20, 700, 3, 3]),
+        ([2, 33, 50, 70], [14, 33, 3, 3]),
+    ] {
+        let geometry = Geometry::new(x, weight, options);
+        let errors = compare::<f32>(&geometry, 1e-5, &mut random);
+        println!("{x:?} {weight:?}: {errors:?}");
+    }
+    let geometry = Geometry::new([1, 600, 9, 130], [40, 600, 1, 1], Conv2dOptions::default());
+    println!("1x1: {:?}", compare::<f32>(&geometry, 1e-5, &mut random));
+}
+
+#[test]
+fn taps_in_the_padding_of_a_whole_map_add_nothing() {
+    let options = Conv2dOptions {
+        padding: [36, 36],
+        dilation: [36, 36],
+        ..Conv2dOptions::default()
+    };
+    let geometry = Geometry::new([2, 300, 12, 20], [8, 300, 3, 3], options);
+    compare::<f32>(&geometry, 1e-6, &mut Random(3));
+}
+
+#[test]
+fn rounding_to_bf16_is_to_nearest_even() {
+    for bits in (0..u32::MAX - 4096).step_by(4093) {
+        let value = f32::from_bits(bits);
+        let (ours, theirs) = (<bf16 as Element>::narrow(value), bf16::from_f32(value));
+        assert!(
+            ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
+            "{value:e}: {ours} and {theirs}"
+        );
+    }
+}
+
+#[test]
+#[should_panic(expected = "does not fit")]
+fn a_window_larger_than_its_map_is_refused() {
+    Geometry::new([1, 1, 2, 2], [1, 1, 5, 5], Conv2dOptions::default());
+}

@@ -1,0 +1,335 @@
+//! The CPU kernels as one differentiable operation of Burn's Flex backend.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::{Autodiff, NodeId};
+use burn::backend::flex::FlexTensor;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+use burn::tensor::{DType, Device, Tensor, TensorData, bf16, f16};
+
+use super::Conv2dOptions;
+use super::cpu::{self, Element, Geometry};
+
+/// Whether `x` is a map that these kernels compute with.
+pub fn handles(x: &Tensor<4>) -> bool {
+    x.device() == Device::flex() && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16)
+}
+
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    options: Conv2dOptions,
+) -> Tensor<4> {
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    let output = match bias {
+        Some(bias) => Dispatch::halfseg_conv2d_biased(x, weight, bias.into_dispatch(), options),
+        None => Dispatch::halfseg_conv2d(x, weight, options),
+    };
+    Tensor::from_dispatch(output)
+}
+
+/// What this crate adds to a backend.
+#[backend_extension(Flex, Autodiff)]
+pub trait Convolution: Backend {
+    /// See [`super::conv2d`].
+    fn halfseg_conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self>;
+
+    /// See [`super::conv2d`].
+    // Not an `Option` in the other one: the macro does not map optional tensors.
+    fn halfseg_conv2d_biased(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self>;
+
+    /// The gradient of the input, `[n, c_in, *size]`.
+    fn halfseg_conv2d_input_gradient(
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        size: [usize; 2],
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self>;
+
+    /// The gradient of the weight, `[c_out, c_in / groups, *kernel]`.
+    fn halfseg_conv2d_weight_gradient(
+        x: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        kernel: [usize; 2],
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self>;
+
+    /// The gradient of the bias: `gradient` summed over all but channels, in f32.
+    fn halfseg_conv2d_bias_gradient(gradient: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// Calls `$body` with `$E` bound to the type of `$dtype`.
+macro_rules! with_element {
+    ($dtype:expr, $E:ident => $body:expr) => {
+        match $dtype {
+            DType::F32 => {
+                type $E = f32;
+                $body
+            }
+            DType::F16 => {
+                type $E = f16;
+                $body
+            }
+            DType::BF16 => {
+                type $E = bf16;
+                $body
+            }
+            other => panic!("a convolution on the CPU takes f32, f16 or bf16, not {other:?}"),
+        }
+    };
+}
+
+fn run(
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: Option<FlexTensor>,
+    options: Conv2dOptions,
+) -> FlexTensor {
+    let geometry = Geometry::new(shape(&x), shape(&weight), options);
+    let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+    let bias = bias.map(|bias| bias.to_contiguous());
+    one_dtype(&[Some(&x), Some(&weight), bias.as_ref()]);
+    with_element!(x.dtype(), E => {
+        let bias = bias.as_ref().map(|bias| {
+            let bias = values::<E>(bias);
+            assert_eq!(bias.len(), geometry.c_out, "a bias has one value per output channel");
+            bias
+        });
+        let output = cpu::forward::<E>(&geometry, values(&x), values(&weight), bias);
+        tensor(output, geometry.output_shape())
+    })
+}
+
+impl Convolution for Flex {
+    fn halfseg_conv2d(x: FlexTensor, weight: FlexTensor, options: Conv2dOptions) -> FlexTensor {
+        run(x, weight, None, options)
+    }
+
+    fn halfseg_conv2d_biased(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        options: Conv2dOptions,
+    ) -> FlexTensor {
+        run(x, weight, Some(bias), options)
+    }
+
+    fn halfseg_conv2d_input_gradient(
+        weight: FlexTensor,
+        gradient: FlexTensor,
+        size: [usize; 2],
+        options: Conv2dOptions,
+    ) -> FlexTensor {
+        let [batch, ..] = shape(&gradient);
+        let [_, per_group, ..] = shape(&weight);
+        let x = [batch, per_group * options.groups, size[0], size[1]];
+        let geometry = Geometry::new(x, shape(&weight), options);
+        let (weight, gradient) = (weight.to_contiguous(), gradient.to_contiguous());
+        one_dtype(&[Some(&weight), Some(&gradient)]);
+        with_element!(weight.dtype(), E => {
+            tensor(cpu::input_gradient::<E>(&geometry, values(&weight), values(&gradient)), x)
+        })
+    }
+
+    fn halfseg_conv2d_weight_gradient(
+        x: FlexTensor,
+        gradient: FlexTensor,
+        kernel: [usize; 2],
+        options: Conv2dOptions,
+    ) -> FlexTensor {
+        let [_, c_in, ..] = shape(&x);
+        let [_, c_out, ..] = shape(&gradient);
+        let weight = [c_out, c_in / options.groups, kernel[0], kernel[1]];
+        let geometry = Geometry::new(shape(&x), weight, options);
+        let (x, gradient) = (x.to_contiguous(), gradient.to_contiguous());
+        one_dtype(&[Some(&x), Some(&gradient)]);
+        with_element!(x.dtype(), E => {
+            tensor(cpu::weight_gradient::<E>(&geometry, values(&x), values(&gradient)), weight)
+        })
+    }
+
+    fn halfseg_conv2d_bias_gradient(gradient: FlexTensor) -> FlexTensor {
+        let [_, channels, height, width] = shape(&gradient);
+        let gradient = gradient.to_contiguous();
+        with_element!(gradient.dtype(), E => {
+            let mut sums = vec![0f64; channels];
+            for (plane, values) in values::<E>(&gradient).chunks(height * width).enumerate() {
+                // Rows first: f32 keeps sums of a few hundred values exact enough.
+                let rows = values.chunks(width).map(|row| row.iter().map(|v| v.widen()).sum::<f32>());
+                sums[plane % channels] += rows.map(f64::from).sum::<f64>();
+            }
+            tensor(sums.iter().map(|&sum| E::narrow(sum as f32)).collect(), [channels])
+        })
+    }
+}
+
+/// Nodes of the input and the weight, and the sizes that their gradients have.
+type Kept = (NodeId, NodeId, [usize; 2], [usize; 2], Conv2dOptions);
+
+#[derive(Debug)]
+struct ConvolutionBackward;
+
+impl<B: Convolution> Backward<B, 3> for ConvolutionBackward {
+    type State = Kept;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        backward::<B, 3>(ops, grads, checkpointer);
+    }
+}
+
+impl<B: Convolution> Backward<B, 2> for ConvolutionBackward {
+    type State = Kept;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        backward::<B, 2>(ops, grads, checkpointer);
+    }
+}
+
+fn backward<B: Convolution, const PARENTS: usize>(
+    ops: Ops<Kept, PARENTS>,
+    grads: &mut Gradients,
+    checkpointer: &mut Checkpointer,
+) {
+    let (x, weight, size, kernel, options) = ops.state;
+    let gradient = grads.consume::<B>(&ops.node);
+    // Both are retrieved even where one is not needed: the checkpointer counts.
+    let x = checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(x);
+    let weight = checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(weight);
+    let mut parents = ops.parents.into_iter();
+    if let Some(Some(node)) = parents.next() {
+        let result = B::halfseg_conv2d_input_gradient(weight, gradient.clone(), size, options);
+        grads.register::<B>(node.id, result);
+    }
+    if let Some(Some(node)) = parents.next() {
+        let result = B::halfseg_conv2d_weight_gradient(x, gradient.clone(), kernel, options);
+        grads.register::<B>(node.id, result);
+    }
+    if let Some(Some(node)) = parents.next() {
+        grads.register::<B>(node.id, B::halfseg_conv2d_bias_gradient(gradient));
+    }
+}
+
+/// Height and width of a map or a kernel.
+fn size<T: TensorMetadata>(tensor: &T) -> [usize; 2] {
+    let shape = tensor.shape();
+    [shape[2], shape[3]]
+}
+
+impl<B: Convolution, C: CheckpointStrategy> Convolution for Autodiff<B, C> {
+    fn halfseg_conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self> {
+        let sizes = (size(&x), size(&weight));
+        let nodes = [x.node(), weight.node()];
+        let prepared = Backward::<B, 2>::prepare::<C>(ConvolutionBackward, nodes);
+        match prepared.compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let kept = (prepared.checkpoint(&x), prepared.checkpoint(&weight));
+                let state = (kept.0, kept.1, sizes.0, sizes.1, options);
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                prepared.finish(state, B::halfseg_conv2d(x, weight, options))
+            }
+            OpsKind::UnTracked(prepared) => {
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                prepared.finish(B::halfseg_conv2d(x, weight, options))
+            }
+        }
+    }
+
+    fn halfseg_conv2d_biased(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self> {
+        let sizes = (size(&x), size(&weight));
+        let nodes = [x.node(), weight.node(), bias.node()];
+        let prepared = Backward::<B, 3>::prepare::<C>(ConvolutionBackward, nodes);
+        let bias = bias.into_primitive();
+        match prepared.compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let kept = (prepared.checkpoint(&x), prepared.checkpoint(&weight));
+                let state = (kept.0, kept.1, sizes.0, sizes.1, options);
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                prepared.finish(state, B::halfseg_conv2d_biased(x, weight, bias, options))
+            }
+            OpsKind::UnTracked(prepared) => {
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                prepared.finish(B::halfseg_conv2d_biased(x, weight, bias, options))
+            }
+        }
+    }
+
+    fn halfseg_conv2d_input_gradient(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: [usize; 2],
+        _: Conv2dOptions,
+    ) -> FloatTensor<Self> {
+        unreachable!("{FIRST_ORDER}")
+    }
+
+    fn halfseg_conv2d_weight_gradient(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: [usize; 2],
+        _: Conv2dOptions,
+    ) -> FloatTensor<Self> {
+        unreachable!("{FIRST_ORDER}")
+    }
+
+    fn halfseg_conv2d_bias_gradient(_: FloatTensor<Self>) -> FloatTensor<Self> {
+        unreachable!("{FIRST_ORDER}")
+    }
+}
+
+const FIRST_ORDER: &str = "Burn computes gradients of first order only";
+
+fn shape(tensor: &FlexTensor) -> [usize; 4] {
+    let shape = tensor.layout().shape();
+    std::array::from_fn(|axis| shape[axis])
+}
+
+fn one_dtype(operands: &[Option<&FlexTensor>]) {
+    let dtypes: Vec<DType> = operands.iter().flatten().map(|t| t.dtype()).collect();
+    assert!(
+        dtypes.iter().all(|dtype| *dtype == dtypes[0]),
+        "operands of a convolution must have one dtype, not {dtypes:?}: cast them first"
+    );
+}
+
+fn values<E: burn::tensor::Element + bytemuck::Pod>(tensor: &FlexTensor) -> &[E] {
+    let layout = tensor.layout();
+    &tensor.storage::<E>()[layout.start_offset()..][..layout.num_elements()]
+}
+
+fn tensor<E: burn::tensor::Element, const D: usize>(
+    values: Vec<E>,
+    shape: [usize; D],
+) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}

@@ -1,0 +1,148 @@
+//! The differentiable convolution against Burn's own, on the CPU.
+
+use burn::tensor::{DType, Device, Distribution, Tensor, module, ops::ConvOptions};
+use halfseg_kernels::{Conv2dOptions, conv2d};
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.cast(DType::F32).into_data().try_to_vec().unwrap()
+}
+
+fn assert_close(found: &[f32], expected: &[f32], bound: f32, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let norm = expected.iter().map(|e| e * e).sum::<f32>().sqrt();
+    let error = found
+        .iter()
+        .zip(expected)
+        .map(|(f, e)| (f - e).powi(2))
+        .sum::<f32>()
+        .sqrt();
+    assert!(error <= bound * norm.max(1e-6), "{what}: {error} of {norm}");
+}
+
+const CASES: [([usize; 4], [usize; 4], Conv2dOptions); 4] = [
+    ([2, 3, 17, 23], [8, 3, 3, 3], options(2, 1, 1, 1)),
+    ([2, 20, 9, 33], [7, 20, 1, 1], options(1, 0, 1, 1)),
+    ([1, 6, 12, 18], [6, 1, 3, 3], options(1, 12, 12, 6)),
+    ([2, 8, 11, 19], [4, 4, 3, 3], options(1, 2, 2, 2)),
+];
+
+const fn options(stride: usize, padding: usize, dilation: usize, groups: usize) -> Conv2dOptions {
+    Conv2dOptions {
+        stride: [stride; 2],
+        padding: [padding; 2],
+        dilation: [dilation; 2],
+        groups,
+    }
+}
+
+type Results = (Vec<f32>, Vec<f32>, Vec<f32>, Vec<f32>);
+
+/// Output and gradients, for a loss that weights every output differently.
+fn step(
+    inputs: &(Tensor<4>, Tensor<4>, Tensor<1>),
+    device: &Device,
+    dtype: DType,
+    convolve: impl Fn(Tensor<4>, Tensor<4>, Tensor<1>) -> Tensor<4>,
+) -> Results {
+    let lift = |data| Tensor::from_data(data, device).require_grad();
+    let x: Tensor<4> = lift(inputs.0.to_data());
+    let weight: Tensor<4> = lift(inputs.1.to_data());
+    let bias: Tensor<1> = Tensor::from_data(inputs.2.to_data(), device).require_grad();
+    let y = convolve(
+        x.clone().cast(dtype),
+        weight.clone().cast(dtype),
+        bias.clone().cast(dtype),
+    );
+    assert_eq!(y.dtype(), dtype);
+    let y = y.cast(DType::F32);
+    // Fixed weights of the loss: what the output lost must not come back through them.
+    let count = y.dims().iter().product::<usize>() as i64;
+    let weights = Tensor::<1, burn::tensor::Int>::arange(0..count, device).float();
+    let weights = (weights * 0.7).sin().reshape(y.dims());
+    let grads = (y.clone() * weights).sum().backward();
+    (
+        values(y.inner()),
+        values(x.grad(&grads).unwrap()),
+        values(weight.grad(&grads).unwrap()),
+        values(bias.grad(&grads).unwrap()),
+    )
+}
+
+#[test]
+fn output_and_gradients_equal_those_of_burn() {
+    let plain = Device::flex();
+    for device in [
+        plain.clone().autodiff(),
+        plain.clone().autodiff().gradient_checkpointing(),
+    ] {
+        for (x, weight, options) in CASES {
+            let normal = Distribution::Normal(0.0, 1.0);
+            let inputs = (
+                Tensor::random(x, normal, &plain),
+                Tensor::random(weight, normal, &plain),
+                Tensor::random([weight[0]], normal, &plain),
+            );
+            let expected = step(&inputs, &device, DType::F32, |x, weight, bias| {
+                let Conv2dOptions {
+                    stride,
+                    padding,
+                    dilation,
+                    groups,
+                } = options;
+                let options = ConvOptions::new(stride, padding, dilation, groups);
+                module::conv2d(x, weight, Some(bias), options)
+            });
+            // The half formats round operands, output and gradients once each.
+            for (dtype, bound) in [
+                (DType::F32, 1e-5),
+                (DType::F16, 2e-3),
+                (DType::BF16, 1.6e-2),
+            ] {
+                let found = step(&inputs, &device, dtype, |x, weight, bias| {
+                    conv2d(x, weight, Some(bias), options)
+                });
+                let what = format!("{dtype:?} {x:?} {weight:?} {options:?}");
+                assert_close(&found.0, &expected.0, bound, &format!("{what} output"));
+                assert_close(&found.1, &expected.1, bound, &format!("{what} input"));
+                assert_close(&found.2, &expected.2, bound, &format!("{what} weight"));
+                // Sums of all pixels, which cancel: what is left is smaller than what was rounded.
+                assert_close(&found.3, &expected.3, 8.0 * bound, &format!("{what} bias"));
+            }
+        }
+    }
+}
+
+#[test]
+fn inputs_that_need_no_gradient_get_none() {
+    let device = Device::flex().autodiff();
+    let x = Tensor::<4>::ones([1, 2, 4, 4], &device);
+    let weight = Tensor::<4>::ones([3, 2, 3, 3], &device).require_grad();
+    let y = conv2d(x.clone(), weight.clone(), None, options(1, 1, 1, 1));
+    let grads = y.sum().backward();
+    assert!(x.grad(&grads).is_none());
+    let gradient = values(weight.grad(&grads).unwrap());
+    // A tap in the corner of the kernel sees 3 x 3 of the 4 x 4 pixels.
+    assert_eq!(gradient[0], 9.0);
+    assert_eq!(gradient[4], 16.0);
+}
+
+#[test]
+fn views_are_read_by_their_strides() {
+    let device = Device::flex();
+    let x = Tensor::<4>::random([1, 5, 6, 4], Distribution::Default, &device);
+    let weight = Tensor::<4>::random([3, 4, 1, 1], Distribution::Default, &device);
+    let permuted = x.permute([0, 3, 1, 2]);
+    let copied = Tensor::from_data(permuted.to_data(), &device);
+    let found = conv2d(permuted, weight.clone(), None, Conv2dOptions::default());
+    let expected = conv2d(copied, weight, None, Conv2dOptions::default());
+    assert_eq!(values(found), values(expected));
+}
+
+#[test]
+#[should_panic(expected = "one dtype")]
+fn mixed_dtypes_are_refused() {
+    let device = Device::flex();
+    let x = Tensor::<4>::ones([1, 2, 4, 4], &device);
+    let weight = Tensor::<4>::ones([3, 2, 1, 1], &device).cast(DType::F16);
+    conv2d(x, weight, None, Conv2dOptions::default());
+}
