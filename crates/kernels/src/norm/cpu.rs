@@ -1,0 +1,403 @@
+//! Batch normalisation on the CPU: one channel at a time, which stays in a core's cache for all
+//! passes over it. Maps are contiguous `[n, c, h * w]`.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use pulp::Arch;
+use rayon::prelude::*;
+
+/// Values that are widened to f32 at a time, on the stack.
+const BLOCK: usize = 512;
+/// Partial f32 sums of a block: each adds 32 values before f64 takes over.
+const LANES: usize = 16;
+/// Values that a task of the thread pool works on at least.
+const TASK: usize = 1 << 14;
+
+/// A number format that maps are stored in; all arithmetic is f32.
+pub trait Element: Copy + Default + Send + Sync + 'static {
+    /// The exact values of `source`, in `buffer` or where they are.
+    fn widen<'a>(source: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32];
+
+    /// Rounds `source` to nearest, ties to even; `target` is as long.
+    fn narrow(source: &[f32], target: &mut [Self]);
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen<'a>(source: &'a [Self], _: &'a mut [f32; BLOCK]) -> &'a [f32] {
+        source
+    }
+
+    #[inline(always)]
+    fn narrow(source: &[f32], target: &mut [Self]) {
+        target.copy_from_slice(source);
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn widen<'a>(source: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32] {
+        let buffer = &mut buffer[..source.len()];
+        source.convert_to_f32_slice(buffer);
+        buffer
+    }
+
+    #[inline(always)]
+    fn narrow(source: &[f32], target: &mut [Self]) {
+        target.convert_from_f32_slice(source);
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen<'a>(source: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32] {
+        let buffer = &mut buffer[..source.len()];
+        for (target, source) in buffer.iter_mut().zip(source) {
+            *target = f32::from_bits(u32::from(source.to_bits()) << 16);
+        }
+        buffer
+    }
+
+    // Without a branch, so that the compiler can vectorise it.
+    #[inline(always)]
+    fn narrow(source: &[f32], target: &mut [Self]) {
+        for (target, source) in target.iter_mut().zip(source) {
+            let bits = source.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+            let quiet = (bits >> 16) | 0x40;
+            *target = bf16::from_bits(if source.is_nan() { quiet } else { rounded } as u16);
+        }
+    }
+}
+
+/// The sizes of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Images.
+    pub batch: usize,
+    /// Channels.
+    pub channels: usize,
+    /// Pixels of an image.
+    pub pixels: usize,
+}
+
+impl Sizes {
+    fn per_channel(self) -> usize {
+        self.batch * self.pixels
+    }
+
+    /// The planes of one channel.
+    fn planes<E>(self, map: &[E], channel: usize) -> impl Iterator<Item = &[E]> + Clone {
+        (0..self.batch).map(move |image| {
+            let start = (image * self.channels + channel) * self.pixels;
+            &map[start..start + self.pixels]
+        })
+    }
+
+    /// The planes of each channel.
+    fn planes_mut<E>(self, map: &mut [E]) -> Vec<Vec<&mut [E]>> {
+        let mut channels: Vec<_> = (0..self.channels)
+            .map(|_| Vec::with_capacity(self.batch))
+            .collect();
+        for (plane, values) in map.chunks_exact_mut(self.pixels).enumerate() {
+            channels[plane % self.channels].push(values);
+        }
+        channels
+    }
+
+    fn channels_per_task(self) -> usize {
+        (TASK / self.per_channel()).max(1)
+    }
+}
+
+/// What normalises one channel. Kept for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Statistics {
+    /// Mean.
+    pub mean: f32,
+    /// Biased variance.
+    pub variance: f32,
+    /// `1 / sqrt(variance + epsilon)`.
+    pub inverse_deviation: f32,
+    /// The true mean less `mean`: where the mean is a thousand deviations, its rounding to f32
+    /// would be seen in the output.
+    pub remainder: f32,
+}
+
+impl Statistics {
+    /// Scale and shift of `scale * (x - mean) + shift`.
+    fn affine(&self, gamma: f32, beta: f32) -> (f32, f32) {
+        let scale = gamma * self.inverse_deviation;
+        (scale, beta - self.remainder * scale)
+    }
+}
+
+/// Scale, shift and statistics of all channels.
+#[derive(Clone, Copy)]
+pub struct Channels<'a> {
+    /// Scale.
+    pub gamma: &'a [f32],
+    /// Shift.
+    pub beta: &'a [f32],
+    /// Of the batch.
+    pub statistics: &'a [Statistics],
+}
+
+/// The sums of `term` over the pairs of `a` and `b`, which are as long as each other and no longer
+/// than a block.
+#[inline(always)]
+fn sums<const K: usize>(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> [f32; K]) -> [f64; K] {
+    let mut lanes = [[0f32; LANES]; K];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            let terms = term(a[lane], b[lane]);
+            for k in 0..K {
+                lanes[k][lane] += terms[k];
+            }
+        }
+    }
+    let mut totals = lanes.map(|lanes| lanes.iter().map(|&sum| f64::from(sum)).sum::<f64>());
+    for (&a, &b) in a_rest.iter().zip(b_rest) {
+        for (total, term) in totals.iter_mut().zip(term(a, b)) {
+            *total += f64::from(term);
+        }
+    }
+    totals
+}
+
+/// Two passes, the second about the first one's mean and corrected for its error.
+#[inline(always)]
+fn statistics<'a, E: Element>(
+    planes: impl Iterator<Item = &'a [E]> + Clone,
+    count: usize,
+    epsilon: f64,
+) -> Statistics {
+    let buffer = &mut [0f32; BLOCK];
+    let count = count as f64;
+    let mut sum = 0f64;
+    for block in planes.clone().flat_map(|plane| plane.chunks(BLOCK)) {
+        let x = E::widen(block, buffer);
+        let [part] = sums(x, x, |x, _| [x]);
+        sum += part;
+    }
+    let centre = (sum / count) as f32;
+    let (mut first, mut second) = (0f64, 0f64);
+    for block in planes.flat_map(|plane| plane.chunks(BLOCK)) {
+        let x = E::widen(block, buffer);
+        let [part, square] = sums(x, x, |x, _| [x - centre, (x - centre) * (x - centre)]);
+        first += part;
+        second += square;
+    }
+    let error = first / count;
+    // Written so that NaN stays NaN.
+    let variance = second / count - error * error;
+    let variance = if variance < 0.0 { 0.0 } else { variance };
+    let exact = f64::from(centre) + error;
+    let mean = exact as f32;
+    Statistics {
+        mean,
+        variance: variance as f32,
+        inverse_deviation: (variance + epsilon).sqrt().recip() as f32,
+        remainder: (exact - f64::from(mean)) as f32,
+    }
+}
+
+/// `act(gamma * (x - mean) / sqrt(variance + epsilon) + beta + skip)`, and the statistics of each
+/// channel.
+pub fn forward<E: Element>(
+    sizes: Sizes,
+    x: &[E],
+    skip: Option<&[E]>,
+    [gamma, beta]: [&[f32]; 2],
+    epsilon: f64,
+    relu: bool,
+) -> (Vec<E>, Vec<Statistics>) {
+    let mut output = vec![E::default(); x.len()];
+    let arch = Arch::new();
+    let statistics = sizes
+        .planes_mut(&mut output)
+        .into_par_iter()
+        .enumerate()
+        .with_min_len(sizes.channels_per_task())
+        .map(|(channel, output)| {
+            // The closure must be inlined into the function that pulp compiles per instruction set.
+            arch.dispatch(
+                #[inline(always)]
+                || {
+                    let planes = sizes.planes(x, channel);
+                    let statistics = statistics::<E>(planes.clone(), sizes.per_channel(), epsilon);
+                    let (scale, shift) = statistics.affine(gamma[channel], beta[channel]);
+                    let mut skips = skip.map(|skip| sizes.planes(skip, channel));
+                    for (x, output) in planes.zip(output) {
+                        let skip = skips.as_mut().and_then(Iterator::next);
+                        apply(x, skip, output, statistics.mean, scale, shift, relu);
+                    }
+                    statistics
+                },
+            )
+        })
+        .collect();
+    (output, statistics)
+}
+
+/// One plane of the output.
+#[inline(always)]
+fn apply<E: Element>(
+    x: &[E],
+    skip: Option<&[E]>,
+    output: &mut [E],
+    mean: f32,
+    scale: f32,
+    shift: f32,
+    relu: bool,
+) {
+    let (x_buffer, skip_buffer) = (&mut [0f32; BLOCK], &mut [0f32; BLOCK]);
+    let y_buffer = &mut [0f32; BLOCK];
+    for (block, output) in output.chunks_mut(BLOCK).enumerate() {
+        let range = block * BLOCK..block * BLOCK + output.len();
+        let x = E::widen(&x[range.clone()], x_buffer);
+        let y = &mut y_buffer[..output.len()];
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = (x - mean) * scale + shift;
+        }
+        if let Some(skip) = skip {
+            for (y, &skip) in y.iter_mut().zip(E::widen(&skip[range], skip_buffer)) {
+                *y += skip;
+            }
+        }
+        if relu {
+            // Not `max`, which turns NaN into 0 and hides an overflow from the gradient scaler.
+            for y in y.iter_mut() {
+                *y = if *y < 0.0 { 0.0 } else { *y };
+            }
+        }
+        E::narrow(y, output);
+    }
+}
+
+/// Where a ReLU let the gradient through.
+#[derive(Clone, Copy)]
+pub enum Mask<'a, E> {
+    /// There is no ReLU.
+    None,
+    /// The normalised input is computed again: nothing was added to it.
+    FromInput,
+    /// Of this output.
+    FromOutput(&'a [E]),
+}
+
+/// Turns the output's `gradient` into that of `x`; with `input_gradient` this goes there instead,
+/// and `gradient` becomes that of the skip connection. Returns the gradients of gamma and beta.
+pub fn backward<E: Element>(
+    sizes: Sizes,
+    x: &[E],
+    channels: Channels<'_>,
+    mask: Mask<'_, E>,
+    gradient: &mut [E],
+    input_gradient: Option<&mut [E]>,
+) -> (Vec<f32>, Vec<f32>) {
+    let targets: Vec<Option<Vec<&mut [E]>>> = match input_gradient {
+        Some(target) => sizes.planes_mut(target).into_iter().map(Some).collect(),
+        None => (0..sizes.channels).map(|_| None).collect(),
+    };
+    let arch = Arch::new();
+    sizes
+        .planes_mut(gradient)
+        .into_par_iter()
+        .zip(targets)
+        .enumerate()
+        .with_min_len(sizes.channels_per_task())
+        .map(|(channel, (gradient, target))| {
+            arch.dispatch(
+                #[inline(always)]
+                || backward_channel(sizes, x, channels, mask, channel, gradient, target),
+            )
+        })
+        .unzip()
+}
+
+#[inline(always)]
+fn backward_channel<E: Element>(
+    sizes: Sizes,
+    x: &[E],
+    channels: Channels<'_>,
+    mask: Mask<'_, E>,
+    channel: usize,
+    mut gradient: Vec<&mut [E]>,
+    mut target: Option<Vec<&mut [E]>>,
+) -> (f32, f32) {
+    let statistics = channels.statistics[channel];
+    let mean = statistics.mean;
+    let (scale, shift) = statistics.affine(channels.gamma[channel], channels.beta[channel]);
+    let (x_buffer, g_buffer) = (&mut [0f32; BLOCK], &mut [0f32; BLOCK]);
+    let (y_buffer, result) = (&mut [0f32; BLOCK], &mut [0f32; BLOCK]);
+
+    let (mut sum, mut product) = (0f64, 0f64);
+    for (image, (x, gradient)) in sizes.planes(x, channel).zip(&mut gradient).enumerate() {
+        for (block, gradient) in gradient.chunks_mut(BLOCK).enumerate() {
+            let range = block * BLOCK..block * BLOCK + gradient.len();
+            let x = E::widen(&x[range.clone()], x_buffer);
+            let parts = match mask {
+                Mask::None => sums(x, E::widen(gradient, g_buffer), |x, g| [g, g * (x - mean)]),
+                Mask::FromInput => sums(x, E::widen(gradient, g_buffer), |x, g| {
+                    let d = x - mean;
+                    let g = if d * scale + shift <= 0.0 { 0.0 } else { g };
+                    [g, g * d]
+                }),
+                Mask::FromOutput(output) => {
+                    let start = (image * sizes.channels + channel) * sizes.pixels;
+                    let output = &output[start + range.start..start + range.end];
+                    let y = E::widen(output, y_buffer);
+                    let g = E::widen(gradient, g_buffer);
+                    let masked = &mut result[..g.len()];
+                    for ((masked, &g), &y) in masked.iter_mut().zip(g).zip(y) {
+                        *masked = if y <= 0.0 { 0.0 } else { g };
+                    }
+                    E::narrow(masked, gradient);
+                    sums(x, masked, |x, g| [g, g * (x - mean)])
+                }
+            };
+            sum += parts[0];
+            product += parts[1];
+        }
+    }
+
+    let inverse = f64::from(statistics.inverse_deviation);
+    let remainder = f64::from(statistics.remainder);
+    // The sum of the gradient times the normalised input.
+    let product = (product - remainder * sum) * inverse;
+    // dx = scale * (g - sum / count - normalised * product / count)
+    //    = scale * g + slope * (x - mean) + constant
+    let count = sizes.per_channel() as f64;
+    let slope = -f64::from(scale) * inverse * product / count;
+    let constant = -f64::from(scale) * sum / count - slope * remainder;
+    let (slope, constant) = (slope as f32, constant as f32);
+
+    let recompute = matches!(mask, Mask::FromInput);
+    for (image, (x, gradient)) in sizes.planes(x, channel).zip(gradient).enumerate() {
+        for start in (0..x.len()).step_by(BLOCK) {
+            let range = start..(start + BLOCK).min(x.len());
+            let x = E::widen(&x[range.clone()], x_buffer);
+            let g = E::widen(&gradient[range.clone()], g_buffer);
+            let dx = &mut result[..x.len()];
+            if recompute {
+                for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
+                    let d = x - mean;
+                    let g = if d * scale + shift <= 0.0 { 0.0 } else { g };
+                    *dx = scale * g + (slope * d + constant);
+                }
+            } else {
+                for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
+                    *dx = scale * g + (slope * (x - mean) + constant);
+                }
+            }
+            let target = match &mut target {
+                Some(target) => &mut target[image][range],
+                None => &mut gradient[range],
+            };
+            E::narrow(dx, target);
+        }
+    }
+    (product as f32, sum as f32)
+}
