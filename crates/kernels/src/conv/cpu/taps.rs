@@ -228,15 +228,18 @@ impl Problem {
                         target.at((image * groups + group) * m * self.output[0] * self.output[1]),
                     ),
                 };
-                #[cfg(target_arch = "x86_64")]
-                if avx2 {
-                    // SAFETY: the processor has the instructions; tasks write disjoint pixels or
-                    // channels of a buffer that outlives them.
-                    return unsafe { strip.compute_avx2() };
-                }
-                let _ = avx2;
-                // SAFETY: as above.
-                unsafe { strip.compute::<false>() }
+                // Taken here and not inside: a closure would not be compiled for AVX2.
+                with_scratch(strip.scratch_length(), |scratch| {
+                    #[cfg(target_arch = "x86_64")]
+                    if avx2 {
+                        // SAFETY: the processor has the instructions; tasks write disjoint pixels
+                        // or channels of a buffer that outlives them.
+                        return unsafe { strip.compute_avx2(scratch) };
+                    }
+                    let _ = avx2;
+                    // SAFETY: as above.
+                    unsafe { strip.compute::<false>(scratch) }
+                });
             });
     }
 
@@ -320,9 +323,8 @@ impl Problem {
         runs
     }
 
-    /// The parts of `runs` whose input pixel at `tap` exists, with the pixel's offset in its plane.
-    fn reach(&self, runs: &[Run], tap: Tap, into: &mut Vec<(usize, usize, usize)>) {
-        into.clear();
+    /// The parts of `runs` whose input pixel at `tap` exists.
+    fn reach(&self, panel: usize, runs: &[Run], tap: Tap, into: &mut Vec<Reached>) {
         let columns = inside(self.grid[1], self.step[1], tap.offset[1], self.input[1]);
         for run in runs {
             let y = (run.y * self.step[0]) as isize + tap.offset[0];
@@ -332,10 +334,23 @@ impl Problem {
                 continue;
             }
             let x = (first * self.step[1]) as isize + tap.offset[1];
-            let offset = y as usize * self.input[1] + x as usize;
-            into.push((run.lane + first - run.x, last - first, offset));
+            into.push(Reached {
+                panel,
+                lane: run.lane + first - run.x,
+                length: last - first,
+                offset: y as usize * self.input[1] + x as usize,
+            });
         }
     }
+}
+
+/// Neighbouring pixels of a panel whose input exists, from `offset` in its plane.
+#[derive(Clone, Copy)]
+struct Reached {
+    panel: usize,
+    lane: usize,
+    length: usize,
+    offset: usize,
 }
 
 /// A strip of pixels of one image and group, and the output channels of one task.
@@ -354,124 +369,132 @@ struct Strip<'a, E> {
 impl<E: Element> Strip<'_, E> {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn compute_avx2(&self) {
+    unsafe fn compute_avx2(&self, scratch: &mut [f32]) {
         // SAFETY: the caller's promises are the same.
-        unsafe { self.compute::<true>() }
+        unsafe { self.compute::<true>(scratch) }
+    }
+
+    /// Values of a panel's part of the strip, and of all sums.
+    fn lengths(&self) -> (usize, usize) {
+        let deepest = self.slices.iter().map(|slice| slice.depth).max();
+        let sums = self.rows.len() * self.panels.len() * BLOCK;
+        (deepest.unwrap_or(0) * NR, sums)
+    }
+
+    fn scratch_length(&self) -> usize {
+        let (strip, sums) = self.lengths();
+        strip * self.panels.len() + sums
     }
 
     /// # Safety
     /// No other thread writes this strip's pixels of this task's channels, and `output` has them.
     /// With `AVX2` the processor has AVX2, FMA and F16C.
     #[inline(always)]
-    unsafe fn compute<const AVX2: bool>(&self) {
+    unsafe fn compute<const AVX2: bool>(&self, scratch: &mut [f32]) {
         let count = self.panels.len();
-        let deepest = self
-            .slices
-            .iter()
-            .map(|slice| slice.depth)
-            .max()
-            .unwrap_or(0);
-        let (strip_length, sum_length) = (deepest * NR, self.rows.len() * count * BLOCK);
-        with_scratch(strip_length * count + sum_length, |scratch| {
-            let (strip, sums) = scratch.split_at_mut(strip_length * count);
-            sums.fill(0.0);
-            let runs: Vec<Vec<Run>> = self
-                .panels
-                .clone()
-                .map(|panel| self.problem.runs(panel))
-                .collect();
-            let mut reached = Vec::new();
-            let mut filled = vec![false; count];
-            let all_rows = self.problem.channels[1].div_ceil(MR);
-            for slice in self.slices {
-                for (panel, filled) in filled.iter_mut().enumerate() {
-                    let strip = &mut strip[panel * strip_length..][..slice.depth * NR];
-                    *filled = self.gather::<AVX2>(slice, &runs[panel], &mut reached, strip);
-                }
-                let weight = &self.weight[all_rows * MR * slice.start..];
-                let walk = Walk {
-                    rows: 1,
-                    depth: slice.depth,
-                    left_row: 0,
-                    right_row: 0,
-                    right_step: NR,
-                };
-                let mut first = self.rows.start;
-                while first < self.rows.end {
-                    let last = self.rows.end.min(first + CHUNK);
-                    for panel in (0..count).filter(|&panel| filled[panel]) {
-                        let right = &strip[panel * strip_length..][..slice.depth * NR];
-                        for row in first..last {
-                            let left = &weight[row * MR * slice.depth..][..MR * slice.depth];
-                            let at = ((row - self.rows.start) * count + panel) * BLOCK;
-                            let sums = &mut sums[at..][..BLOCK];
-                            // SAFETY: the slices hold `depth` steps and a block.
-                            unsafe {
-                                multiply::<AVX2>(
-                                    walk,
-                                    left.as_ptr(),
-                                    right.as_ptr(),
-                                    sums.as_mut_ptr(),
-                                );
-                            }
+        let (strip_length, _) = self.lengths();
+        let (strip, sums) = scratch.split_at_mut(strip_length * count);
+        sums.fill(0.0);
+        let runs: Vec<Vec<Run>> = self
+            .panels
+            .clone()
+            .map(|panel| self.problem.runs(panel))
+            .collect();
+        let mut reached = Vec::new();
+        let mut filled = vec![false; count];
+        let all_rows = self.problem.channels[1].div_ceil(MR);
+        for slice in self.slices {
+            self.gather::<AVX2>(slice, &runs, &mut reached, strip, strip_length, &mut filled);
+            let weight = &self.weight[all_rows * MR * slice.start..];
+            let walk = Walk {
+                rows: 1,
+                depth: slice.depth,
+                left_row: 0,
+                right_row: 0,
+                right_step: NR,
+            };
+            let mut first = self.rows.start;
+            while first < self.rows.end {
+                let last = self.rows.end.min(first + CHUNK);
+                for panel in (0..count).filter(|&panel| filled[panel]) {
+                    let right = &strip[panel * strip_length..][..slice.depth * NR];
+                    for row in first..last {
+                        let left = &weight[row * MR * slice.depth..][..MR * slice.depth];
+                        let at = ((row - self.rows.start) * count + panel) * BLOCK;
+                        let sums = &mut sums[at..][..BLOCK];
+                        // SAFETY: the slices hold `depth` steps and a block.
+                        unsafe {
+                            multiply::<AVX2>(
+                                walk,
+                                left.as_ptr(),
+                                right.as_ptr(),
+                                sums.as_mut_ptr(),
+                            );
                         }
                     }
-                    first = last;
                 }
+                first = last;
             }
-            for (panel, runs) in runs.iter().enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe { self.store::<AVX2>(panel, runs, count, sums) };
-            }
-        });
+        }
+        for (panel, runs) in runs.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { self.store::<AVX2>(panel, runs, count, sums) };
+        }
     }
 
-    /// Fills `[product][NR]` with the input's values; false if all of them are padding.
+    /// Fills each panel's `[product][NR]` with the input's values. A panel that only sees padding is
+    /// not `filled`.
     #[inline(always)]
     fn gather<const AVX2: bool>(
         &self,
         slice: &Slice,
-        runs: &[Run],
-        reached: &mut Vec<(usize, usize, usize)>,
+        runs: &[Vec<Run>],
+        reached: &mut Vec<Reached>,
         strip: &mut [f32],
-    ) -> bool {
+        strip_length: usize,
+        filled: &mut [bool],
+    ) {
         let problem = self.problem;
         let plane = problem.input[0] * problem.input[1];
         let step = problem.step[1];
-        let mut any = false;
-        let mut rest = strip;
+        filled.fill(false);
+        let mut at = 0;
         for segment in &slice.segments {
-            let (target, after) = rest.split_at_mut((segment.last - segment.first) * NR);
-            rest = after;
-            problem.reach(runs, problem.taps[segment.tap], reached);
-            any |= !reached.is_empty();
-            let source = &self.input[segment.first * plane..segment.last * plane];
-            if let &[(0, NR, offset)] = reached.as_slice()
-                && step == 1
-            {
-                for (target, source) in target.chunks_exact_mut(NR).zip(source.chunks_exact(plane))
-                {
-                    E::widen_run::<AVX2>(&source[offset..offset + NR], target);
+            let depth = segment.last - segment.first;
+            reached.clear();
+            for (panel, runs) in runs.iter().enumerate() {
+                let before = reached.len();
+                problem.reach(panel, runs, problem.taps[segment.tap], reached);
+                let lanes: usize = reached[before..].iter().map(|part| part.length).sum();
+                filled[panel] |= lanes > 0;
+                if lanes < NR {
+                    strip[panel * strip_length + at..][..depth * NR].fill(0.0);
                 }
-                continue;
             }
-            target.fill(0.0);
-            for &(lane, length, offset) in reached.iter() {
-                for (target, source) in target.chunks_exact_mut(NR).zip(source.chunks_exact(plane))
-                {
-                    let target = &mut target[lane..lane + length];
+            // Channels outermost: each lies in pages of its own, and its pixels are neighbours.
+            for channel in 0..depth {
+                let source = &self.input[(segment.first + channel) * plane..][..plane];
+                for part in reached.iter() {
+                    let target = part.panel * strip_length + at + channel * NR;
+                    if part.length == NR && step == 1 {
+                        let target = &mut strip[target..target + NR];
+                        E::widen_run::<AVX2>(&source[part.offset..part.offset + NR], target);
+                        continue;
+                    }
+                    let target = &mut strip[target + part.lane..][..part.length];
                     if step == 1 {
-                        E::widen_run::<AVX2>(&source[offset..offset + length], target);
+                        let source = &source[part.offset..part.offset + part.length];
+                        E::widen_run::<AVX2>(source, target);
                     } else {
-                        let source = source[offset..].iter().step_by(step);
+                        let source = source[part.offset..].iter().step_by(step);
                         for (target, source) in target.iter_mut().zip(source) {
                             *target = source.widen();
                         }
                     }
                 }
             }
+            at += depth * NR;
         }
-        any
     }
 
     /// Adds the bias, rounds and stores.

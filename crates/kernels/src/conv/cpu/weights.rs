@@ -86,13 +86,17 @@ pub fn weight_gradient<E: Element>(geometry: &Geometry, x: &[E], gradient: &[E],
                                 * BLOCK)),
                         };
                     debug_assert!(panel_length <= PIXELS * MR + 8);
-                    #[cfg(target_arch = "x86_64")]
-                    if avx2 {
-                        // SAFETY: the processor has the instructions; tasks own their taps' sums.
-                        return unsafe { part.compute_avx2() };
-                    }
-                    // SAFETY: as above.
-                    unsafe { part.compute::<false>() }
+                    let length = height * geometry.input[1] * NR + 8;
+                    // Taken here and not inside: a closure would not be compiled for AVX2.
+                    with_scratch(length, |scratch| {
+                        #[cfg(target_arch = "x86_64")]
+                        if avx2 {
+                            // SAFETY: the processor has the instructions; tasks own their taps' sums.
+                            return unsafe { part.compute_avx2(scratch) };
+                        }
+                        // SAFETY: as above.
+                        unsafe { part.compute::<false>(scratch) }
+                    });
                 });
         }
         let length = m * c * kernel;
@@ -196,16 +200,16 @@ struct Part<'a, E> {
 impl<E: Element> Part<'_, E> {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn compute_avx2(&self) {
+    unsafe fn compute_avx2(&self, scratch: &mut [f32]) {
         // SAFETY: the caller's promises are the same.
-        unsafe { self.compute::<true>() }
+        unsafe { self.compute::<true>(scratch) }
     }
 
     /// # Safety
     /// No other thread touches the sums of these taps and channels. With `AVX2` the processor has
     /// AVX2, FMA and F16C.
     #[inline(always)]
-    unsafe fn compute<const AVX2: bool>(&self) {
+    unsafe fn compute<const AVX2: bool>(&self, right: &mut [f32]) {
         let geometry = self.geometry;
         let [step_y, step_x] = geometry.options.stride;
         let [_, band_width] = self.band.size();
@@ -240,47 +244,46 @@ impl<E: Element> Part<'_, E> {
             return;
         }
         let row_length = (last - first) * NR;
-        with_scratch(row_length * rows.len() + 8, |right| {
-            for (i, row) in rows.clone().enumerate() {
-                let y = ((row * step_y) as isize + offset_y) as usize;
-                // SAFETY: the scratch has room for every row and the slack.
+        assert!(row_length * rows.len() + 8 <= right.len());
+        for (i, row) in rows.clone().enumerate() {
+            let y = ((row * step_y) as isize + offset_y) as usize;
+            // SAFETY: the scratch has room for every row and the slack.
+            unsafe {
+                self.source.interleave::<NR>(
+                    AVX2,
+                    y,
+                    [first, last],
+                    right.as_mut_ptr().add(i * row_length),
+                );
+            }
+        }
+        let skipped = rows.start - self.band.rows[0];
+        for panel in 0..self.left_panels {
+            let left = &self.left[panel * (super::weights::PIXELS * MR + 8)..];
+            for (tap, (range, offset)) in columns.iter().enumerate() {
+                if range.is_empty() {
+                    continue;
+                }
+                let walk = Walk {
+                    rows: rows.len(),
+                    depth: range.len(),
+                    left_row: band_width * MR,
+                    right_row: row_length,
+                    right_step: step_x * NR,
+                };
+                let left_at = (skipped * band_width + range.start - self.band.columns[0]) * MR;
+                let right_at = (input_column(range.start, *offset) - first) * NR;
+                // SAFETY: rows and columns were clipped to the band and to the packed pixels;
+                // the sums are this task's own.
                 unsafe {
-                    self.source.interleave::<NR>(
-                        AVX2,
-                        y,
-                        [first, last],
-                        right.as_mut_ptr().add(i * row_length),
+                    multiply::<AVX2>(
+                        walk,
+                        left[left_at..].as_ptr(),
+                        right[right_at..].as_ptr(),
+                        self.sums.at((tap * self.left_panels + panel) * BLOCK),
                     );
                 }
             }
-            let skipped = rows.start - self.band.rows[0];
-            for panel in 0..self.left_panels {
-                let left = &self.left[panel * (super::weights::PIXELS * MR + 8)..];
-                for (tap, (range, offset)) in columns.iter().enumerate() {
-                    if range.is_empty() {
-                        continue;
-                    }
-                    let walk = Walk {
-                        rows: rows.len(),
-                        depth: range.len(),
-                        left_row: band_width * MR,
-                        right_row: row_length,
-                        right_step: step_x * NR,
-                    };
-                    let left_at = (skipped * band_width + range.start - self.band.columns[0]) * MR;
-                    let right_at = (input_column(range.start, *offset) - first) * NR;
-                    // SAFETY: rows and columns were clipped to the band and to the packed pixels;
-                    // the sums are this task's own.
-                    unsafe {
-                        multiply::<AVX2>(
-                            walk,
-                            left[left_at..].as_ptr(),
-                            right[right_at..].as_ptr(),
-                            self.sums.at((tap * self.left_panels + panel) * BLOCK),
-                        );
-                    }
-                }
-            }
-        });
+        }
     }
 }
