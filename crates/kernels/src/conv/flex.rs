@@ -10,7 +10,7 @@ use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData, bf16, f16};
 
 use super::Conv2dOptions;
-use super::cpu::{self, Element, Geometry};
+use super::cpu::{self, Element, Exactness, Geometry};
 
 /// Whether `x` is a map that these kernels compute with.
 pub fn handles(x: &Tensor<4>) -> bool {
@@ -25,8 +25,11 @@ pub fn conv2d(
 ) -> Tensor<4> {
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     let output = match bias {
-        Some(bias) => Dispatch::halfseg_conv2d_biased(x, weight, bias.into_dispatch(), options),
-        None => Dispatch::halfseg_conv2d(x, weight, options),
+        Some(bias) => {
+            let bias = bias.into_dispatch();
+            Dispatch::halfseg_conv2d_biased(x, weight, bias, options, Exactness::Output)
+        }
+        None => Dispatch::halfseg_conv2d(x, weight, options, Exactness::Output),
     };
     Tensor::from_dispatch(output)
 }
@@ -39,6 +42,7 @@ pub trait Convolution: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         options: Conv2dOptions,
+        exactness: Exactness,
     ) -> FloatTensor<Self>;
 
     /// See [`super::conv2d`].
@@ -48,6 +52,7 @@ pub trait Convolution: Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         options: Conv2dOptions,
+        exactness: Exactness,
     ) -> FloatTensor<Self>;
 
     /// The gradient of the input, `[n, c_in, *size]`.
@@ -96,6 +101,7 @@ fn run(
     weight: FlexTensor,
     bias: Option<FlexTensor>,
     options: Conv2dOptions,
+    exactness: Exactness,
 ) -> FlexTensor {
     let geometry = Geometry::new(shape(&x), shape(&weight), options);
     let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
@@ -107,14 +113,19 @@ fn run(
             assert_eq!(bias.len(), geometry.c_out, "a bias has one value per output channel");
             bias
         });
-        let output = cpu::forward::<E>(&geometry, values(&x), values(&weight), bias);
+        let output = cpu::forward::<E>(&geometry, values(&x), values(&weight), bias, exactness);
         tensor(output, geometry.output_shape())
     })
 }
 
 impl Convolution for Flex {
-    fn halfseg_conv2d(x: FlexTensor, weight: FlexTensor, options: Conv2dOptions) -> FlexTensor {
-        run(x, weight, None, options)
+    fn halfseg_conv2d(
+        x: FlexTensor,
+        weight: FlexTensor,
+        options: Conv2dOptions,
+        exactness: Exactness,
+    ) -> FlexTensor {
+        run(x, weight, None, options, exactness)
     }
 
     fn halfseg_conv2d_biased(
@@ -122,8 +133,9 @@ impl Convolution for Flex {
         weight: FlexTensor,
         bias: FlexTensor,
         options: Conv2dOptions,
+        exactness: Exactness,
     ) -> FlexTensor {
-        run(x, weight, Some(bias), options)
+        run(x, weight, Some(bias), options, exactness)
     }
 
     fn halfseg_conv2d_input_gradient(
@@ -237,11 +249,15 @@ fn size<T: TensorMetadata>(tensor: &T) -> [usize; 2] {
     [shape[2], shape[3]]
 }
 
+/// Gradients follow a pass that is recorded.
+const EXACT: Exactness = Exactness::Summed;
+
 impl<B: Convolution, C: CheckpointStrategy> Convolution for Autodiff<B, C> {
     fn halfseg_conv2d(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         options: Conv2dOptions,
+        _: Exactness,
     ) -> FloatTensor<Self> {
         let sizes = (size(&x), size(&weight));
         let nodes = [x.node(), weight.node()];
@@ -251,11 +267,11 @@ impl<B: Convolution, C: CheckpointStrategy> Convolution for Autodiff<B, C> {
                 let kept = (prepared.checkpoint(&x), prepared.checkpoint(&weight));
                 let state = (kept.0, kept.1, sizes.0, sizes.1, options);
                 let (x, weight) = (x.into_primitive(), weight.into_primitive());
-                prepared.finish(state, B::halfseg_conv2d(x, weight, options))
+                prepared.finish(state, B::halfseg_conv2d(x, weight, options, EXACT))
             }
             OpsKind::UnTracked(prepared) => {
                 let (x, weight) = (x.into_primitive(), weight.into_primitive());
-                prepared.finish(B::halfseg_conv2d(x, weight, options))
+                prepared.finish(B::halfseg_conv2d(x, weight, options, EXACT))
             }
         }
     }
@@ -265,6 +281,7 @@ impl<B: Convolution, C: CheckpointStrategy> Convolution for Autodiff<B, C> {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         options: Conv2dOptions,
+        _: Exactness,
     ) -> FloatTensor<Self> {
         let sizes = (size(&x), size(&weight));
         let nodes = [x.node(), weight.node(), bias.node()];
@@ -275,11 +292,14 @@ impl<B: Convolution, C: CheckpointStrategy> Convolution for Autodiff<B, C> {
                 let kept = (prepared.checkpoint(&x), prepared.checkpoint(&weight));
                 let state = (kept.0, kept.1, sizes.0, sizes.1, options);
                 let (x, weight) = (x.into_primitive(), weight.into_primitive());
-                prepared.finish(state, B::halfseg_conv2d_biased(x, weight, bias, options))
+                prepared.finish(
+                    state,
+                    B::halfseg_conv2d_biased(x, weight, bias, options, EXACT),
+                )
             }
             OpsKind::UnTracked(prepared) => {
                 let (x, weight) = (x.into_primitive(), weight.into_primitive());
-                prepared.finish(B::halfseg_conv2d_biased(x, weight, bias, options))
+                prepared.finish(B::halfseg_conv2d_biased(x, weight, bias, options, EXACT))
             }
         }
     }

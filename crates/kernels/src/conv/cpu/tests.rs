@@ -2,7 +2,9 @@
 
 use half::{bf16, f16};
 
-use super::{Conv2dOptions, Element, Geometry, forward, input_gradient, weight_gradient};
+use super::{
+    Conv2dOptions, Element, Exactness, Geometry, forward, input_gradient, weight_gradient, winograd,
+};
 
 /// A small generator: no two tests share state, and a failure prints its seed.
 struct Random(u64);
@@ -87,7 +89,10 @@ fn compare<E: Element>(geometry: &Geometry, bound: f64, random: &mut Random) -> 
         dw[w] += wide(&gradient[o]) * wide(&x[i]);
     });
     let errors = [
-        distance(&forward(geometry, &x, &weight, Some(&bias)), &y),
+        distance(
+            &forward(geometry, &x, &weight, Some(&bias), Exactness::Summed),
+            &y,
+        ),
         distance(&input_gradient(geometry, &weight, &gradient), &dx),
         distance(&weight_gradient(geometry, &x, &gradient), &dw),
     ];
@@ -169,6 +174,59 @@ fn long_sums_stay_within_their_bound() {
     }
     let geometry = Geometry::new([1, 600, 9, 130], [40, 600, 1, 1], Conv2dOptions::default());
     println!("1x1: {:?}", compare::<f32>(&geometry, 1e-5, &mut random));
+}
+
+#[test]
+fn fewer_products_give_the_same_output_within_their_bound() {
+    for seed in 0..60 {
+        let mut random = Random(1000 + seed);
+        let dilation = 1 + random.below(5);
+        let options = Conv2dOptions {
+            padding: [random.below(7), random.below(7)],
+            dilation: [dilation, 1 + random.below(5)],
+            ..Conv2dOptions::default()
+        };
+        let size = [11 + random.below(30), 11 + random.below(40)];
+        let (c, m) = (1 + random.below(40), 1 + random.below(40));
+        let c = if seed == 0 { 300 } else { c };
+        let x = [1 + random.below(3), c, size[0], size[1]];
+        let geometry = Geometry::new(x, [m, c, 3, 3], options);
+        let x: Vec<f32> = random.values(geometry.input_shape().iter().product());
+        let weight: Vec<f32> = random.values(geometry.weight_shape().iter().product());
+        let bias: Vec<f32> = random.values(m);
+        let mut expected = vec![0f64; geometry.output_shape().iter().product()];
+        let plane = geometry.output[0] * geometry.output[1];
+        for (i, value) in expected.iter_mut().enumerate() {
+            *value = f64::from(bias[i / plane % m]);
+        }
+        each_product(&geometry, |i, w, o| {
+            expected[o] += f64::from(x[i]) * f64::from(weight[w]);
+        });
+        let mut found = vec![0f32; expected.len()];
+        winograd::forward(&geometry, &x, &weight, Some(&bias), &mut found);
+        let error = distance(&found, &expected);
+        assert!(error <= 1e-5, "{error:e} for {geometry:?}");
+    }
+}
+
+#[test]
+fn fewer_products_are_chosen_where_they_pay() {
+    let options = |dilation: usize| Conv2dOptions {
+        padding: [dilation; 2],
+        dilation: [dilation; 2],
+        ..Conv2dOptions::default()
+    };
+    let pays = |channels: usize, kernel: usize, dilation: usize| {
+        let x = [1, channels, 64, 128];
+        winograd::pays(&Geometry::new(
+            x,
+            [channels, channels, kernel, kernel],
+            options(dilation),
+        ))
+    };
+    assert!(pays(256, 3, 1) && pays(512, 3, 4));
+    // A 1x1 kernel, too few channels, and a dilation whose taps mostly lie in the padding.
+    assert!(!pays(256, 1, 1) && !pays(8, 3, 1) && !pays(512, 3, 36));
 }
 
 #[test]
