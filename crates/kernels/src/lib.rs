@@ -3,5 +3,5 @@
 mod conv;
 mod norm;
 
-pub use conv::{Conv2dOptions, conv2d};
+pub use conv::{Conv2dOptions, conv2d, conv2d_act};
 pub use norm::{Activation, BatchNormOutput, batch_norm_train};

@@ -1,7 +1,7 @@
 //! The differentiable convolution against Burn's own, on the CPU.
 
 use burn::tensor::{DType, Device, Distribution, Tensor, module, ops::ConvOptions};
-use halfseg_kernels::{Conv2dOptions, conv2d};
+use halfseg_kernels::{Activation, Conv2dOptions, conv2d, conv2d_act};
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.cast(DType::F32).into_data().try_to_vec().unwrap()
@@ -145,4 +145,36 @@ fn mixed_dtypes_are_refused() {
     let x = Tensor::<4>::ones([1, 2, 4, 4], &device);
     let weight = Tensor::<4>::ones([3, 2, 1, 1], &device).cast(DType::F16);
     conv2d(x, weight, None, Conv2dOptions::default());
+}
+
+#[test]
+fn one_operation_equals_its_parts() {
+    let plain = Device::flex();
+    let normal = Distribution::Normal(0.0, 1.0);
+    let x = Tensor::<4>::random([2, 40, 17, 23], normal, &plain);
+    let weight = Tensor::<4>::random([33, 40, 3, 3], normal, &plain);
+    let bias = Tensor::<1>::random([33], normal, &plain);
+    let skip = Tensor::<4>::random([2, 33, 17, 23], normal, &plain);
+    for skip in [None, Some(skip)] {
+        for activation in [Activation::None, Activation::Relu] {
+            let run = |device: &Device| {
+                let lift = |tensor: &Tensor<4>| Tensor::<4>::from_data(tensor.to_data(), device);
+                values(conv2d_act(
+                    lift(&x),
+                    lift(&weight),
+                    Tensor::from_data(bias.to_data(), device),
+                    skip.as_ref().map(lift),
+                    activation,
+                    options(1, 1, 1, 1),
+                ))
+            };
+            // With autodiff it is composed, of direct sums.
+            let (found, expected) = (run(&plain), run(&plain.clone().autodiff()));
+            assert_eq!(
+                found.iter().any(|v| *v < 0.0),
+                activation == Activation::None
+            );
+            assert_close(&found, &expected, 1e-4, &format!("{activation:?}"));
+        }
+    }
 }

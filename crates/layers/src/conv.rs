@@ -4,7 +4,7 @@ use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor};
 use halfseg_amp::{Op, cast, cast_param, observe};
-use halfseg_kernels::{Conv2dOptions, conv2d};
+use halfseg_kernels::{Activation, Conv2dOptions, conv2d, conv2d_act};
 
 /// How the initial weights of a [`Conv2d`] are drawn.
 #[derive(Config, Debug, PartialEq)]
@@ -116,11 +116,18 @@ impl Conv2d {
     }
 
     /// The same convolution with each output channel multiplied by `scale` and moved by `shift`
-    /// (both f32 `[c_out]`), at no cost beyond scaling the weights.
+    /// (both f32 `[c_out]`), at no cost beyond scaling the weights; then `skip` (the output's shape)
+    /// is added, and `activation` applied.
     ///
     /// # Panics
     /// If `x` has another number of channels, or this convolution has a bias of its own.
-    pub fn forward_affine(&self, x: Tensor<4>, scale: Tensor<1>, shift: Tensor<1>) -> Tensor<4> {
+    pub fn forward_affine(
+        &self,
+        x: Tensor<4>,
+        [scale, shift]: [Tensor<1>; 2],
+        skip: Option<Tensor<4>>,
+        activation: Activation,
+    ) -> Tensor<4> {
         self.check(&x);
         assert!(
             self.bias.is_none(),
@@ -131,10 +138,11 @@ impl Conv2d {
         observe(
             Op::Conv2d,
             &self.weight,
-            (x, weight, shift),
-            |(x, weight, shift)| {
+            (x, weight, shift, skip),
+            |(x, weight, shift, skip)| {
                 let [x, weight] = [x, weight].map(|tensor| cast(Op::Conv2d, tensor));
-                conv2d(x, weight, Some(cast(Op::Conv2d, shift)), self.options)
+                let skip = skip.map(|skip| skip.cast(x.dtype()));
+                conv2d_act(x, weight, shift, skip, activation, self.options)
             },
         )
     }

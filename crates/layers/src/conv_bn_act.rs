@@ -2,7 +2,7 @@
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, activation::relu};
+use burn::tensor::{Device, Tensor};
 
 use crate::{Activation, BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig};
 
@@ -94,13 +94,7 @@ impl ConvBnAct {
                 .forward_train(self.conv.forward(x), skip, self.activation);
         }
         let (scale, shift) = self.bn.affine();
-        let mut y = self.conv.forward_affine(x, scale, shift);
-        if let Some(skip) = skip {
-            y = y.clone() + skip.cast(y.dtype());
-        }
-        match self.activation {
-            Activation::Relu => relu(y),
-            Activation::None => y,
-        }
+        self.conv
+            .forward_affine(x, [scale, shift], skip, self.activation)
     }
 }

@@ -10,7 +10,7 @@ use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData, bf16, f16};
 
 use super::Conv2dOptions;
-use super::cpu::{self, Element, Exactness, Geometry};
+use super::cpu::{self, Element, Exactness, Geometry, Tail};
 
 /// Whether `x` is a map that these kernels compute with.
 pub fn handles(x: &Tensor<4>) -> bool {
@@ -34,6 +34,30 @@ pub fn conv2d(
     Tensor::from_dispatch(output)
 }
 
+/// As [`super::conv2d_act`], on a device without autodiff.
+pub fn conv2d_act(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Tensor<1>,
+    skip: Option<Tensor<4>>,
+    relu: bool,
+    options: Conv2dOptions,
+) -> Tensor<4> {
+    let (x, weight, bias) = (
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        bias.into_dispatch(),
+    );
+    let output = match skip {
+        Some(skip) => {
+            let skip = skip.into_dispatch();
+            Dispatch::halfseg_conv2d_add_act(x, weight, bias, skip, options, relu)
+        }
+        None => Dispatch::halfseg_conv2d_act(x, weight, bias, options, relu),
+    };
+    Tensor::from_dispatch(output)
+}
+
 /// What this crate adds to a backend.
 #[backend_extension(Flex, Autodiff)]
 pub trait Convolution: Backend {
@@ -53,6 +77,25 @@ pub trait Convolution: Backend {
         bias: FloatTensor<Self>,
         options: Conv2dOptions,
         exactness: Exactness,
+    ) -> FloatTensor<Self>;
+
+    /// See [`conv2d_act`].
+    fn halfseg_conv2d_act(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        options: Conv2dOptions,
+        relu: bool,
+    ) -> FloatTensor<Self>;
+
+    /// See [`conv2d_act`].
+    fn halfseg_conv2d_add_act(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        skip: FloatTensor<Self>,
+        options: Conv2dOptions,
+        relu: bool,
     ) -> FloatTensor<Self>;
 
     /// The gradient of the input, `[n, c_in, *size]`.
@@ -99,21 +142,26 @@ macro_rules! with_element {
 fn run(
     x: FlexTensor,
     weight: FlexTensor,
-    bias: Option<FlexTensor>,
+    [bias, skip]: [Option<FlexTensor>; 2],
+    relu: bool,
     options: Conv2dOptions,
     exactness: Exactness,
 ) -> FlexTensor {
     let geometry = Geometry::new(shape(&x), shape(&weight), options);
     let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
-    let bias = bias.map(|bias| bias.to_contiguous());
-    one_dtype(&[Some(&x), Some(&weight), bias.as_ref()]);
+    let skip = skip.map(|skip| skip.to_contiguous());
+    one_dtype(&[Some(&x), Some(&weight), skip.as_ref()]);
+    let bias: Option<Vec<f32>> = bias.map(|bias| {
+        let bias = bias.to_contiguous();
+        with_element!(bias.dtype(), E => values::<E>(&bias).iter().map(|v| v.widen()).collect())
+    });
     with_element!(x.dtype(), E => {
-        let bias = bias.as_ref().map(|bias| {
-            let bias = values::<E>(bias);
-            assert_eq!(bias.len(), geometry.c_out, "a bias has one value per output channel");
-            bias
-        });
-        let output = cpu::forward::<E>(&geometry, values(&x), values(&weight), bias, exactness);
+        let tail = Tail {
+            bias: bias.as_deref(),
+            skip: skip.as_ref().map(values::<E>),
+            relu,
+        };
+        let output = cpu::forward::<E>(&geometry, values(&x), values(&weight), tail, exactness);
         tensor(output, geometry.output_shape())
     })
 }
@@ -125,7 +173,7 @@ impl Convolution for Flex {
         options: Conv2dOptions,
         exactness: Exactness,
     ) -> FlexTensor {
-        run(x, weight, None, options, exactness)
+        run(x, weight, [None, None], false, options, exactness)
     }
 
     fn halfseg_conv2d_biased(
@@ -135,7 +183,43 @@ impl Convolution for Flex {
         options: Conv2dOptions,
         exactness: Exactness,
     ) -> FlexTensor {
-        run(x, weight, Some(bias), options, exactness)
+        one_dtype(&[Some(&x), Some(&bias)]);
+        run(x, weight, [Some(bias), None], false, options, exactness)
+    }
+
+    fn halfseg_conv2d_act(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        options: Conv2dOptions,
+        relu: bool,
+    ) -> FlexTensor {
+        run(
+            x,
+            weight,
+            [Some(bias), None],
+            relu,
+            options,
+            Exactness::Output,
+        )
+    }
+
+    fn halfseg_conv2d_add_act(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        skip: FlexTensor,
+        options: Conv2dOptions,
+        relu: bool,
+    ) -> FlexTensor {
+        run(
+            x,
+            weight,
+            [Some(bias), Some(skip)],
+            relu,
+            options,
+            Exactness::Output,
+        )
     }
 
     fn halfseg_conv2d_input_gradient(
@@ -304,6 +388,27 @@ impl<B: Convolution, C: CheckpointStrategy> Convolution for Autodiff<B, C> {
         }
     }
 
+    fn halfseg_conv2d_act(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: Conv2dOptions,
+        _: bool,
+    ) -> FloatTensor<Self> {
+        unreachable!("{INFERENCE}")
+    }
+
+    fn halfseg_conv2d_add_act(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: Conv2dOptions,
+        _: bool,
+    ) -> FloatTensor<Self> {
+        unreachable!("{INFERENCE}")
+    }
+
     fn halfseg_conv2d_input_gradient(
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
@@ -327,6 +432,7 @@ impl<B: Convolution, C: CheckpointStrategy> Convolution for Autodiff<B, C> {
     }
 }
 
+const INFERENCE: &str = "with autodiff, each operation is recorded by itself";
 const FIRST_ORDER: &str = "Burn computes gradients of first order only";
 
 fn shape(tensor: &FlexTensor) -> [usize; 4] {

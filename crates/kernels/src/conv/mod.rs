@@ -5,7 +5,9 @@ mod cpu;
 #[cfg(feature = "flex")]
 mod flex;
 
-use burn::tensor::{Tensor, module, ops::ConvOptions};
+use burn::tensor::{Tensor, activation::relu, module, ops::ConvOptions};
+
+use crate::Activation;
 
 /// How a convolution's window moves over its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,4 +67,40 @@ pub fn conv2d(
     } = options;
     let options = ConvOptions::new(stride, padding, dilation, groups);
     module::conv2d(x, weight, bias, options)
+}
+
+/// A convolution and what follows it in a network that is not trained:
+/// `activation(conv2d(x, weight) + bias + skip)`. Differentiable.
+///
+/// On the CPU, on a device without autodiff, this is one operation that rounds once and makes no map
+/// but its output. Elsewhere it is composed, and each step rounds.
+///
+/// # Shapes
+/// As [`conv2d`]; `skip` has the output's shape. All operands have one dtype but `bias`, which may be
+/// f32 instead: the shift of a folded normalisation can be much larger than what it leaves.
+///
+/// # Panics
+/// As [`conv2d`].
+pub fn conv2d_act(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Tensor<1>,
+    skip: Option<Tensor<4>>,
+    activation: Activation,
+    options: Conv2dOptions,
+) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if flex::handles(&x) && ![&x, &weight].iter().any(|t| t.device().is_autodiff()) {
+        let relu = activation == Activation::Relu;
+        return flex::conv2d_act(x, weight, bias, skip, relu, options);
+    }
+    let bias = bias.cast(x.dtype());
+    let mut y = conv2d(x, weight, Some(bias), options);
+    if let Some(skip) = skip {
+        y = y + skip;
+    }
+    match activation {
+        Activation::Relu => relu(y),
+        Activation::None => y,
+    }
 }

@@ -3,13 +3,13 @@
 use rayon::prelude::*;
 
 use super::micro::has_avx2;
-use super::{Element, Geometry, inside};
+use super::{Element, Geometry, Tail, inside};
 
 pub fn forward<E: Element>(
     geometry: &Geometry,
     x: &[E],
     weight: &[E],
-    bias: Option<&[f32]>,
+    tail: Tail<'_, E>,
     output: &mut [E],
 ) {
     let plane = geometry.output[0] * geometry.output[1];
@@ -18,11 +18,17 @@ pub fn forward<E: Element>(
         .enumerate()
         .for_each(|(index, output)| {
             let channel = index % geometry.c_in;
-            let start = bias.map_or(0.0, |bias| bias[channel]);
             let x = widen(part(x, geometry.input, index));
             let weight = widen(part(weight, geometry.kernel, channel));
-            let mut sums = vec![start; plane];
-            dispatch(|| forward_plane(geometry, &x, &weight, &mut sums));
+            let mut sums = vec![0f32; plane];
+            dispatch(|| {
+                forward_plane(geometry, &x, &weight, &mut sums);
+                if has_avx2() {
+                    tail.apply::<true>(channel, index * plane, &mut sums);
+                } else {
+                    tail.apply::<false>(channel, index * plane, &mut sums);
+                }
+            });
             narrow(&sums, output);
         });
 }

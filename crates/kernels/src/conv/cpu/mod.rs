@@ -125,24 +125,81 @@ pub enum Exactness {
     Output,
 }
 
-/// `x * weight + bias`, all contiguous; the result is `[n, c_out, h_out, w_out]`.
+/// What follows the sums before they are rounded: `act(sums + bias + skip)`.
+#[derive(Clone, Copy)]
+pub struct Tail<'a, E> {
+    /// One value per output channel.
+    pub bias: Option<&'a [f32]>,
+    /// A map of the output's shape.
+    pub skip: Option<&'a [E]>,
+    /// Whether negative values become 0. NaN stays.
+    pub relu: bool,
+}
+
+impl<E> Tail<'_, E> {
+    /// Nothing follows.
+    pub fn none() -> Self {
+        Self {
+            bias: None,
+            skip: None,
+            relu: false,
+        }
+    }
+}
+
+impl<E: Element> Tail<'_, E> {
+    /// Finishes neighbouring pixels of one output channel, the first of which is value `at` of the
+    /// output. `AVX2` as in [`Element`].
+    #[inline(always)]
+    fn apply<const AVX2: bool>(&self, channel: usize, at: usize, values: &mut [f32]) {
+        if let Some(bias) = self.bias {
+            let bias = bias[channel];
+            values.iter_mut().for_each(|value| *value += bias);
+        }
+        if let Some(skip) = self.skip {
+            const LENGTH: usize = 16;
+            let skip = &skip[at..at + values.len()];
+            for (values, skip) in values.chunks_mut(LENGTH).zip(skip.chunks(LENGTH)) {
+                let mut wide = [0f32; LENGTH];
+                E::widen_run::<AVX2>(skip, &mut wide[..skip.len()]);
+                for (value, skip) in values.iter_mut().zip(&wide) {
+                    *value += skip;
+                }
+            }
+        }
+        if self.relu {
+            for value in values {
+                *value = if *value < 0.0 { 0.0 } else { *value };
+            }
+        }
+    }
+}
+
+/// `act(x * weight + bias + skip)`, all contiguous; the result is `[n, c_out, h_out, w_out]`.
 pub fn forward<E: Element>(
     geometry: &Geometry,
     x: &[E],
     weight: &[E],
-    bias: Option<&[E]>,
+    tail: Tail<'_, E>,
     exactness: Exactness,
 ) -> Vec<E> {
     let geometry = geometry.flattened();
     let mut output = vec![E::default(); geometry.output_shape().iter().product()];
     geometry.check(x, weight, &output);
-    let bias: Option<Vec<f32>> = bias.map(|bias| bias.iter().map(|b| b.widen()).collect());
+    assert!(
+        tail.bias.is_none_or(|bias| bias.len() == geometry.c_out),
+        "a bias has one value per output channel"
+    );
+    assert!(
+        tail.skip.is_none_or(|skip| skip.len() == output.len()),
+        "a skip connection has the output's shape"
+    );
     if geometry.is_depthwise() {
-        depthwise::forward(&geometry, x, weight, bias.as_deref(), &mut output);
+        depthwise::forward(&geometry, x, weight, tail, &mut output);
     } else if exactness == Exactness::Output && winograd::pays(&geometry) {
-        winograd::forward(&geometry, x, weight, bias.as_deref(), &mut output);
+        winograd::forward(&geometry, x, weight, tail, &mut output);
     } else {
-        taps::forward(&geometry, x, weight, bias.as_deref(), &mut output);
+        taps::forward(&geometry, x, weight, tail, &mut output);
     }
     output
 }

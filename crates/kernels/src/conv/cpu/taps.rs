@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::micro::{BLOCK, MR, NR, Walk, has_avx2, multiply};
-use super::{Element, Geometry, Shared, inside, with_scratch};
+use super::{Element, Geometry, Shared, Tail, inside, with_scratch};
 
 /// Products that a block sums before its registers are stored: `DEPTH x NR` values of the strip stay
 /// in the first-level cache.
@@ -65,7 +65,7 @@ pub fn forward<E: Element>(
     geometry: &Geometry,
     x: &[E],
     weight: &[E],
-    bias: Option<&[f32]>,
+    tail: Tail<'_, E>,
     output: &mut [E],
 ) {
     let [kernel_height, kernel_width] = geometry.kernel;
@@ -96,7 +96,7 @@ pub fn forward<E: Element>(
         c: kernel,
         tap: 1,
     };
-    problem.run(geometry, x, weight, strides, bias, output);
+    problem.run(geometry, x, weight, strides, tail, output);
 }
 
 /// A stride scatters the output's gradient over the input's; each residue of the stride is a problem
@@ -151,7 +151,7 @@ pub fn input_gradient<E: Element>(
                 c: channels[1] * kernel,
                 tap: 1,
             };
-            problem.run(geometry, gradient, weight, strides, None, result);
+            problem.run(geometry, gradient, weight, strides, Tail::none(), result);
         }
     }
 }
@@ -172,7 +172,7 @@ impl Problem {
         input: &[E],
         weight: &[E],
         strides: WeightStrides,
-        bias: Option<&[f32]>,
+        tail: Tail<'_, E>,
         output: &mut [E],
     ) {
         let groups = geometry.options.groups;
@@ -223,10 +223,10 @@ impl Problem {
                     input: &input[(image * groups + group) * c * plane..][..c * plane],
                     panels: strip * per_task..panels.min((strip + 1) * per_task),
                     rows,
-                    bias: bias.map(|bias| &bias[group * m..][..m]),
-                    output: Shared(
-                        target.at((image * groups + group) * m * self.output[0] * self.output[1]),
-                    ),
+                    tail,
+                    group,
+                    start: (image * groups + group) * m * self.output[0] * self.output[1],
+                    output: target,
                 };
                 // Taken here and not inside: a closure would not be compiled for AVX2.
                 with_scratch(strip.scratch_length(), |scratch| {
@@ -362,7 +362,10 @@ struct Strip<'a, E> {
     panels: std::ops::Range<usize>,
     /// Panels of [`MR`] output channels.
     rows: std::ops::Range<usize>,
-    bias: Option<&'a [f32]>,
+    tail: Tail<'a, E>,
+    group: usize,
+    /// Where this image's and group's part of the output starts.
+    start: usize,
     output: Shared<E>,
 }
 
@@ -497,7 +500,7 @@ impl<E: Element> Strip<'_, E> {
         }
     }
 
-    /// Adds the bias, rounds and stores.
+    /// Adds what follows the sums, rounds and stores.
     ///
     /// # Safety
     /// As [`Self::compute`].
@@ -515,20 +518,21 @@ impl<E: Element> Strip<'_, E> {
         for channel in self.rows.start * MR..m.min(self.rows.end * MR) {
             let row = channel / MR - self.rows.start;
             let values = &mut sums[(row * count + panel) * BLOCK + channel % MR * NR..][..NR];
-            if let Some(bias) = self.bias {
-                values.iter_mut().for_each(|value| *value += bias[channel]);
-            }
             for run in runs {
                 let y = run.y * problem.output_step[0] + problem.output_base[0];
                 let x = run.x * problem.output_step[1] + problem.output_base[1];
-                let values = &values[run.lane..run.lane + run.length];
-                let target = self.output.at(channel * plane + y * problem.output[1] + x);
+                let values = &mut values[run.lane..run.lane + run.length];
+                let at = self.start + channel * plane + y * problem.output[1] + x;
+                let target = self.output.at(at);
                 if problem.output_step[1] == 1 {
                     // SAFETY: a run's pixels are neighbours inside one row of the output, and this
                     // task's own.
                     let target = unsafe { std::slice::from_raw_parts_mut(target, values.len()) };
+                    self.tail
+                        .apply::<AVX2>(self.group * m + channel, at, values);
                     E::narrow_run::<AVX2>(values, target);
                 } else {
+                    // An input gradient, which nothing follows.
                     for (i, &value) in values.iter().enumerate() {
                         // SAFETY: as above, with other pixels between them.
                         unsafe { *target.add(i * problem.output_step[1]) = E::narrow(value) };

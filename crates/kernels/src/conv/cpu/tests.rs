@@ -3,7 +3,8 @@
 use half::{bf16, f16};
 
 use super::{
-    Conv2dOptions, Element, Exactness, Geometry, forward, input_gradient, weight_gradient, winograd,
+    Conv2dOptions, Element, Exactness, Geometry, Tail, forward, input_gradient, weight_gradient,
+    winograd,
 };
 
 /// A small generator: no two tests share state, and a failure prints its seed.
@@ -75,12 +76,12 @@ fn compare<E: Element>(geometry: &Geometry, bound: f64, random: &mut Random) -> 
     let count = |shape: [usize; 4]| shape.iter().product::<usize>();
     let x: Vec<E> = random.values(count(geometry.input_shape()));
     let weight: Vec<E> = random.values(count(geometry.weight_shape()));
-    let bias: Vec<E> = random.values(geometry.c_out);
+    let bias: Vec<f32> = random.values(geometry.c_out);
     let gradient: Vec<E> = random.values(count(geometry.output_shape()));
     let plane = geometry.output[0] * geometry.output[1];
     let wide = |value: &E| f64::from(value.widen());
     let mut y: Vec<f64> = (0..gradient.len())
-        .map(|i| wide(&bias[i / plane % geometry.c_out]))
+        .map(|i| f64::from(bias[i / plane % geometry.c_out]))
         .collect();
     let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; weight.len()]);
     each_product(geometry, |i, w, o| {
@@ -90,7 +91,16 @@ fn compare<E: Element>(geometry: &Geometry, bound: f64, random: &mut Random) -> 
     });
     let errors = [
         distance(
-            &forward(geometry, &x, &weight, Some(&bias), Exactness::Summed),
+            &forward(
+                geometry,
+                &x,
+                &weight,
+                Tail {
+                    bias: Some(&bias),
+                    ..Tail::none()
+                },
+                Exactness::Summed,
+            ),
             &y,
         ),
         distance(&input_gradient(geometry, &weight, &gradient), &dx),
@@ -203,9 +213,68 @@ fn fewer_products_give_the_same_output_within_their_bound() {
             expected[o] += f64::from(x[i]) * f64::from(weight[w]);
         });
         let mut found = vec![0f32; expected.len()];
-        winograd::forward(&geometry, &x, &weight, Some(&bias), &mut found);
+        let tail = Tail {
+            bias: Some(&bias),
+            ..Tail::none()
+        };
+        winograd::forward(&geometry, &x, &weight, tail, &mut found);
         let error = distance(&found, &expected);
         assert!(error <= 1e-5, "{error:e} for {geometry:?}");
+    }
+}
+
+#[test]
+fn what_follows_the_sums_is_added_before_they_are_rounded() {
+    let mut random = Random(5);
+    let geometries = [
+        Geometry::new([2, 40, 13, 21], [36, 40, 3, 3], padded(2, 1)),
+        Geometry::new([2, 40, 13, 21], [36, 40, 1, 1], Conv2dOptions::default()),
+        Geometry::new([2, 36, 13, 21], [36, 1, 3, 3], padded(1, 36)),
+        Geometry::new([1, 8, 13, 21], [6, 4, 3, 3], padded(1, 2)),
+    ];
+    for geometry in geometries {
+        let x: Vec<f16> = random.values(geometry.input_shape().iter().product());
+        let weight: Vec<f16> = random.values(geometry.weight_shape().iter().product());
+        let bias: Vec<f32> = random.values(geometry.c_out);
+        let skip: Vec<f16> = random.values(geometry.output_shape().iter().product());
+        let plane = geometry.output[0] * geometry.output[1];
+        let wide = |value: f16| f64::from(value.to_f32());
+        let mut expected: Vec<f64> = skip
+            .iter()
+            .enumerate()
+            .map(|(i, &skip)| wide(skip) + f64::from(bias[i / plane % geometry.c_out]))
+            .collect();
+        each_product(&geometry, |i, w, o| {
+            expected[o] += wide(x[i]) * wide(weight[w])
+        });
+        let expected: Vec<f64> = expected.into_iter().map(|value| value.max(0.0)).collect();
+        let tail = Tail {
+            bias: Some(&bias),
+            skip: Some(&skip),
+            relu: true,
+        };
+        for exactness in [Exactness::Summed, Exactness::Output] {
+            let found = forward(&geometry, &x, &weight, tail, exactness);
+            let error = distance(&found, &expected);
+            assert!(
+                error <= 2f64.powi(-11),
+                "{error:e} for {exactness:?}, {geometry:?}"
+            );
+        }
+        if geometry.options.groups == 1 && geometry.kernel == [3, 3] {
+            let mut found = vec![f16::ZERO; expected.len()];
+            winograd::forward(&geometry, &x, &weight, tail, &mut found);
+            assert!(distance(&found, &expected) <= 2f64.powi(-11));
+        }
+    }
+}
+
+fn padded(dilation: usize, groups: usize) -> Conv2dOptions {
+    Conv2dOptions {
+        padding: [dilation; 2],
+        dilation: [dilation; 2],
+        groups,
+        ..Conv2dOptions::default()
     }
 }
 

@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 
 use super::micro::{BLOCK, MR, NR, Walk, has_avx2, multiply};
-use super::{Element, Geometry, Shared, inside, with_scratch};
+use super::{Element, Geometry, Shared, Tail, inside, with_scratch};
 
 /// Outputs of a tile in each direction.
 const TILE: usize = 4;
@@ -88,7 +88,7 @@ pub fn forward<E: Element>(
     geometry: &Geometry,
     x: &[E],
     weight: &[E],
-    bias: Option<&[f32]>,
+    tail: Tail<'_, E>,
     output: &mut [E],
 ) {
     let avx2 = has_avx2();
@@ -141,10 +141,10 @@ pub fn forward<E: Element>(
                 #[cfg(target_arch = "x86_64")]
                 if avx2 {
                     // SAFETY: the processor has the instructions; tiles own their outputs.
-                    return unsafe { part.store_avx2(sums, bias, target) };
+                    return unsafe { part.store_avx2(sums, tail, target) };
                 }
                 // SAFETY: as above.
-                unsafe { part.store(sums, bias, target) }
+                unsafe { part.store::<E, false>(sums, tail, target) }
             });
     }
 }
@@ -403,23 +403,27 @@ impl Part<'_> {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store_avx2<E: Element>(&self, sums: &[f32], bias: Option<&[f32]>, output: Shared<E>) {
+    unsafe fn store_avx2<E: Element>(&self, sums: &[f32], tail: Tail<'_, E>, output: Shared<E>) {
         // SAFETY: the caller's promises are the same.
-        unsafe { self.store(sums, bias, output) }
+        unsafe { self.store::<E, true>(sums, tail, output) }
     }
 
-    /// Transforms the sums back, adds the bias, rounds and stores.
+    /// Transforms the sums back, adds what follows them, rounds and stores.
     ///
     /// # Safety
     /// No other thread writes the outputs of these tiles, and `output` has them.
     #[inline(always)]
-    unsafe fn store<E: Element>(&self, sums: &[f32], bias: Option<&[f32]>, output: Shared<E>) {
+    unsafe fn store<E: Element, const AVX2: bool>(
+        &self,
+        sums: &[f32],
+        tail: Tail<'_, E>,
+        output: Shared<E>,
+    ) {
         let geometry = self.geometry;
         let rows = geometry.c_out.div_ceil(MR);
         let [height, width] = geometry.output;
         let [dilation_y, dilation_x] = geometry.options.dilation;
         for channel in 0..geometry.c_out {
-            let bias = bias.map_or(0.0, |bias| bias[channel]);
             for (panel, tiles) in self.tiles.chunks(NR).enumerate() {
                 let mut half = [[[0f32; NR]; WINDOW]; TILE];
                 for column in 0..WINDOW {
@@ -443,14 +447,20 @@ impl Part<'_> {
                         if y >= height {
                             break;
                         }
-                        for (j, values) in values.iter().enumerate() {
-                            let x = tile.x + j * dilation_x;
-                            if x >= width {
-                                break;
+                        let columns = (width - tile.x).div_ceil(dilation_x).min(TILE);
+                        let start = plane + y * width + tile.x;
+                        let mut row: [f32; TILE] = std::array::from_fn(|j| values[j][lane]);
+                        if dilation_x == 1 {
+                            tail.apply::<AVX2>(channel, start, &mut row[..columns]);
+                        } else {
+                            for (j, value) in row[..columns].iter_mut().enumerate() {
+                                let at = start + j * dilation_x;
+                                tail.apply::<AVX2>(channel, at, std::slice::from_mut(value));
                             }
-                            let target = output.at(plane + y * width + x);
+                        }
+                        for (j, &value) in row[..columns].iter().enumerate() {
                             // SAFETY: inside the output, and this tile's own.
-                            unsafe { target.write(E::narrow(values[lane] + bias)) };
+                            unsafe { output.at(start + j * dilation_x).write(E::narrow(value)) };
                         }
                     }
                 }
