@@ -154,6 +154,7 @@ fn one_operation_equals_its_parts() {
     let x = Tensor::<4>::random([2, 40, 17, 23], normal, &plain);
     let weight = Tensor::<4>::random([33, 40, 3, 3], normal, &plain);
     let bias = Tensor::<1>::random([33], normal, &plain);
+    let scale = Tensor::<1>::random([33], normal, &plain);
     let skip = Tensor::<4>::random([2, 33, 17, 23], normal, &plain);
     for skip in [None, Some(skip)] {
         for activation in [Activation::None, Activation::Relu] {
@@ -162,7 +163,10 @@ fn one_operation_equals_its_parts() {
                 values(conv2d_act(
                     lift(&x),
                     lift(&weight),
-                    Tensor::from_data(bias.to_data(), device),
+                    [
+                        Tensor::from_data(scale.to_data(), device),
+                        Tensor::from_data(bias.to_data(), device),
+                    ],
                     skip.as_ref().map(lift),
                     activation,
                     options(1, 1, 1, 1),

@@ -133,16 +133,14 @@ impl Conv2d {
             self.bias.is_none(),
             "a convolution with a bias cannot take a second one"
         );
-        let [c_out, ..] = self.weight.dims();
-        let weight = self.weight.val() * scale.reshape([c_out, 1, 1, 1]);
         observe(
             Op::Conv2d,
             &self.weight,
-            (x, weight, shift, skip),
-            |(x, weight, shift, skip)| {
-                let [x, weight] = [x, weight].map(|tensor| cast(Op::Conv2d, tensor));
+            (x, self.weight.val(), scale, shift, skip),
+            |(x, weight, scale, shift, skip)| {
+                let x = cast(Op::Conv2d, x);
                 let skip = skip.map(|skip| skip.cast(x.dtype()));
-                conv2d_act(x, weight, shift, skip, activation, self.options)
+                conv2d_act(x, weight, [scale, shift], skip, activation, self.options)
             },
         )
     }

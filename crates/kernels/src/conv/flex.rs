@@ -10,7 +10,7 @@ use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData, bf16, f16};
 
 use super::Conv2dOptions;
-use super::cpu::{self, Element, Exactness, Geometry, Tail};
+use super::cpu::{self, Element, Exactness, Geometry, Tail, Weight};
 
 /// Whether `x` is a map that these kernels compute with.
 pub fn handles(x: &Tensor<4>) -> bool {
@@ -38,22 +38,19 @@ pub fn conv2d(
 pub fn conv2d_act(
     x: Tensor<4>,
     weight: Tensor<4>,
-    bias: Tensor<1>,
+    affine: [Tensor<1>; 2],
     skip: Option<Tensor<4>>,
     relu: bool,
     options: Conv2dOptions,
 ) -> Tensor<4> {
-    let (x, weight, bias) = (
-        x.into_dispatch(),
-        weight.into_dispatch(),
-        bias.into_dispatch(),
-    );
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    let [scale, shift] = affine.map(|tensor| tensor.into_dispatch());
     let output = match skip {
         Some(skip) => {
             let skip = skip.into_dispatch();
-            Dispatch::halfseg_conv2d_add_act(x, weight, bias, skip, options, relu)
+            Dispatch::halfseg_conv2d_add_act(x, weight, scale, shift, skip, options, relu)
         }
-        None => Dispatch::halfseg_conv2d_act(x, weight, bias, options, relu),
+        None => Dispatch::halfseg_conv2d_act(x, weight, scale, shift, options, relu),
     };
     Tensor::from_dispatch(output)
 }
@@ -83,7 +80,8 @@ pub trait Convolution: Backend {
     fn halfseg_conv2d_act(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
         options: Conv2dOptions,
         relu: bool,
     ) -> FloatTensor<Self>;
@@ -92,7 +90,8 @@ pub trait Convolution: Backend {
     fn halfseg_conv2d_add_act(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
         skip: FloatTensor<Self>,
         options: Conv2dOptions,
         relu: bool,
@@ -139,31 +138,58 @@ macro_rules! with_element {
     };
 }
 
+/// What a convolution does beside summing.
+#[derive(Default)]
+struct Extra {
+    scale: Option<FlexTensor>,
+    bias: Option<FlexTensor>,
+    skip: Option<FlexTensor>,
+    relu: bool,
+}
+
 fn run(
     x: FlexTensor,
     weight: FlexTensor,
-    [bias, skip]: [Option<FlexTensor>; 2],
-    relu: bool,
+    extra: Extra,
     options: Conv2dOptions,
     exactness: Exactness,
 ) -> FlexTensor {
     let geometry = Geometry::new(shape(&x), shape(&weight), options);
     let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
-    let skip = skip.map(|skip| skip.to_contiguous());
-    one_dtype(&[Some(&x), Some(&weight), skip.as_ref()]);
-    let bias: Option<Vec<f32>> = bias.map(|bias| {
-        let bias = bias.to_contiguous();
-        with_element!(bias.dtype(), E => values::<E>(&bias).iter().map(|v| v.widen()).collect())
+    let skip = extra.skip.map(|skip| skip.to_contiguous());
+    one_dtype(&[Some(&x), skip.as_ref()]);
+    let [scale, bias] = [extra.scale, extra.bias].map(|per_channel| {
+        per_channel.map(|values| {
+            let values = values.to_contiguous();
+            with_element!(values.dtype(), E => widened::<E>(&values))
+        })
     });
     with_element!(x.dtype(), E => {
         let tail = Tail {
             bias: bias.as_deref(),
             skip: skip.as_ref().map(values::<E>),
-            relu,
+            relu: extra.relu,
         };
-        let output = cpu::forward::<E>(&geometry, values(&x), values(&weight), tail, exactness);
+        let scale = scale.as_deref();
+        let output = if weight.dtype() == x.dtype() {
+            let weight = Weight { values: values::<E>(&weight), scale };
+            cpu::forward::<E, E>(&geometry, values(&x), weight, tail, exactness)
+        } else {
+            assert!(
+                weight.dtype() == DType::F32 && scale.is_some(),
+                "operands of a convolution must have one dtype, not {:?} and {:?}: cast them first",
+                x.dtype(),
+                weight.dtype()
+            );
+            let weight = Weight { values: values::<f32>(&weight), scale };
+            cpu::forward::<E, f32>(&geometry, values(&x), weight, tail, exactness)
+        };
         tensor(output, geometry.output_shape())
     })
+}
+
+fn widened<E: Element + burn::tensor::Element + bytemuck::Pod>(tensor: &FlexTensor) -> Vec<f32> {
+    values::<E>(tensor).iter().map(|value| value.widen()).collect()
 }
 
 impl Convolution for Flex {
@@ -173,7 +199,7 @@ impl Convolution for Flex {
         options: Conv2dOptions,
         exactness: Exactness,
     ) -> FlexTensor {
-        run(x, weight, [None, None], false, options, exactness)
+        run(x, weight, Extra::default(), options, exactness)
     }
 
     fn halfseg_conv2d_biased(
@@ -184,42 +210,46 @@ impl Convolution for Flex {
         exactness: Exactness,
     ) -> FlexTensor {
         one_dtype(&[Some(&x), Some(&bias)]);
-        run(x, weight, [Some(bias), None], false, options, exactness)
+        let extra = Extra {
+            bias: Some(bias),
+            ..Extra::default()
+        };
+        run(x, weight, extra, options, exactness)
     }
 
     fn halfseg_conv2d_act(
         x: FlexTensor,
         weight: FlexTensor,
-        bias: FlexTensor,
+        scale: FlexTensor,
+        shift: FlexTensor,
         options: Conv2dOptions,
         relu: bool,
     ) -> FlexTensor {
-        run(
-            x,
-            weight,
-            [Some(bias), None],
+        let extra = Extra {
+            scale: Some(scale),
+            bias: Some(shift),
+            skip: None,
             relu,
-            options,
-            Exactness::Output,
-        )
+        };
+        run(x, weight, extra, options, Exactness::Output)
     }
 
     fn halfseg_conv2d_add_act(
         x: FlexTensor,
         weight: FlexTensor,
-        bias: FlexTensor,
+        scale: FlexTensor,
+        shift: FlexTensor,
         skip: FlexTensor,
         options: Conv2dOptions,
         relu: bool,
     ) -> FlexTensor {
-        run(
-            x,
-            weight,
-            [Some(bias), Some(skip)],
+        let extra = Extra {
+            scale: Some(scale),
+            bias: Some(shift),
+            skip: Some(skip),
             relu,
-            options,
-            Exactness::Output,
-        )
+        };
+        run(x, weight, extra, options, Exactness::Output)
     }
 
     fn halfseg_conv2d_input_gradient(
@@ -392,6 +422,7 @@ impl<B: Convolution, C: CheckpointStrategy> Convolution for Autodiff<B, C> {
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
         _: Conv2dOptions,
         _: bool,
     ) -> FloatTensor<Self> {
@@ -399,6 +430,7 @@ impl<B: Convolution, C: CheckpointStrategy> Convolution for Autodiff<B, C> {
     }
 
     fn halfseg_conv2d_add_act(
+        _: FloatTensor<Self>,
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,

@@ -70,21 +70,23 @@ pub fn conv2d(
 }
 
 /// A convolution and what follows it in a network that is not trained:
-/// `activation(conv2d(x, weight) + bias + skip)`. Differentiable.
+/// `activation(conv2d(x, scale * weight) + shift + skip)`. Differentiable.
 ///
 /// On the CPU, on a device without autodiff, this is one operation that rounds once and makes no map
-/// but its output. Elsewhere it is composed, and each step rounds.
+/// but its output, and no copy of the weight but the packed one. Elsewhere it is composed, and each
+/// step rounds.
 ///
 /// # Shapes
-/// As [`conv2d`]; `skip` has the output's shape. All operands have one dtype but `bias`, which may be
-/// f32 instead: the shift of a folded normalisation can be much larger than what it leaves.
+/// As [`conv2d`]; `scale` and `shift` are `[c_out]`, `skip` has the output's shape. `x` and `skip` have
+/// one dtype. The others may be f32 instead: the scaled weight is rounded to the dtype of `x`, and the
+/// shift of a folded normalisation can be much larger than what it leaves.
 ///
 /// # Panics
 /// As [`conv2d`].
 pub fn conv2d_act(
     x: Tensor<4>,
     weight: Tensor<4>,
-    bias: Tensor<1>,
+    [scale, shift]: [Tensor<1>; 2],
     skip: Option<Tensor<4>>,
     activation: Activation,
     options: Conv2dOptions,
@@ -92,10 +94,13 @@ pub fn conv2d_act(
     #[cfg(feature = "flex")]
     if flex::handles(&x) && ![&x, &weight].iter().any(|t| t.device().is_autodiff()) {
         let relu = activation == Activation::Relu;
-        return flex::conv2d_act(x, weight, bias, skip, relu, options);
+        return flex::conv2d_act(x, weight, [scale, shift], skip, relu, options);
     }
-    let bias = bias.cast(x.dtype());
-    let mut y = conv2d(x, weight, Some(bias), options);
+    let c_out = weight.dims()[0];
+    let scale = scale.cast(weight.dtype()).reshape([c_out, 1, 1, 1]);
+    let weight = (weight * scale).cast(x.dtype());
+    let shift = shift.cast(x.dtype());
+    let mut y = conv2d(x, weight, Some(shift), options);
     if let Some(skip) = skip {
         y = y + skip;
     }

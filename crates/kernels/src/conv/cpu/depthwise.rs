@@ -2,13 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::micro::has_avx2;
-use super::{Element, Geometry, Tail, inside};
+use super::isa::{Isa, Work, compiled};
+use super::{Element, Geometry, Tail, Weight, inside};
 
-pub fn forward<E: Element>(
+pub fn forward<E: Element, W: Element>(
+    isa: Isa,
     geometry: &Geometry,
     x: &[E],
-    weight: &[E],
+    weight: Weight<'_, W>,
     tail: Tail<'_, E>,
     output: &mut [E],
 ) {
@@ -18,22 +19,24 @@ pub fn forward<E: Element>(
         .enumerate()
         .for_each(|(index, output)| {
             let channel = index % geometry.c_in;
-            let x = widen(part(x, geometry.input, index));
-            let weight = widen(part(weight, geometry.kernel, channel));
-            let mut sums = vec![0f32; plane];
-            dispatch(|| {
-                forward_plane(geometry, &x, &weight, &mut sums);
-                if has_avx2() {
-                    tail.apply::<true>(channel, index * plane, &mut sums);
-                } else {
-                    tail.apply::<false>(channel, index * plane, &mut sums);
+            let x = widen(isa, part(x, geometry.input, index));
+            let mut kernel = widen(isa, part(weight.values, geometry.kernel, channel));
+            if let Some(scale) = weight.scale {
+                for value in &mut kernel {
+                    *value = E::narrow(*value * scale[channel]).widen();
                 }
+            }
+            let mut sums = vec![0f32; plane];
+            dispatch(isa, || {
+                forward_plane(geometry, &x, &kernel, &mut sums);
+                tail.apply(isa, channel, index * plane, &mut sums);
             });
-            narrow(&sums, output);
+            narrow(isa, &sums, output);
         });
 }
 
 pub fn input_gradient<E: Element>(
+    isa: Isa,
     geometry: &Geometry,
     weight: &[E],
     gradient: &[E],
@@ -44,15 +47,21 @@ pub fn input_gradient<E: Element>(
         .par_chunks_mut(plane)
         .enumerate()
         .for_each(|(index, result)| {
-            let gradient = widen(part(gradient, geometry.output, index));
-            let weight = widen(part(weight, geometry.kernel, index % geometry.c_in));
+            let gradient = widen(isa, part(gradient, geometry.output, index));
+            let weight = widen(isa, part(weight, geometry.kernel, index % geometry.c_in));
             let mut sums = vec![0f32; plane];
-            dispatch(|| input_plane(geometry, &weight, &gradient, &mut sums));
-            narrow(&sums, result);
+            dispatch(isa, || input_plane(geometry, &weight, &gradient, &mut sums));
+            narrow(isa, &sums, result);
         });
 }
 
-pub fn weight_gradient<E: Element>(geometry: &Geometry, x: &[E], gradient: &[E], result: &mut [E]) {
+pub fn weight_gradient<E: Element>(
+    isa: Isa,
+    geometry: &Geometry,
+    x: &[E],
+    gradient: &[E],
+    result: &mut [E],
+) {
     let kernel = geometry.kernel[0] * geometry.kernel[1];
     result
         .par_chunks_mut(kernel)
@@ -61,9 +70,9 @@ pub fn weight_gradient<E: Element>(geometry: &Geometry, x: &[E], gradient: &[E],
             let mut sums = vec![0f64; kernel];
             for image in 0..geometry.batch {
                 let index = image * geometry.c_in + channel;
-                let x = widen(part(x, geometry.input, index));
-                let gradient = widen(part(gradient, geometry.output, index));
-                dispatch(|| weight_plane(geometry, &x, &gradient, &mut sums));
+                let x = widen(isa, part(x, geometry.input, index));
+                let gradient = widen(isa, part(gradient, geometry.output, index));
+                dispatch(isa, || weight_plane(geometry, &x, &gradient, &mut sums));
             }
             for (result, sum) in result.iter_mut().zip(&sums) {
                 *result = E::narrow(*sum as f32);
@@ -169,39 +178,30 @@ fn part<E>(values: &[E], size: [usize; 2], index: usize) -> &[E] {
     &values[index * length..][..length]
 }
 
-fn widen<E: Element>(source: &[E]) -> Vec<f32> {
+fn widen<E: Element>(isa: Isa, source: &[E]) -> Vec<f32> {
     let mut target = vec![0f32; source.len()];
-    dispatch(|| {
-        if has_avx2() {
-            E::widen_run::<true>(source, &mut target);
-        } else {
-            E::widen_run::<false>(source, &mut target);
-        }
-    });
+    dispatch(isa, || E::widen_run(isa, source, &mut target));
     target
 }
 
-fn narrow<E: Element>(source: &[f32], target: &mut [E]) {
-    dispatch(|| {
-        if has_avx2() {
-            E::narrow_run::<true>(source, target);
-        } else {
-            E::narrow_run::<false>(source, target);
-        }
-    });
+fn narrow<E: Element>(isa: Isa, source: &[f32], target: &mut [E]) {
+    dispatch(isa, || E::narrow_run(isa, source, target));
 }
 
-/// Runs `body` compiled for the best instruction set that the processor has.
-#[inline(always)]
-fn dispatch(body: impl FnOnce()) {
-    #[cfg(target_arch = "x86_64")]
-    if has_avx2() {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn compiled(body: impl FnOnce()) {
-            body();
-        }
-        // SAFETY: the processor has the instructions.
-        return unsafe { compiled(body) };
+struct Call<F>(F);
+
+impl<F: FnOnce()> Work for Call<F> {
+    #[inline(always)]
+    unsafe fn run(self) {
+        (self.0)();
     }
-    body();
+}
+
+/// Runs `body` compiled for `isa`, which the processor has.
+#[inline(always)]
+fn dispatch(isa: Isa, body: impl FnOnce()) {
+    // Nothing here takes tiles.
+    let isa = isa.min(Isa::Avx512);
+    // SAFETY: instruction sets are chosen by what the processor has; the body is safe.
+    unsafe { compiled(isa, Call(body)) }
 }

@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use super::isa::Isa;
+
 /// A stored number: widened exactly to f32 for arithmetic, rounded to nearest even when stored.
 pub trait Element: Copy + Default + Send + Sync + 'static {
     /// The exact value.
@@ -10,21 +12,25 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// The nearest stored value, ties to even.
     fn narrow(value: f32) -> Self;
 
-    /// Widens `source` into `target`, which is as long.
-    ///
-    /// `AVX2` promises that the processor has AVX2, FMA and F16C.
+    /// The bits of the nearest bf16, ties to even.
     #[inline(always)]
-    fn widen_run<const AVX2: bool>(source: &[Self], target: &mut [f32]) {
+    fn bf16_bits(self) -> u16 {
+        bf16::narrow(self.widen()).to_bits()
+    }
+
+    /// Widens `source` into `target`, which is as long. The processor has `isa`.
+    #[inline(always)]
+    fn widen_run(isa: Isa, source: &[Self], target: &mut [f32]) {
+        let _ = isa;
         for (target, source) in target.iter_mut().zip(source) {
             *target = source.widen();
         }
     }
 
-    /// Rounds `source` into `target`, which is as long.
-    ///
-    /// `AVX2` promises that the processor has AVX2, FMA and F16C.
+    /// Rounds `source` into `target`, which is as long. The processor has `isa`.
     #[inline(always)]
-    fn narrow_run<const AVX2: bool>(source: &[f32], target: &mut [Self]) {
+    fn narrow_run(isa: Isa, source: &[f32], target: &mut [Self]) {
+        let _ = isa;
         for (target, source) in target.iter_mut().zip(source) {
             *target = Self::narrow(*source);
         }
@@ -57,6 +63,11 @@ impl Element for bf16 {
         let quiet = (bits >> 16) | 0x40;
         bf16::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
     }
+
+    #[inline(always)]
+    fn bf16_bits(self) -> u16 {
+        self.to_bits()
+    }
 }
 
 impl Element for f16 {
@@ -71,14 +82,14 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn widen_run<const AVX2: bool>(source: &[Self], target: &mut [f32]) {
+    fn widen_run(isa: Isa, source: &[Self], target: &mut [f32]) {
         assert_eq!(source.len(), target.len());
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
-        if AVX2 {
+        if isa >= Isa::Avx2 {
             use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
             while done + 8 <= source.len() {
-                // SAFETY: eight elements follow `done` in both slices; `AVX2` promises F16C.
+                // SAFETY: eight elements follow `done` in both slices; `isa` has F16C.
                 unsafe {
                     let half = _mm_loadu_si128(source.as_ptr().add(done).cast());
                     _mm256_storeu_ps(target.as_mut_ptr().add(done), _mm256_cvtph_ps(half));
@@ -86,22 +97,23 @@ impl Element for f16 {
                 done += 8;
             }
         }
+        let _ = isa;
         for (target, source) in target[done..].iter_mut().zip(&source[done..]) {
             *target = source.widen();
         }
     }
 
     #[inline(always)]
-    fn narrow_run<const AVX2: bool>(source: &[f32], target: &mut [Self]) {
+    fn narrow_run(isa: Isa, source: &[f32], target: &mut [Self]) {
         assert_eq!(source.len(), target.len());
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
-        if AVX2 {
+        if isa >= Isa::Avx2 {
             use std::arch::x86_64::{
                 _MM_FROUND_TO_NEAREST_INT, _mm_storeu_si128, _mm256_cvtps_ph, _mm256_loadu_ps,
             };
             while done + 8 <= source.len() {
-                // SAFETY: eight elements follow `done` in both slices; `AVX2` promises F16C.
+                // SAFETY: eight elements follow `done` in both slices; `isa` has F16C.
                 unsafe {
                     let wide = _mm256_loadu_ps(source.as_ptr().add(done));
                     let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(wide);
@@ -110,6 +122,7 @@ impl Element for f16 {
                 done += 8;
             }
         }
+        let _ = isa;
         for (target, source) in target[done..].iter_mut().zip(&source[done..]) {
             *target = Self::narrow(*source);
         }

@@ -4,16 +4,21 @@
 //! buffer that fits a core's cache ([`taps`]); taps that lie in the padding of a whole strip are
 //! skipped. The weight gradient takes pixels as the inner dimension ([`weights`]). Depthwise
 //! convolutions move along rows ([`depthwise`]). Where an error of 1e-4 will do, 3x3 kernels take a
-//! quarter of the products ([`winograd`]). All sums are f32, whatever the maps hold.
+//! quarter of the products ([`winograd`]). All sums are f32, whatever the maps hold. The code is
+//! generic over how blocks are multiplied ([`micro::Core`]) and compiled for each instruction set
+//! ([`isa`]); processors with tiles multiply bf16 without widening it.
 
 mod depthwise;
 mod element;
+mod isa;
 mod micro;
 mod taps;
 mod weights;
 mod winograd;
 
 pub use element::Element;
+
+use isa::Isa;
 
 use super::Conv2dOptions;
 
@@ -105,12 +110,16 @@ impl Geometry {
         self
     }
 
+    /// Values of the input, the weight and the output.
+    fn sizes(&self) -> [usize; 3] {
+        [self.input_shape(), self.weight_shape(), self.output_shape()]
+            .map(|shape| shape.iter().product())
+    }
+
     fn check<E>(&self, x: &[E], weight: &[E], output: &[E]) {
-        let sizes = [self.input_shape(), self.weight_shape(), self.output_shape()];
-        let sizes = sizes.map(|shape| shape.iter().product::<usize>());
         assert_eq!(
             [x.len(), weight.len(), output.len()],
-            sizes,
+            self.sizes(),
             "operands of a convolution differ from {self:?}"
         );
     }
@@ -149,9 +158,9 @@ impl<E> Tail<'_, E> {
 
 impl<E: Element> Tail<'_, E> {
     /// Finishes neighbouring pixels of one output channel, the first of which is value `at` of the
-    /// output. `AVX2` as in [`Element`].
+    /// output. The processor has `isa`.
     #[inline(always)]
-    fn apply<const AVX2: bool>(&self, channel: usize, at: usize, values: &mut [f32]) {
+    fn apply(&self, isa: Isa, channel: usize, at: usize, values: &mut [f32]) {
         if let Some(bias) = self.bias {
             let bias = bias[channel];
             values.iter_mut().for_each(|value| *value += bias);
@@ -161,7 +170,7 @@ impl<E: Element> Tail<'_, E> {
             let skip = &skip[at..at + values.len()];
             for (values, skip) in values.chunks_mut(LENGTH).zip(skip.chunks(LENGTH)) {
                 let mut wide = [0f32; LENGTH];
-                E::widen_run::<AVX2>(skip, &mut wide[..skip.len()]);
+                E::widen_run(isa, skip, &mut wide[..skip.len()]);
                 for (value, skip) in values.iter_mut().zip(&wide) {
                     *value += skip;
                 }
@@ -175,57 +184,189 @@ impl<E: Element> Tail<'_, E> {
     }
 }
 
+/// A weight, `[c_out, c_in / groups, kh, kw]`, and what each output channel's is multiplied by.
+#[derive(Clone, Copy)]
+pub struct Weight<'a, W> {
+    /// Contiguous.
+    pub values: &'a [W],
+    /// One value per output channel. Products are rounded to what the maps hold.
+    pub scale: Option<&'a [f32]>,
+}
+
+impl<'a, W> Weight<'a, W> {
+    /// As it is.
+    pub fn plain(values: &'a [W]) -> Self {
+        Self {
+            values,
+            scale: None,
+        }
+    }
+
+    fn group(self, group: usize, groups: usize) -> Self {
+        fn part<T>(values: &[T], group: usize, groups: usize) -> &[T] {
+            let length = values.len() / groups;
+            &values[group * length..][..length]
+        }
+        Self {
+            values: part(self.values, group, groups),
+            scale: self.scale.map(|scale| part(scale, group, groups)),
+        }
+    }
+}
+
+/// Runs `$body` with `$C` bound to the best way to multiply `$E`.
+macro_rules! with_core {
+    ($isa:expr, $E:ident, $C:ident => $body:expr) => {
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx if std::any::TypeId::of::<$E>() == std::any::TypeId::of::<half::bf16>() => {
+                type $C = micro::Amx;
+                $body
+            }
+            _ => with_wide_core!($isa, $C => $body),
+        }
+    };
+}
+
+/// Runs `$body` with `$C` bound to the best way to multiply f32.
+macro_rules! with_wide_core {
+    ($isa:expr, $C:ident => $body:expr) => {
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Amx => {
+                type $C = micro::Avx512<8, 3>;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                type $C = micro::Avx2;
+                $body
+            }
+            _ => {
+                type $C = micro::Portable;
+                $body
+            }
+        }
+    };
+}
+
 /// `act(x * weight + bias + skip)`, all contiguous; the result is `[n, c_out, h_out, w_out]`.
-pub fn forward<E: Element>(
+pub fn forward<E: Element, W: Element>(
     geometry: &Geometry,
     x: &[E],
-    weight: &[E],
+    weight: Weight<'_, W>,
+    tail: Tail<'_, E>,
+    exactness: Exactness,
+) -> Vec<E> {
+    forward_with(Isa::best(), geometry, x, weight, tail, exactness)
+}
+
+fn forward_with<E: Element, W: Element>(
+    isa: Isa,
+    geometry: &Geometry,
+    x: &[E],
+    weight: Weight<'_, W>,
     tail: Tail<'_, E>,
     exactness: Exactness,
 ) -> Vec<E> {
     let geometry = geometry.flattened();
-    let mut output = vec![E::default(); geometry.output_shape().iter().product()];
-    geometry.check(x, weight, &output);
+    let [x_size, weight_size, length] = geometry.sizes();
+    assert_eq!(
+        [x.len(), weight.values.len()],
+        [x_size, weight_size],
+        "operands of a convolution differ from {geometry:?}"
+    );
+    let per_channel = [tail.bias, weight.scale];
     assert!(
-        tail.bias.is_none_or(|bias| bias.len() == geometry.c_out),
-        "a bias has one value per output channel"
+        per_channel
+            .iter()
+            .flatten()
+            .all(|values| values.len() == geometry.c_out),
+        "a bias and a scale have one value per output channel"
     );
     assert!(
-        tail.skip.is_none_or(|skip| skip.len() == output.len()),
+        tail.skip.is_none_or(|skip| skip.len() == length),
         "a skip connection has the output's shape"
     );
     if geometry.is_depthwise() {
-        depthwise::forward(&geometry, x, weight, tail, &mut output);
-    } else if exactness == Exactness::Output && winograd::pays(&geometry) {
-        winograd::forward(&geometry, x, weight, tail, &mut output);
-    } else {
-        taps::forward(&geometry, x, weight, tail, &mut output);
+        let mut output = vec![E::default(); length];
+        depthwise::forward(isa, &geometry, x, weight, tail, &mut output);
+        return output;
     }
+    // Not cleared first: that would be a pass over the memory.
+    let mut output = Vec::with_capacity(length);
+    let target = Shared(output.as_mut_ptr());
+    // SAFETY: the target has room for the output.
+    unsafe {
+        if exactness == Exactness::Output
+            && !multiplies_tiles::<E>(isa)
+            && winograd::pays(&geometry)
+        {
+            with_wide_core!(isa, C => winograd::forward::<C, E, W>(&geometry, x, weight, tail, target));
+        } else {
+            with_core!(isa, E, C => taps::forward::<C, E, W>(&geometry, x, weight, tail, target));
+        }
+    }
+    // SAFETY: both ways write every output.
+    unsafe { output.set_len(length) };
     output
+}
+
+/// Tiles of bf16 are faster than any way to save products of f32.
+fn multiplies_tiles<E: Element>(isa: Isa) -> bool {
+    isa == Isa::Amx && std::any::TypeId::of::<E>() == std::any::TypeId::of::<half::bf16>()
 }
 
 /// The gradient of `x`, given that of the output.
 pub fn input_gradient<E: Element>(geometry: &Geometry, weight: &[E], gradient: &[E]) -> Vec<E> {
+    input_gradient_with(Isa::best(), geometry, weight, gradient)
+}
+
+fn input_gradient_with<E: Element>(
+    isa: Isa,
+    geometry: &Geometry,
+    weight: &[E],
+    gradient: &[E],
+) -> Vec<E> {
     let geometry = geometry.flattened();
     let mut result = vec![E::default(); geometry.input_shape().iter().product()];
     geometry.check(&result, weight, gradient);
     if geometry.is_depthwise() {
-        depthwise::input_gradient(&geometry, weight, gradient, &mut result);
+        depthwise::input_gradient(isa, &geometry, weight, gradient, &mut result);
     } else {
-        taps::input_gradient(&geometry, weight, gradient, &mut result);
+        with_core!(isa, E, C => taps::input_gradient::<C, E>(&geometry, weight, gradient, &mut result));
     }
     result
 }
 
 /// The gradient of `weight`, given that of the output.
 pub fn weight_gradient<E: Element>(geometry: &Geometry, x: &[E], gradient: &[E]) -> Vec<E> {
+    weight_gradient_with(Isa::best(), geometry, x, gradient)
+}
+
+fn weight_gradient_with<E: Element>(
+    isa: Isa,
+    geometry: &Geometry,
+    x: &[E],
+    gradient: &[E],
+) -> Vec<E> {
     let geometry = geometry.flattened();
     let mut result = vec![E::default(); geometry.weight_shape().iter().product()];
     geometry.check(x, &result, gradient);
     if geometry.is_depthwise() {
-        depthwise::weight_gradient(&geometry, x, gradient, &mut result);
+        depthwise::weight_gradient(isa, &geometry, x, gradient, &mut result);
     } else {
-        weights::weight_gradient(&geometry, x, gradient, &mut result);
+        match isa {
+            // As many input as output channels: 32 columns divide the usual numbers of channels.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Amx => weights::weight_gradient::<micro::Avx512<12, 2>, E>(
+                &geometry,
+                x,
+                gradient,
+                &mut result,
+            ),
+            _ => with_wide_core!(isa, C => weights::weight_gradient::<C, E>(&geometry, x, gradient, &mut result)),
+        }
     }
     result
 }
@@ -263,15 +404,74 @@ fn inside(count: usize, step: usize, offset: isize, size: usize) -> std::ops::Ra
     first.min(last)..last
 }
 
-/// Runs `body` with a buffer of this thread, at least `length` long, of unspecified content.
-fn with_scratch<R>(length: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
-    use std::cell::RefCell;
-    thread_local!(static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
-    SCRATCH.with_borrow_mut(|scratch| {
-        if scratch.len() < length {
-            scratch.resize(length, 0.0);
+/// A cache line.
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([[u8; 32]; 2]);
+
+impl Line {
+    /// Lines that hold `length` values.
+    fn count<T>(length: usize) -> usize {
+        (length * size_of::<T>()).div_ceil(size_of::<Self>())
+    }
+}
+
+/// Zeros that start with a cache line: a vector that spans two lines takes two loads.
+struct Aligned<T> {
+    lines: Vec<Line>,
+    length: usize,
+    values: std::marker::PhantomData<T>,
+}
+
+impl<T: bytemuck::Pod> Aligned<T> {
+    fn zeros(length: usize) -> Self {
+        Self {
+            lines: vec![Line::default(); Line::count::<T>(length)],
+            length,
+            values: std::marker::PhantomData,
         }
-        body(&mut scratch[..length])
+    }
+
+    /// Keeps what it holds; new values are zeros.
+    fn resize(&mut self, length: usize) {
+        self.lines.resize(Line::count::<T>(length), Line::default());
+        self.length = length;
+    }
+}
+
+impl<T: bytemuck::Pod> std::ops::Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &bytemuck::cast_slice(&self.lines)[..self.length]
+    }
+}
+
+impl<T: bytemuck::Pod> std::ops::DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.length]
+    }
+}
+
+/// Runs `body` with two buffers of this thread, of these lengths and of unspecified content; both
+/// start with a cache line.
+fn with_scratch<T: bytemuck::Pod, R>(
+    lengths: [usize; 2],
+    body: impl FnOnce(&mut [T], &mut [f32]) -> R,
+) -> R {
+    use std::cell::RefCell;
+    thread_local!(static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) });
+    SCRATCH.with_borrow_mut(|scratch| {
+        let counts = [Line::count::<T>(lengths[0]), Line::count::<f32>(lengths[1])];
+        let wanted = counts[0] + counts[1];
+        if scratch.len() < wanted {
+            // What it held is not wanted, and would be copied.
+            *scratch = Vec::new();
+            *scratch = vec![Line::default(); wanted];
+        }
+        let (values, sums) = scratch[..wanted].split_at_mut(counts[0]);
+        let values = &mut bytemuck::cast_slice_mut(values)[..lengths[0]];
+        body(values, &mut bytemuck::cast_slice_mut(sums)[..lengths[1]])
     })
 }
 

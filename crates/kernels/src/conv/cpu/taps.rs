@@ -1,18 +1,16 @@
 //! Forward pass and input gradient: `out[m, p] = sum over taps and channels of
 //! weight[tap, c, m] * in[c, position(p) + offset(tap)]`.
 
+use std::marker::PhantomData;
+
 use rayon::prelude::*;
 
-use super::micro::{BLOCK, MR, NR, Walk, has_avx2, multiply};
-use super::{Element, Geometry, Shared, Tail, inside, with_scratch};
+use super::isa::{Work, compiled};
+use super::micro::{Core, Walk};
+use super::{Aligned, Element, Geometry, Shared, Tail, Weight, inside, with_scratch};
 
-/// Products that a block sums before its registers are stored: `DEPTH x NR` values of the strip stay
-/// in the first-level cache.
-const DEPTH: usize = 256;
-/// Panels of [`NR`] pixels in a task: `DEPTH x 192` values fill about half of a second-level cache.
-const PANELS: usize = 12;
-/// Panels of [`MR`] output channels that stay in the second-level cache beside the strip.
-const CHUNK: usize = 16;
+/// Values of the left operand that stay in the second-level cache beside the strip.
+const CHUNK: usize = 96 << 10;
 
 /// One tap: which of the kernel's, and how far its input pixel is from the position of the output.
 #[derive(Clone, Copy)]
@@ -29,9 +27,17 @@ struct Segment {
     last: usize,
 }
 
+impl Segment {
+    /// Products, with the zeros that make them whole pairs.
+    fn padded<C: Core>(&self) -> usize {
+        (self.last - self.first).next_multiple_of(C::PAIR)
+    }
+}
+
 /// Segments whose products are summed in one go.
 struct Slice {
     segments: Vec<Segment>,
+    /// Products, with the zeros that fill the last step.
     depth: usize,
     /// Products before this slice.
     start: usize,
@@ -61,12 +67,16 @@ struct Problem {
     output_base: [usize; 2],
 }
 
-pub fn forward<E: Element>(
+/// Writes every output.
+///
+/// # Safety
+/// `output` has room for the output; the processor has the core's instructions.
+pub unsafe fn forward<C: Core, E: Element, W: Element>(
     geometry: &Geometry,
     x: &[E],
-    weight: &[E],
+    weight: Weight<'_, W>,
     tail: Tail<'_, E>,
-    output: &mut [E],
+    output: Shared<E>,
 ) {
     let [kernel_height, kernel_width] = geometry.kernel;
     let taps = (0..kernel_height * kernel_width)
@@ -96,12 +106,13 @@ pub fn forward<E: Element>(
         c: kernel,
         tap: 1,
     };
-    problem.run(geometry, x, weight, strides, tail, output);
+    // SAFETY: the caller's promises.
+    unsafe { problem.run::<C, E, W>(geometry, x, weight, strides, tail, output) };
 }
 
 /// A stride scatters the output's gradient over the input's; each residue of the stride is a problem
 /// of its own, with the taps that reach it.
-pub fn input_gradient<E: Element>(
+pub fn input_gradient<C: Core, E: Element>(
     geometry: &Geometry,
     weight: &[E],
     gradient: &[E],
@@ -151,7 +162,11 @@ pub fn input_gradient<E: Element>(
                 c: channels[1] * kernel,
                 tap: 1,
             };
-            problem.run(geometry, gradient, weight, strides, Tail::none(), result);
+            let weight = Weight::plain(weight);
+            let target = Shared(result.as_mut_ptr());
+            let tail = Tail::none();
+            // SAFETY: the result has the input's size; cores are chosen by what the processor has.
+            unsafe { problem.run::<C, E, E>(geometry, gradient, weight, strides, tail, target) };
         }
     }
 }
@@ -166,30 +181,30 @@ struct Run {
 }
 
 impl Problem {
-    fn run<E: Element>(
+    /// # Safety
+    /// `output` has room for the output; the processor has the core's instructions.
+    unsafe fn run<C: Core, E: Element, W: Element>(
         &self,
         geometry: &Geometry,
         input: &[E],
-        weight: &[E],
+        weight: Weight<'_, W>,
         strides: WeightStrides,
         tail: Tail<'_, E>,
-        output: &mut [E],
+        output: Shared<E>,
     ) {
         let groups = geometry.options.groups;
         let [c, m] = self.channels;
-        let slices = self.slices();
-        let packed: Vec<Vec<f32>> = (0..groups)
-            .map(|group| {
-                let length = weight.len() / groups;
-                let weight = &weight[group * length..][..length];
-                self.pack_weight(&slices, weight, strides)
-            })
+        let slices = self.slices::<C>();
+        let packed: Vec<Aligned<C::Value>> = (0..groups)
+            .map(|group| self.pack_weight::<C, E, W>(&slices, weight.group(group, groups), strides))
             .collect();
-        let panels = (self.grid[0] * self.grid[1]).div_ceil(NR);
-        let rows = m.div_ceil(MR);
+        let panels = (self.grid[0] * self.grid[1]).div_ceil(C::NR);
+        let rows = m.div_ceil(C::MR);
+        let deepest = slices.iter().map(|slice| slice.depth).max().unwrap_or(0);
         // Enough tasks for every thread; few pixels are shared out by output channels.
         let wanted = 3 * rayon::current_num_threads();
-        let per_task = PANELS.min(
+        let per_task = (C::STRIP / (deepest * C::NR).max(1)).clamp(
+            1,
             panels
                 .div_ceil(wanted.div_ceil(geometry.batch * groups))
                 .max(3),
@@ -200,8 +215,6 @@ impl Problem {
             .min(rows.div_ceil(2))
             .max(1);
         let part = rows.div_ceil(parts);
-        let target = Shared(output.as_mut_ptr());
-        let avx2 = has_avx2();
         (0..geometry.batch * groups * strips * parts)
             .into_par_iter()
             .for_each(|task| {
@@ -216,7 +229,7 @@ impl Problem {
                     return;
                 }
                 let plane = self.input[0] * self.input[1];
-                let strip = Strip {
+                let strip = Strip::<E, C> {
                     problem: self,
                     slices: &slices,
                     weight: &packed[group],
@@ -226,77 +239,86 @@ impl Problem {
                     tail,
                     group,
                     start: (image * groups + group) * m * self.output[0] * self.output[1],
-                    output: target,
+                    output,
+                    core: PhantomData,
                 };
-                // Taken here and not inside: a closure would not be compiled for AVX2.
-                with_scratch(strip.scratch_length(), |scratch| {
-                    #[cfg(target_arch = "x86_64")]
-                    if avx2 {
-                        // SAFETY: the processor has the instructions; tasks write disjoint pixels
-                        // or channels of a buffer that outlives them.
-                        return unsafe { strip.compute_avx2(scratch) };
-                    }
-                    let _ = avx2;
-                    // SAFETY: as above.
-                    unsafe { strip.compute::<false>(scratch) }
+                with_scratch(strip.lengths(), |values: &mut [C::Value], sums| {
+                    // SAFETY: the caller's promises; tasks write disjoint pixels or channels.
+                    unsafe { compiled(C::ISA, (&strip, values, sums)) }
                 });
             });
     }
 
     /// Long sums are cut inside taps, short ones take several taps.
-    fn slices(&self) -> Vec<Slice> {
+    fn slices<C: Core>(&self) -> Vec<Slice> {
         let c = self.channels[0];
         let mut slices: Vec<Slice> = Vec::new();
         let mut start = 0;
-        let cuts = c.div_ceil(DEPTH);
+        let cuts = c.div_ceil(C::DEPTH);
+        // Cuts are whole steps, so that zeros fill only the last.
+        let cut_at = |cut: usize| (c * cut / cuts).next_multiple_of(C::STEP).min(c);
         for tap in 0..self.taps.len() {
             for cut in 0..cuts {
                 let segment = Segment {
                     tap,
-                    first: c * cut / cuts,
-                    last: c * (cut + 1) / cuts,
+                    first: cut_at(cut),
+                    last: cut_at(cut + 1),
                 };
-                let length = segment.last - segment.first;
+                let length = segment.padded::<C>();
                 match slices.last_mut() {
-                    Some(last) if last.depth + length <= DEPTH => {
+                    Some(last) if last.depth + length <= C::DEPTH => {
                         last.segments.push(segment);
                         last.depth += length;
                     }
                     _ => slices.push(Slice {
                         segments: vec![segment],
                         depth: length,
-                        start,
+                        start: 0,
                     }),
                 }
-                start += length;
             }
+        }
+        for slice in &mut slices {
+            slice.depth = slice.depth.next_multiple_of(C::STEP);
+            slice.start = start;
+            start += slice.depth;
         }
         slices
     }
 
-    /// `[slice][panel of MR channels][product][MR]`; channels past the last are zero.
-    fn pack_weight<E: Element>(
+    /// `[slice][panel of MR channels]`, each as the core packs it; what fills up is zero. Values are
+    /// rounded to what the maps hold, as autocast would.
+    fn pack_weight<C: Core, E: Element, W: Element>(
         &self,
         slices: &[Slice],
-        weight: &[E],
+        weight: Weight<'_, W>,
         strides: WeightStrides,
-    ) -> Vec<f32> {
-        let [c, m] = self.channels;
-        let rows = m.div_ceil(MR);
-        let mut packed = vec![0f32; rows * MR * c * self.taps.len()];
+    ) -> Aligned<C::Value> {
+        let m = self.channels[1];
+        let rows = m.div_ceil(C::MR);
+        let depth: usize = slices.iter().map(|slice| slice.depth).sum();
+        let mut packed = Aligned::<C::Value>::zeros(rows * C::MR * depth);
         let target = Shared(packed.as_mut_ptr());
         (0..rows).into_par_iter().for_each(|row| {
             for slice in slices {
-                let mut at = rows * MR * slice.start + row * MR * slice.depth;
-                for segment in &slice.segments {
-                    let base = self.taps[segment.tap].index * strides.tap;
-                    for channel in segment.first..segment.last {
-                        for lane in 0..MR.min(m - row * MR) {
-                            let source = (row * MR + lane) * strides.m + channel * strides.c + base;
+                let base = rows * C::MR * slice.start + row * C::MR * slice.depth;
+                for lane in 0..C::MR.min(m - row * C::MR) {
+                    let out = row * C::MR + lane;
+                    let scale = weight.scale.map(|scale| scale[out]);
+                    let mut at = 0;
+                    for segment in &slice.segments {
+                        let first = self.taps[segment.tap].index * strides.tap + out * strides.m;
+                        for channel in segment.first..segment.last {
+                            let value = weight.values[first + channel * strides.c];
+                            let value = match scale {
+                                Some(scale) => C::value(E::narrow(value.widen() * scale)),
+                                None => C::value(value),
+                            };
+                            let step = at + channel - segment.first;
                             // SAFETY: each row of panels is one task's own.
-                            unsafe { *target.at(at + lane) = weight[source].widen() };
+                            unsafe { *target.at(base + C::left_at(step, lane)) = value };
                         }
-                        at += MR;
+                        at += segment.padded::<C>();
                     }
                 }
             }
@@ -304,9 +326,9 @@ impl Problem {
         packed
     }
 
-    fn runs(&self, panel: usize) -> Vec<Run> {
+    fn runs<C: Core>(&self, panel: usize) -> Vec<Run> {
         let width = self.grid[1];
-        let (first, last) = (panel * NR, (self.grid[0] * width).min((panel + 1) * NR));
+        let (first, last) = (panel * C::NR, (self.grid[0] * width).min((panel + 1) * C::NR));
         let mut runs = Vec::with_capacity(2);
         let mut at = first;
         while at < last {
@@ -354,107 +376,131 @@ struct Reached {
 }
 
 /// A strip of pixels of one image and group, and the output channels of one task.
-struct Strip<'a, E> {
+struct Strip<'a, E, C: Core> {
     problem: &'a Problem,
     slices: &'a [Slice],
-    weight: &'a [f32],
+    weight: &'a [C::Value],
     input: &'a [E],
     panels: std::ops::Range<usize>,
-    /// Panels of [`MR`] output channels.
+    /// Panels of `MR` output channels.
     rows: std::ops::Range<usize>,
     tail: Tail<'a, E>,
     group: usize,
     /// Where this image's and group's part of the output starts.
     start: usize,
     output: Shared<E>,
+    core: PhantomData<C>,
 }
 
-impl<E: Element> Strip<'_, E> {
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn compute_avx2(&self, scratch: &mut [f32]) {
+impl<E: Element, C: Core> Work for (&Strip<'_, E, C>, &mut [C::Value], &mut [f32]) {
+    #[inline(always)]
+    unsafe fn run(self) {
+        let (strip, values, sums) = self;
         // SAFETY: the caller's promises are the same.
-        unsafe { self.compute::<true>(scratch) }
+        unsafe { strip.compute(values, sums) }
     }
+}
 
-    /// Values of a panel's part of the strip, and of all sums.
-    fn lengths(&self) -> (usize, usize) {
+impl<E: Element, C: Core> Strip<'_, E, C> {
+    /// Values of a panel's part of the strip.
+    fn panel_length(&self) -> usize {
         let deepest = self.slices.iter().map(|slice| slice.depth).max();
-        let sums = self.rows.len() * self.panels.len() * BLOCK;
-        (deepest.unwrap_or(0) * NR, sums)
+        deepest.unwrap_or(0) * C::NR
     }
 
-    fn scratch_length(&self) -> usize {
-        let (strip, sums) = self.lengths();
-        strip * self.panels.len() + sums
+    /// Values of the strip, and sums: of all blocks, or of one if each is done at once.
+    fn lengths(&self) -> [usize; 2] {
+        let blocks = if self.slices.len() > 1 {
+            self.rows.len() * self.panels.len()
+        } else {
+            1
+        };
+        [
+            self.panel_length() * self.panels.len(),
+            blocks * C::BLOCK,
+        ]
     }
 
     /// # Safety
     /// No other thread writes this strip's pixels of this task's channels, and `output` has them.
-    /// With `AVX2` the processor has AVX2, FMA and F16C.
+    /// The processor has the core's instructions.
     #[inline(always)]
-    unsafe fn compute<const AVX2: bool>(&self, scratch: &mut [f32]) {
+    unsafe fn compute(&self, strip: &mut [C::Value], sums: &mut [f32]) {
         let count = self.panels.len();
-        let (strip_length, _) = self.lengths();
-        let (strip, sums) = scratch.split_at_mut(strip_length * count);
-        sums.fill(0.0);
+        let panel_length = self.panel_length();
         let runs: Vec<Vec<Run>> = self
             .panels
             .clone()
-            .map(|panel| self.problem.runs(panel))
+            .map(|panel| self.problem.runs::<C>(panel))
             .collect();
         let mut reached = Vec::new();
         let mut filled = vec![false; count];
-        let all_rows = self.problem.channels[1].div_ceil(MR);
-        for slice in self.slices {
-            self.gather::<AVX2>(slice, &runs, &mut reached, strip, strip_length, &mut filled);
-            let weight = &self.weight[all_rows * MR * slice.start..];
-            let walk = Walk {
-                rows: 1,
-                depth: slice.depth,
-                left_row: 0,
-                right_row: 0,
-                right_step: NR,
-            };
+        // Whether a panel's sums hold something.
+        let mut begun = vec![false; count];
+        let all_rows = self.problem.channels[1].div_ceil(C::MR);
+        for (index, slice) in self.slices.iter().enumerate() {
+            let last_slice = index + 1 == self.slices.len();
+            // SAFETY: the caller promises the instructions.
+            unsafe { self.gather(slice, &runs, &mut reached, strip, panel_length, &mut filled) };
+            let weight = &self.weight[all_rows * C::MR * slice.start..];
+            let walk = Walk::packed::<C>(slice.depth);
+            let chunk = (CHUNK / (slice.depth * C::MR)).max(1);
             let mut first = self.rows.start;
             while first < self.rows.end {
-                let last = self.rows.end.min(first + CHUNK);
-                for panel in (0..count).filter(|&panel| filled[panel]) {
-                    let right = &strip[panel * strip_length..][..slice.depth * NR];
+                let last = self.rows.end.min(first + chunk);
+                for panel in 0..count {
+                    if !filled[panel] && !last_slice {
+                        continue;
+                    }
+                    let right = &strip[panel * panel_length..][..slice.depth * C::NR];
                     for row in first..last {
-                        let left = &weight[row * MR * slice.depth..][..MR * slice.depth];
-                        let at = ((row - self.rows.start) * count + panel) * BLOCK;
-                        let sums = &mut sums[at..][..BLOCK];
-                        // SAFETY: the slices hold `depth` steps and a block.
-                        unsafe {
-                            multiply::<AVX2>(
-                                walk,
-                                left.as_ptr(),
-                                right.as_ptr(),
-                                sums.as_mut_ptr(),
-                            );
+                        let left = &weight[row * C::MR * slice.depth..][..C::MR * slice.depth];
+                        let at = if self.slices.len() > 1 {
+                            (row - self.rows.start) * count + panel
+                        } else {
+                            0
+                        };
+                        let block = &mut sums[at * C::BLOCK..][..C::BLOCK];
+                        if filled[panel] {
+                            // SAFETY: the slices hold `depth` products and a block.
+                            unsafe {
+                                C::multiply(
+                                    walk,
+                                    left.as_ptr(),
+                                    right.as_ptr(),
+                                    block.as_mut_ptr(),
+                                    begun[panel],
+                                );
+                            }
+                        } else if !begun[panel] {
+                            block.fill(0.0);
+                        }
+                        if last_slice {
+                            // SAFETY: the caller's promise.
+                            unsafe { self.store(row, &runs[panel], block) };
                         }
                     }
                 }
                 first = last;
             }
-        }
-        for (panel, runs) in runs.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { self.store::<AVX2>(panel, runs, count, sums) };
+            for (begun, filled) in begun.iter_mut().zip(&filled) {
+                *begun |= filled;
+            }
         }
     }
 
-    /// Fills each panel's `[product][NR]` with the input's values. A panel that only sees padding is
-    /// not `filled`.
+    /// Packs each panel's input values. A panel that only sees padding is not `filled`.
+    ///
+    /// # Safety
+    /// The processor has the core's instructions.
     #[inline(always)]
-    fn gather<const AVX2: bool>(
+    unsafe fn gather(
         &self,
         slice: &Slice,
         runs: &[Vec<Run>],
         reached: &mut Vec<Reached>,
-        strip: &mut [f32],
-        strip_length: usize,
+        strip: &mut [C::Value],
+        panel_length: usize,
         filled: &mut [bool],
     ) {
         let problem = self.problem;
@@ -463,61 +509,86 @@ impl<E: Element> Strip<'_, E> {
         filled.fill(false);
         let mut at = 0;
         for segment in &slice.segments {
-            let depth = segment.last - segment.first;
+            let depth = segment.padded::<C>();
             reached.clear();
             for (panel, runs) in runs.iter().enumerate() {
                 let before = reached.len();
                 problem.reach(panel, runs, problem.taps[segment.tap], reached);
                 let lanes: usize = reached[before..].iter().map(|part| part.length).sum();
                 filled[panel] |= lanes > 0;
-                if lanes < NR {
-                    strip[panel * strip_length + at..][..depth * NR].fill(0.0);
+                if lanes < C::NR {
+                    strip[panel * panel_length + at * C::NR..][..depth * C::NR]
+                        .fill(C::Value::default());
                 }
             }
             // Channels outermost: each lies in pages of its own, and its pixels are neighbours.
-            for channel in 0..depth {
-                let source = &self.input[(segment.first + channel) * plane..][..plane];
+            for channel in (segment.first..segment.last).step_by(C::PAIR) {
+                let source = |channel: usize| {
+                    (channel < segment.last).then(|| &self.input[channel * plane..][..plane])
+                };
+                let sources = [
+                    source(channel),
+                    if C::PAIR == 2 { source(channel + 1) } else { None },
+                ];
+                let row = (at + channel - segment.first) * C::NR;
                 for part in reached.iter() {
-                    let target = part.panel * strip_length + at + channel * NR;
-                    if part.length == NR && step == 1 {
-                        let target = &mut strip[target..target + NR];
-                        E::widen_run::<AVX2>(&source[part.offset..part.offset + NR], target);
+                    let target = part.panel * panel_length + row;
+                    if step == 1 {
+                        let sources = sources.map(|source| {
+                            source.map(|source| &source[part.offset..part.offset + part.length])
+                        });
+                        // Whole panels first: a length that is known compiles to a few moves.
+                        if part.length == C::NR {
+                            let target = &mut strip[target..target + C::NR * C::PAIR];
+                            let sources =
+                                sources.map(|source| source.map(|source| &source[..C::NR]));
+                            // SAFETY: the caller promises the instructions.
+                            unsafe { C::gather(sources, target) };
+                        } else {
+                            let target = &mut strip[target + part.lane * C::PAIR..]
+                                [..part.length * C::PAIR];
+                            // SAFETY: as above.
+                            unsafe { C::gather(sources, target) };
+                        }
                         continue;
                     }
-                    let target = &mut strip[target + part.lane..][..part.length];
-                    if step == 1 {
-                        let source = &source[part.offset..part.offset + part.length];
-                        E::widen_run::<AVX2>(source, target);
-                    } else {
+                    let target = &mut strip[target..];
+                    for (half, source) in sources.iter().enumerate().take(C::PAIR) {
+                        let Some(source) = source else { continue };
                         let source = source[part.offset..].iter().step_by(step);
-                        for (target, source) in target.iter_mut().zip(source) {
-                            *target = source.widen();
+                        for (lane, source) in source.take(part.length).enumerate() {
+                            target[(part.lane + lane) * C::PAIR + half] = C::value(*source);
+                        }
+                    }
+                    if C::PAIR == 2 && sources[1].is_none() {
+                        for lane in part.lane..part.lane + part.length {
+                            target[lane * C::PAIR + 1] = C::Value::default();
                         }
                     }
                 }
             }
-            at += depth * NR;
+            at += depth;
+        }
+        if at < slice.depth {
+            for panel in 0..runs.len() {
+                strip[panel * panel_length + at * C::NR..panel * panel_length + slice.depth * C::NR]
+                    .fill(C::Value::default());
+            }
         }
     }
 
-    /// Adds what follows the sums, rounds and stores.
+    /// Adds what follows the sums of a panel of channels, rounds and stores.
     ///
     /// # Safety
     /// As [`Self::compute`].
     #[inline(always)]
-    unsafe fn store<const AVX2: bool>(
-        &self,
-        panel: usize,
-        runs: &[Run],
-        count: usize,
-        sums: &mut [f32],
-    ) {
+    unsafe fn store(&self, row: usize, runs: &[Run], block: &mut [f32]) {
         let problem = self.problem;
         let plane = problem.output[0] * problem.output[1];
         let m = problem.channels[1];
-        for channel in self.rows.start * MR..m.min(self.rows.end * MR) {
-            let row = channel / MR - self.rows.start;
-            let values = &mut sums[(row * count + panel) * BLOCK + channel % MR * NR..][..NR];
+        let channels = (m - row * C::MR).min(C::MR);
+        for (lane, values) in block.chunks_exact_mut(C::NR).enumerate().take(channels) {
+            let channel = row * C::MR + lane;
             for run in runs {
                 let y = run.y * problem.output_step[0] + problem.output_base[0];
                 let x = run.x * problem.output_step[1] + problem.output_base[1];
@@ -529,8 +600,8 @@ impl<E: Element> Strip<'_, E> {
                     // task's own.
                     let target = unsafe { std::slice::from_raw_parts_mut(target, values.len()) };
                     self.tail
-                        .apply::<AVX2>(self.group * m + channel, at, values);
-                    E::narrow_run::<AVX2>(values, target);
+                        .apply(C::ISA, self.group * m + channel, at, values);
+                    E::narrow_run(C::ISA, values, target);
                 } else {
                     // An input gradient, which nothing follows.
                     for (i, &value) in values.iter().enumerate() {

@@ -2,9 +2,10 @@
 
 use half::{bf16, f16};
 
+use super::isa::Isa;
 use super::{
-    Conv2dOptions, Element, Exactness, Geometry, Tail, forward, input_gradient, weight_gradient,
-    winograd,
+    Conv2dOptions, Element, Exactness, Geometry, Tail, Weight, forward_with, input_gradient_with,
+    micro, weight_gradient_with, winograd,
 };
 
 /// A small generator: no two tests share state, and a failure prints its seed.
@@ -89,28 +90,28 @@ fn compare<E: Element>(geometry: &Geometry, bound: f64, random: &mut Random) -> 
         dx[i] += wide(&gradient[o]) * wide(&weight[w]);
         dw[w] += wide(&gradient[o]) * wide(&x[i]);
     });
-    let errors = [
-        distance(
-            &forward(
-                geometry,
-                &x,
-                &weight,
-                Tail {
-                    bias: Some(&bias),
-                    ..Tail::none()
-                },
-                Exactness::Summed,
+    let tail = Tail {
+        bias: Some(&bias),
+        ..Tail::none()
+    };
+    let plain = Weight::plain(&weight[..]);
+    let mut worst = [0f64; 3];
+    for isa in Isa::available() {
+        let errors = [
+            distance(
+                &forward_with(isa, geometry, &x, plain, tail, Exactness::Summed),
+                &y,
             ),
-            &y,
-        ),
-        distance(&input_gradient(geometry, &weight, &gradient), &dx),
-        distance(&weight_gradient(geometry, &x, &gradient), &dw),
-    ];
-    assert!(
-        errors.iter().all(|&error| error <= bound),
-        "{errors:?} of output, input and weight gradient exceed {bound:e} for {geometry:?}"
-    );
-    errors
+            distance(&input_gradient_with(isa, geometry, &weight, &gradient), &dx),
+            distance(&weight_gradient_with(isa, geometry, &x, &gradient), &dw),
+        ];
+        assert!(
+            errors.iter().all(|&error| error <= bound),
+            "{errors:?} of output, input and weight gradient exceed {bound:e} for {isa:?}, {geometry:?}"
+        );
+        worst = std::array::from_fn(|i| worst[i].max(errors[i]));
+    }
+    worst
 }
 
 fn random_geometry(random: &mut Random) -> Geometry {
@@ -186,6 +187,22 @@ fn long_sums_stay_within_their_bound() {
     println!("1x1: {:?}", compare::<f32>(&geometry, 1e-5, &mut random));
 }
 
+fn winograd_with<E: Element>(
+    isa: Isa,
+    geometry: &Geometry,
+    x: &[E],
+    weight: &[E],
+    tail: Tail<'_, E>,
+    found: &mut [E],
+) {
+    let weight = Weight::plain(weight);
+    let found = super::Shared(found.as_mut_ptr());
+    // SAFETY: what was found has the output's size; the instruction set is available.
+    unsafe {
+        with_wide_core!(isa, C => winograd::forward::<C, E, E>(geometry, x, weight, tail, found));
+    }
+}
+
 #[test]
 fn fewer_products_give_the_same_output_within_their_bound() {
     for seed in 0..60 {
@@ -212,14 +229,16 @@ fn fewer_products_give_the_same_output_within_their_bound() {
         each_product(&geometry, |i, w, o| {
             expected[o] += f64::from(x[i]) * f64::from(weight[w]);
         });
-        let mut found = vec![0f32; expected.len()];
         let tail = Tail {
             bias: Some(&bias),
             ..Tail::none()
         };
-        winograd::forward(&geometry, &x, &weight, tail, &mut found);
-        let error = distance(&found, &expected);
-        assert!(error <= 1e-5, "{error:e} for {geometry:?}");
+        for isa in Isa::available() {
+            let mut found = vec![0f32; expected.len()];
+            winograd_with(isa, &geometry, &x, &weight, tail, &mut found);
+            let error = distance(&found, &expected);
+            assert!(error <= 1e-5, "{error:e} for {isa:?}, {geometry:?}");
+        }
     }
 }
 
@@ -253,18 +272,21 @@ fn what_follows_the_sums_is_added_before_they_are_rounded() {
             skip: Some(&skip),
             relu: true,
         };
-        for exactness in [Exactness::Summed, Exactness::Output] {
-            let found = forward(&geometry, &x, &weight, tail, exactness);
-            let error = distance(&found, &expected);
-            assert!(
-                error <= 2f64.powi(-11),
-                "{error:e} for {exactness:?}, {geometry:?}"
-            );
-        }
-        if geometry.options.groups == 1 && geometry.kernel == [3, 3] {
-            let mut found = vec![f16::ZERO; expected.len()];
-            winograd::forward(&geometry, &x, &weight, tail, &mut found);
-            assert!(distance(&found, &expected) <= 2f64.powi(-11));
+        for isa in Isa::available() {
+            for exactness in [Exactness::Summed, Exactness::Output] {
+                let plain = Weight::plain(&weight[..]);
+                let found = forward_with(isa, &geometry, &x, plain, tail, exactness);
+                let error = distance(&found, &expected);
+                assert!(
+                    error <= 2f64.powi(-11),
+                    "{error:e} for {isa:?}, {exactness:?}, {geometry:?}"
+                );
+            }
+            if geometry.options.groups == 1 && geometry.kernel == [3, 3] {
+                let mut found = vec![f16::ZERO; expected.len()];
+                winograd_with(isa, &geometry, &x, &weight, tail, &mut found);
+                assert!(distance(&found, &expected) <= 2f64.powi(-11));
+            }
         }
     }
 }

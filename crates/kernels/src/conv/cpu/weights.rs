@@ -1,12 +1,22 @@
 //! Weight gradient: `dw[m, c, tap] = sum over images and pixels of dy[m, p] * x[c, position(p) + offset(tap)]`.
 
+use std::marker::PhantomData;
+
 use rayon::prelude::*;
 
-use super::micro::{BLOCK, MR, NR, Walk, has_avx2, interleave, multiply};
-use super::{Element, Geometry, Shared, inside, with_scratch};
+use super::isa::{Isa, Work, compiled};
+use super::micro::{Core, Walk, interleave};
+use super::{Aligned, Element, Geometry, Shared, inside, with_scratch};
 
 /// Pixels that are summed in one go: six channels of the gradient stay in the first-level cache.
 const PIXELS: usize = 512;
+/// The most rows or columns that a block has here.
+const MOST: usize = 32;
+
+/// Values of a panel of the gradient, with slack; a whole number of cache lines.
+fn left_length<C: Core>() -> usize {
+    (PIXELS * C::MR + 8).next_multiple_of(16)
+}
 
 /// A rectangle of the output of one image.
 #[derive(Clone, Copy)]
@@ -25,77 +35,75 @@ impl Band {
     }
 }
 
-pub fn weight_gradient<E: Element>(geometry: &Geometry, x: &[E], gradient: &[E], result: &mut [E]) {
+pub fn weight_gradient<C: Core<Value = f32>, E: Element>(
+    geometry: &Geometry,
+    x: &[E],
+    gradient: &[E],
+    result: &mut [E],
+) {
     let groups = geometry.options.groups;
     let [c, m] = [geometry.c_in / groups, geometry.c_out / groups];
     let [kernel_height, kernel_width] = geometry.kernel;
     let kernel = kernel_height * kernel_width;
-    let (left_panels, right_panels) = (m.div_ceil(MR), c.div_ceil(NR));
-    let avx2 = has_avx2();
-    let mut left = vec![0f32; left_panels * (PIXELS * MR + 8)];
+    let (left_panels, right_panels) = (m.div_ceil(C::MR), c.div_ceil(C::NR));
+    let panel_length = left_length::<C>();
+    let mut left = Aligned::<f32>::zeros(left_panels * panel_length);
     for group in 0..groups {
         // [panel of NR input channels][tap][panel of MR output channels][MR][NR]
-        let mut sums = vec![0f32; right_panels * kernel * left_panels * BLOCK];
+        let mut sums = Aligned::<f32>::zeros(right_panels * kernel * left_panels * C::BLOCK);
         for band in bands(geometry) {
             let [height, width] = band.size();
-            let panel_length = height * width * MR + 8;
-            left.par_chunks_mut(PIXELS * MR + 8)
+            left.par_chunks_mut(panel_length)
                 .enumerate()
                 .for_each(|(panel, target)| {
-                    let first = (band.image * groups + group) * m + panel * MR;
+                    let first = (band.image * groups + group) * m + panel * C::MR;
                     let source = Planes {
                         values: gradient,
                         size: geometry.output,
                         first,
-                        count: MR.min(m - panel * MR),
+                        count: C::MR.min(m - panel * C::MR),
                     };
-                    // SAFETY: the target has room for the band and slack; instructions are checked.
-                    unsafe {
-                        for row in 0..height {
-                            source.interleave::<MR>(
-                                avx2,
-                                band.rows[0] + row,
-                                band.columns,
-                                target.as_mut_ptr().add(row * width * MR),
-                            );
-                        }
-                    }
+                    let work = Interleave {
+                        source,
+                        isa: C::ISA,
+                        lanes: C::MR,
+                        rows: band.rows,
+                        columns: band.columns,
+                        target: target.as_mut_ptr(),
+                    };
+                    debug_assert!(height * width * C::MR + 8 <= panel_length);
+                    // SAFETY: the target has room for the band and slack; cores are chosen by what
+                    // the processor has.
+                    unsafe { compiled(C::ISA, work) };
                 });
             let target = Shared(sums.as_mut_ptr());
-            let left = &left;
+            let left = &left[..];
             (0..right_panels * kernel_height)
                 .into_par_iter()
                 .for_each(|task| {
                     let (panel, tap_row) = (task / kernel_height, task % kernel_height);
-                    let first = (band.image * groups + group) * c + panel * NR;
-                    let part =
-                        Part {
-                            geometry,
-                            band,
-                            tap_row,
-                            source: Planes {
-                                values: x,
-                                size: geometry.input,
-                                first,
-                                count: NR.min(c - panel * NR),
-                            },
-                            left,
-                            left_panels,
-                            sums: Shared(target.at((panel * kernel + tap_row * kernel_width)
-                                * left_panels
-                                * BLOCK)),
-                        };
-                    debug_assert!(panel_length <= PIXELS * MR + 8);
-                    let length = height * geometry.input[1] * NR + 8;
-                    // Taken here and not inside: a closure would not be compiled for AVX2.
-                    with_scratch(length, |scratch| {
-                        #[cfg(target_arch = "x86_64")]
-                        if avx2 {
-                            // SAFETY: the processor has the instructions; tasks own their taps' sums.
-                            return unsafe { part.compute_avx2(scratch) };
-                        }
-                        // SAFETY: as above.
-                        unsafe { part.compute::<false>(scratch) }
+                    let first = (band.image * groups + group) * c + panel * C::NR;
+                    let at = (panel * kernel + tap_row * kernel_width) * left_panels * C::BLOCK;
+                    let part = Part::<E, C> {
+                        geometry,
+                        band,
+                        tap_row,
+                        source: Planes {
+                            values: x,
+                            size: geometry.input,
+                            first,
+                            count: C::NR.min(c - panel * C::NR),
+                        },
+                        left,
+                        left_panels,
+                        sums: Shared(target.at(at)),
+                        core: PhantomData,
+                    };
+                    let length = height * geometry.input[1] * C::NR + 8;
+                    with_scratch([length, 0], |scratch: &mut [f32], _| {
+                        // SAFETY: cores are chosen by what the processor has; tasks own their taps'
+                        // sums.
+                        unsafe { compiled(C::ISA, (&part, scratch)) }
                     });
                 });
         }
@@ -106,8 +114,8 @@ pub fn weight_gradient<E: Element>(geometry: &Geometry, x: &[E], gradient: &[E],
             .for_each(|(row, target)| {
                 for channel in 0..c {
                     for tap in 0..kernel {
-                        let block = (channel / NR * kernel + tap) * left_panels + row / MR;
-                        let at = block * BLOCK + row % MR * NR + channel % NR;
+                        let block = (channel / C::NR * kernel + tap) * left_panels + row / C::MR;
+                        let at = block * C::BLOCK + row % C::MR * C::NR + channel % C::NR;
                         target[channel * kernel + tap] = E::narrow(sums[at]);
                     }
                 }
@@ -143,14 +151,15 @@ struct Planes<'a, E> {
 }
 
 impl<E: Element> Planes<'_, E> {
-    /// Writes the columns of one row, `LANES` channels a step; channels past the last are zero.
+    /// Writes the columns of one row, `lanes` channels a step; channels past the last are zero.
     ///
     /// # Safety
-    /// `target` has room for the columns and eight values more; with `avx2` the processor has AVX2,
-    /// FMA and F16C.
-    unsafe fn interleave<const LANES: usize>(
+    /// `target` has room for the columns and eight values more; the processor has `isa`.
+    #[inline(always)]
+    unsafe fn interleave(
         &self,
-        avx2: bool,
+        isa: Isa,
+        lanes: usize,
         row: usize,
         columns: [usize; 2],
         target: *mut f32,
@@ -158,36 +167,43 @@ impl<E: Element> Planes<'_, E> {
         let plane = self.size[0] * self.size[1];
         let at = row * self.size[1] + columns[0];
         let length = columns[1] - columns[0];
-        let rows: [*const E; 16] = std::array::from_fn(|lane| {
+        let rows: [*const E; MOST] = std::array::from_fn(|lane| {
             let lane = lane.min(self.count - 1);
             let start = (self.first + lane) * plane + at;
             self.values[start..start + length].as_ptr()
         });
-        #[cfg(target_arch = "x86_64")]
-        if avx2 {
-            // SAFETY: the rows are slices of `length` values; the rest is the caller's promise.
-            return unsafe { interleave_avx2::<E, LANES>(&rows, self.count, length, target) };
-        }
-        let _ = avx2;
-        // SAFETY: as above.
-        unsafe { interleave::<E, LANES, false>(&rows, self.count, length, target) }
+        // SAFETY: the rows are slices of `length` values; the rest is the caller's promise.
+        unsafe { interleave(isa, lanes, &rows, self.count, length, target) }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn interleave_avx2<E: Element, const LANES: usize>(
-    rows: &[*const E; 16],
-    count: usize,
-    length: usize,
+/// Interleaves a rectangle of the planes.
+struct Interleave<'a, E> {
+    source: Planes<'a, E>,
+    isa: Isa,
+    lanes: usize,
+    rows: [usize; 2],
+    columns: [usize; 2],
     target: *mut f32,
-) {
-    // SAFETY: the caller's promises are the same.
-    unsafe { interleave::<E, LANES, true>(rows, count, length, target) }
+}
+
+impl<E: Element> Work for Interleave<'_, E> {
+    #[inline(always)]
+    unsafe fn run(self) {
+        let width = self.columns[1] - self.columns[0];
+        for row in self.rows[0]..self.rows[1] {
+            let at = (row - self.rows[0]) * width * self.lanes;
+            // SAFETY: the caller promises room for every row.
+            unsafe {
+                let target = self.target.add(at);
+                self.source.interleave(self.isa, self.lanes, row, self.columns, target);
+            }
+        }
+    }
 }
 
 /// The taps of one row of the kernel for one panel of input channels, in one band.
-struct Part<'a, E> {
+struct Part<'a, E, C> {
     geometry: &'a Geometry,
     band: Band,
     tap_row: usize,
@@ -195,21 +211,24 @@ struct Part<'a, E> {
     left: &'a [f32],
     left_panels: usize,
     sums: Shared<f32>,
+    core: PhantomData<C>,
 }
 
-impl<E: Element> Part<'_, E> {
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn compute_avx2(&self, scratch: &mut [f32]) {
-        // SAFETY: the caller's promises are the same.
-        unsafe { self.compute::<true>(scratch) }
-    }
-
-    /// # Safety
-    /// No other thread touches the sums of these taps and channels. With `AVX2` the processor has
-    /// AVX2, FMA and F16C.
+impl<E: Element, C: Core<Value = f32>> Work for (&Part<'_, E, C>, &mut [f32]) {
     #[inline(always)]
-    unsafe fn compute<const AVX2: bool>(&self, right: &mut [f32]) {
+    unsafe fn run(self) {
+        let (part, scratch) = self;
+        // SAFETY: the caller's promises are the same.
+        unsafe { part.compute(scratch) }
+    }
+}
+
+impl<E: Element, C: Core<Value = f32>> Part<'_, E, C> {
+    /// # Safety
+    /// No other thread touches the sums of these taps and channels. The processor has the core's
+    /// instructions.
+    #[inline(always)]
+    unsafe fn compute(&self, right: &mut [f32]) {
         let geometry = self.geometry;
         let [step_y, step_x] = geometry.options.stride;
         let [_, band_width] = self.band.size();
@@ -243,14 +262,15 @@ impl<E: Element> Part<'_, E> {
         if rows.is_empty() {
             return;
         }
-        let row_length = (last - first) * NR;
+        let row_length = (last - first) * C::NR;
         assert!(row_length * rows.len() + 8 <= right.len());
         for (i, row) in rows.clone().enumerate() {
             let y = ((row * step_y) as isize + offset_y) as usize;
             // SAFETY: the scratch has room for every row and the slack.
             unsafe {
-                self.source.interleave::<NR>(
-                    AVX2,
+                self.source.interleave(
+                    C::ISA,
+                    C::NR,
                     y,
                     [first, last],
                     right.as_mut_ptr().add(i * row_length),
@@ -259,7 +279,7 @@ impl<E: Element> Part<'_, E> {
         }
         let skipped = rows.start - self.band.rows[0];
         for panel in 0..self.left_panels {
-            let left = &self.left[panel * (super::weights::PIXELS * MR + 8)..];
+            let left = &self.left[panel * left_length::<C>()..];
             for (tap, (range, offset)) in columns.iter().enumerate() {
                 if range.is_empty() {
                     continue;
@@ -267,20 +287,21 @@ impl<E: Element> Part<'_, E> {
                 let walk = Walk {
                     rows: rows.len(),
                     depth: range.len(),
-                    left_row: band_width * MR,
+                    left_row: band_width * C::MR,
                     right_row: row_length,
-                    right_step: step_x * NR,
+                    right_step: step_x * C::NR,
                 };
-                let left_at = (skipped * band_width + range.start - self.band.columns[0]) * MR;
-                let right_at = (input_column(range.start, *offset) - first) * NR;
+                let left_at = (skipped * band_width + range.start - self.band.columns[0]) * C::MR;
+                let right_at = (input_column(range.start, *offset) - first) * C::NR;
                 // SAFETY: rows and columns were clipped to the band and to the packed pixels;
                 // the sums are this task's own.
                 unsafe {
-                    multiply::<AVX2>(
+                    C::multiply(
                         walk,
                         left[left_at..].as_ptr(),
                         right[right_at..].as_ptr(),
-                        self.sums.at((tap * self.left_panels + panel) * BLOCK),
+                        self.sums.at((tap * self.left_panels + panel) * C::BLOCK),
+                        true,
                     );
                 }
             }

@@ -6,10 +6,13 @@
 //! 1e-4 (2-norm), so only inference uses this. A dilation `d` is `d * d` interleaved maps of
 //! dilation 1.
 
+use std::marker::PhantomData;
+
 use rayon::prelude::*;
 
-use super::micro::{BLOCK, MR, NR, Walk, has_avx2, multiply};
-use super::{Element, Geometry, Shared, Tail, inside, with_scratch};
+use super::isa::{Work, compiled};
+use super::micro::{Core, LANES, Walk};
+use super::{Aligned, Element, Geometry, Shared, Tail, Weight, inside, with_scratch};
 
 /// Outputs of a tile in each direction.
 const TILE: usize = 4;
@@ -17,14 +20,16 @@ const TILE: usize = 4;
 const WINDOW: usize = 6;
 /// Products of a tile and channel.
 const POINTS: usize = WINDOW * WINDOW;
-/// Input channels that are summed in one go, as in direct sums.
-const DEPTH: usize = 256;
-/// Panels of [`NR`] tiles of which a task transforms the inputs.
-const PANELS: usize = 6;
-/// Panels whose sums are held at a time: 9 bytes for every 4 of the output that they make.
-const HELD: usize = 64;
-/// Panels of output channels that share a strip of inputs in the cache.
-const CHUNK: usize = 16;
+/// Input channels that are summed in one go: longer than in direct sums, because sums are held for
+/// all points at once and go through memory.
+const DEPTH: usize = 512;
+/// Values of the transformed inputs of a task: a few times a second-level cache, which the products of
+/// one point fit.
+const STRIP: usize = 2 << 20;
+/// Values of the sums that are held at a time: 9 bytes for every 4 of the output that they make.
+const HELD: usize = 12 << 20;
+/// Values of kernels that share a strip of inputs in the cache.
+const CHUNK: usize = 96 << 10;
 
 /// What the transforms cost, in products of the direct sum, per channel and tile: measured roughly.
 const OVERHEAD: usize = 2;
@@ -84,119 +89,169 @@ fn tiles(geometry: &Geometry) -> Vec<Tile> {
     tiles
 }
 
-pub fn forward<E: Element>(
+/// Writes every output.
+///
+/// # Safety
+/// `output` has room for the output; the processor has the core's instructions.
+pub unsafe fn forward<C: Core<Value = f32>, E: Element, W: Element>(
     geometry: &Geometry,
     x: &[E],
-    weight: &[E],
+    weight: Weight<'_, W>,
     tail: Tail<'_, E>,
-    output: &mut [E],
+    output: Shared<E>,
 ) {
-    let avx2 = has_avx2();
     let all = tiles(geometry);
-    let rows = geometry.c_out.div_ceil(MR);
-    let target = Shared(output.as_mut_ptr());
-    let mut sums: Vec<f32> = Vec::new();
-    let mut kernels: Vec<f32> = Vec::new();
-    for held in all.chunks(HELD * NR) {
-        let panels = held.len().div_ceil(NR);
-        let tasks = 3 * rayon::current_num_threads();
-        let per_task = panels.div_ceil(tasks).clamp(1, PANELS);
-        let length = POINTS * rows * per_task * BLOCK;
-        sums.clear();
-        sums.resize(panels.div_ceil(per_task) * length, 0.0);
-        let cuts = geometry.c_in.div_ceil(DEPTH);
+    let rows = geometry.c_out.div_ceil(C::MR);
+    let cuts = geometry.c_in.div_ceil(DEPTH);
+    let depth = geometry.c_in.div_ceil(cuts);
+    // Tasks of equal size, a few for every thread.
+    let block = POINTS * rows * C::BLOCK;
+    let held = (HELD / block).max(1) * C::NR;
+    let held = all.len().div_ceil(all.len().div_ceil(held));
+    let tasks = 3 * rayon::current_num_threads();
+    let most = (STRIP / (POINTS * depth * C::NR)).max(1);
+    let per_task = held.div_ceil(C::NR).div_ceil(tasks).clamp(1, most);
+    let length = block * per_task;
+    let mut sums = Aligned::<f32>::zeros(held.div_ceil(per_task * C::NR) * length);
+    let mut kernels = Aligned::<f32>::zeros(POINTS * rows * depth * C::MR);
+    for held in all.chunks(held) {
         for cut in 0..cuts {
             let channels = geometry.c_in * cut / cuts..geometry.c_in * (cut + 1) / cuts;
-            transform_kernels(geometry, weight, channels.clone(), &mut kernels);
-            let kernels = &kernels;
+            transform_kernels::<C, E, W>(geometry, weight, channels.clone(), &mut kernels);
+            let kernels = &kernels[..];
             sums.par_chunks_mut(length)
-                .zip(held.par_chunks(per_task * NR))
+                .zip(held.par_chunks(per_task * C::NR))
                 .for_each(|(sums, tiles)| {
-                    let part = Part {
+                    let part = Part::<C> {
                         geometry,
                         tiles,
                         panels: per_task,
+                        core: PhantomData,
                     };
-                    let scratch = POINTS * per_task * channels.len() * NR;
-                    with_scratch(scratch, |scratch| {
-                        #[cfg(target_arch = "x86_64")]
-                        if avx2 {
-                            // SAFETY: the processor has the instructions.
-                            return unsafe {
-                                part.multiply_avx2(x, channels.clone(), kernels, scratch, sums)
-                            };
-                        }
-                        part.multiply::<E, false>(x, channels.clone(), kernels, scratch, sums);
+                    let scratch = POINTS * per_task * channels.len() * C::NR;
+                    with_scratch([scratch, 0], |strip: &mut [f32], _| {
+                        let work = Multiply {
+                            part: &part,
+                            x,
+                            channels: channels.clone(),
+                            kernels,
+                            strip,
+                            sums,
+                        };
+                        // SAFETY: cores are chosen by what the processor has.
+                        unsafe { compiled(C::ISA, work) }
                     });
                 });
         }
         sums.par_chunks(length)
-            .zip(held.par_chunks(per_task * NR))
+            .zip(held.par_chunks(per_task * C::NR))
             .for_each(|(sums, tiles)| {
-                let part = Part {
+                let part = Part::<C> {
                     geometry,
                     tiles,
                     panels: per_task,
+                    core: PhantomData,
                 };
-                #[cfg(target_arch = "x86_64")]
-                if avx2 {
-                    // SAFETY: the processor has the instructions; tiles own their outputs.
-                    return unsafe { part.store_avx2(sums, tail, target) };
-                }
-                // SAFETY: as above.
-                unsafe { part.store::<E, false>(sums, tail, target) }
+                let work = Store {
+                    part: &part,
+                    sums,
+                    tail,
+                    output,
+                };
+                // SAFETY: cores are chosen by what the processor has; tiles own their outputs.
+                unsafe { compiled(C::ISA, work) }
             });
     }
 }
 
 /// `[point][panel of MR output channels][channel][MR]` of `channels`.
-fn transform_kernels<E: Element>(
+fn transform_kernels<C: Core<Value = f32>, E: Element, W: Element>(
     geometry: &Geometry,
-    weight: &[E],
+    weight: Weight<'_, W>,
     channels: std::ops::Range<usize>,
-    target: &mut Vec<f32>,
+    target: &mut [f32],
 ) {
-    let rows = geometry.c_out.div_ceil(MR);
-    let depth = channels.len();
-    target.resize(POINTS * rows * depth * MR, 0.0);
-    let target = Shared(target.as_mut_ptr());
-    (0..rows).into_par_iter().for_each(|row| {
-        for (step, channel) in channels.clone().enumerate() {
-            let mut kernel = [[[0f32; MR]; 3]; 3];
-            for (lane, out) in (row * MR..geometry.c_out.min((row + 1) * MR)).enumerate() {
-                let start = (out * geometry.c_in + channel) * 9;
-                for (tap, value) in weight[start..start + 9].iter().enumerate() {
-                    kernel[tap / 3][tap % 3][lane] = value.widen();
+    struct Transform<'a, E, W, C> {
+        geometry: &'a Geometry,
+        weight: Weight<'a, W>,
+        channels: std::ops::Range<usize>,
+        row: usize,
+        target: Shared<f32>,
+        core: PhantomData<(E, C)>,
+    }
+    impl<E: Element, W: Element, C: Core<Value = f32>> Work for Transform<'_, E, W, C> {
+        #[inline(always)]
+        unsafe fn run(self) {
+            // SAFETY: the caller's promises are the same.
+            unsafe { self.transform() }
+        }
+    }
+    impl<E: Element, W: Element, C: Core<Value = f32>> Transform<'_, E, W, C> {
+        /// # Safety
+        /// The target has room for all points of this row of panels, which no other thread writes.
+        #[inline(always)]
+        unsafe fn transform(self) {
+            let Self { geometry, weight, channels, row, target, .. } = self;
+            let rows = geometry.c_out.div_ceil(C::MR);
+            let depth = channels.len();
+            let outs = row * C::MR..geometry.c_out.min((row + 1) * C::MR);
+            for (step, channel) in channels.enumerate() {
+                // Some lanes more than rows of a block.
+                let mut kernel = [[[0f32; LANES]; 3]; 3];
+                for (lane, out) in outs.clone().enumerate() {
+                    let start = (out * geometry.c_in + channel) * 9;
+                    for (tap, value) in weight.values[start..start + 9].iter().enumerate() {
+                        let mut value = value.widen();
+                        if let Some(scale) = weight.scale {
+                            value = E::narrow(value * scale[out]).widen();
+                        }
+                        kernel[tap / 3][tap % 3][lane] = value;
+                    }
                 }
-            }
-            let rows_done: [[[f32; MR]; 3]; WINDOW] = {
-                let mut done = [[[0f32; MR]; 3]; WINDOW];
+                let mut half = [[[0f32; LANES]; 3]; WINDOW];
                 for column in 0..3 {
                     let lines =
                         kernel_line(&[kernel[0][column], kernel[1][column], kernel[2][column]]);
-                    for (done, line) in done.iter_mut().zip(lines) {
-                        done[column] = line;
+                    for (half, line) in half.iter_mut().zip(lines) {
+                        half[column] = line;
                     }
                 }
-                done
-            };
-            for (i, line) in rows_done.iter().enumerate() {
-                for (j, values) in kernel_line(line).iter().enumerate() {
-                    let point = i * WINDOW + j;
-                    let at = ((point * rows + row) * depth + step) * MR;
-                    // SAFETY: every row of panels is one task's own, inside the vector.
-                    unsafe { target.at(at).cast::<[f32; MR]>().write(*values) };
+                for (i, line) in half.iter().enumerate() {
+                    for (j, values) in kernel_line(line).iter().enumerate() {
+                        let point = i * WINDOW + j;
+                        let at = ((point * rows + row) * depth + step) * C::MR;
+                        // SAFETY: every row of panels is one task's own, inside the target.
+                        unsafe {
+                            std::ptr::copy_nonoverlapping(values.as_ptr(), target.at(at), C::MR);
+                        }
+                    }
                 }
             }
         }
+    }
+    const { assert!(C::MR <= LANES) };
+    let rows = geometry.c_out.div_ceil(C::MR);
+    assert!(target.len() >= POINTS * rows * channels.len() * C::MR);
+    let target = Shared(target.as_mut_ptr());
+    (0..rows).into_par_iter().for_each(|row| {
+        let work = Transform::<E, W, C> {
+            geometry,
+            weight,
+            channels: channels.clone(),
+            row,
+            target,
+            core: PhantomData,
+        };
+        // SAFETY: cores are chosen by what the processor has; rows of panels are tasks' own.
+        unsafe { compiled(C::ISA, work) }
     });
 }
 
 /// `G g` of the paper, for several kernels side by side.
 #[inline(always)]
-fn kernel_line<const N: usize>(g: &[[f32; N]; 3]) -> [[f32; N]; WINDOW] {
-    let mut result = [[0f32; N]; WINDOW];
-    for lane in 0..N {
+fn kernel_line(g: &[[f32; LANES]; 3]) -> [[f32; LANES]; WINDOW] {
+    let mut result = [[0f32; LANES]; WINDOW];
+    for lane in 0..LANES {
         let [a, b, c] = [g[0][lane], g[1][lane], g[2][lane]];
         let (even, odd) = (-(a + c) / 6.0, -b / 6.0);
         let (wide_even, wide_odd) = (a / 24.0 + c / 6.0, b / 12.0);
@@ -212,9 +267,9 @@ fn kernel_line<const N: usize>(g: &[[f32; N]; 3]) -> [[f32; N]; WINDOW] {
 
 /// `B^T d` of the paper, for several tiles side by side.
 #[inline(always)]
-fn input_line(d: &[[f32; NR]; WINDOW]) -> [[f32; NR]; WINDOW] {
-    let mut result = [[0f32; NR]; WINDOW];
-    for lane in 0..NR {
+fn input_line(d: &[[f32; LANES]; WINDOW]) -> [[f32; LANES]; WINDOW] {
+    let mut result = [[0f32; LANES]; WINDOW];
+    for lane in 0..LANES {
         let d: [f32; WINDOW] = std::array::from_fn(|i| d[i][lane]);
         let (near_even, near_odd) = (d[4] - 4.0 * d[2], d[3] - 4.0 * d[1]);
         let (far_even, far_odd) = (d[4] - d[2], 2.0 * (d[3] - d[1]));
@@ -230,9 +285,9 @@ fn input_line(d: &[[f32; NR]; WINDOW]) -> [[f32; NR]; WINDOW] {
 
 /// `A^T m` of the paper, for several tiles side by side.
 #[inline(always)]
-fn output_line(m: &[[f32; NR]; WINDOW]) -> [[f32; NR]; TILE] {
-    let mut result = [[0f32; NR]; TILE];
-    for lane in 0..NR {
+fn output_line(m: &[[f32; LANES]; WINDOW]) -> [[f32; LANES]; TILE] {
+    let mut result = [[0f32; LANES]; TILE];
+    for lane in 0..LANES {
         let m: [f32; WINDOW] = std::array::from_fn(|i| m[i][lane]);
         let (near_even, near_odd) = (m[1] + m[2], m[1] - m[2]);
         let (far_even, far_odd) = (m[3] + m[4], m[3] - m[4]);
@@ -244,82 +299,80 @@ fn output_line(m: &[[f32; NR]; WINDOW]) -> [[f32; NR]; TILE] {
     result
 }
 
-/// The tiles of one task, in `panels` panels of [`NR`], of which the last may be short.
-struct Part<'a> {
+/// The tiles of one task, in `panels` panels of `NR`, of which the last may be short.
+struct Part<'a, C> {
     geometry: &'a Geometry,
     tiles: &'a [Tile],
     panels: usize,
+    core: PhantomData<C>,
 }
 
-/// For each of a panel's inputs, where it lies in its channel's plane, or a mask that clears it.
+/// For each input of some tiles, where it lies in its channel's plane, or a mask that clears it.
 struct Inputs {
-    offsets: [[u32; NR]; POINTS],
-    masks: [[u32; NR]; POINTS],
-    images: [usize; NR],
+    offsets: [[u32; LANES]; POINTS],
+    masks: [[u32; LANES]; POINTS],
+    images: [usize; LANES],
     whole: bool,
 }
 
-impl Part<'_> {
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn multiply_avx2<E: Element>(
-        &self,
-        x: &[E],
-        channels: std::ops::Range<usize>,
-        kernels: &[f32],
-        strip: &mut [f32],
-        sums: &mut [f32],
-    ) {
-        self.multiply::<E, true>(x, channels, kernels, strip, sums);
-    }
+/// Adds the products of `channels` to `sums`, `[point][panel of MR channels][panel][MR][NR]`.
+struct Multiply<'a, C, E> {
+    part: &'a Part<'a, C>,
+    x: &'a [E],
+    channels: std::ops::Range<usize>,
+    kernels: &'a [f32],
+    strip: &'a mut [f32],
+    sums: &'a mut [f32],
+}
 
-    /// Adds the products of `channels` to `sums`, `[point][panel of MR channels][panel][MR][NR]`.
-    /// With `AVX2` the processor has AVX2, FMA and F16C.
+impl<C: Core<Value = f32>, E: Element> Work for Multiply<'_, C, E> {
     #[inline(always)]
-    fn multiply<E: Element, const AVX2: bool>(
-        &self,
-        x: &[E],
-        channels: std::ops::Range<usize>,
-        kernels: &[f32],
-        strip: &mut [f32],
-        sums: &mut [f32],
-    ) {
+    unsafe fn run(self) {
+        let Self {
+            part,
+            x,
+            channels,
+            kernels,
+            strip,
+            sums,
+        } = self;
         let depth = channels.len();
-        let rows = self.geometry.c_out.div_ceil(MR);
-        let used = self.tiles.len().div_ceil(NR);
-        assert!(strip.len() >= POINTS * self.panels * depth * NR);
-        assert!(kernels.len() >= POINTS * rows * depth * MR);
-        assert!(sums.len() >= POINTS * rows * self.panels * BLOCK);
-        for (panel, tiles) in self.tiles.chunks(NR).enumerate() {
-            let inputs = self.inputs(tiles);
+        let rows = part.geometry.c_out.div_ceil(C::MR);
+        let used = part.tiles.len().div_ceil(C::NR);
+        assert!(strip.len() >= POINTS * part.panels * depth * C::NR);
+        assert!(kernels.len() >= POINTS * rows * depth * C::MR);
+        assert!(sums.len() >= POINTS * rows * part.panels * C::BLOCK);
+        // The lanes of a short panel that hold no tile are multiplied, too, and dropped.
+        let stride = part.panels * depth * C::NR;
+        for (group, tiles) in part.tiles.chunks(LANES).enumerate() {
+            let (panel, lane) = (group * LANES / C::NR, group * LANES % C::NR);
+            let inputs = part.inputs(tiles);
             for (step, channel) in channels.clone().enumerate() {
-                let at = (panel * depth + step) * NR;
-                let stride = self.panels * depth * NR;
-                self.transform(x, channel, &inputs, &mut strip[at..], stride);
+                let at = (panel * depth + step) * C::NR + lane;
+                part.transform(x, channel, &inputs, &mut strip[at..], stride);
             }
         }
-        let walk = Walk {
-            rows: 1,
-            depth,
-            left_row: 0,
-            right_row: 0,
-            right_step: NR,
-        };
+        let walk = Walk::packed::<C>(depth);
+        let add = channels.start > 0;
+        let chunk = (CHUNK / (depth * C::MR)).max(1);
         for point in 0..POINTS {
-            for first in (0..rows).step_by(CHUNK) {
+            for first in (0..rows).step_by(chunk) {
                 for panel in 0..used {
-                    let right = &strip[(point * self.panels + panel) * depth * NR..][..depth * NR];
-                    for row in first..rows.min(first + CHUNK) {
-                        let left = &kernels[(point * rows + row) * depth * MR..][..depth * MR];
-                        let at = ((point * rows + row) * self.panels + panel) * BLOCK;
-                        let block = &mut sums[at..at + BLOCK];
-                        // SAFETY: the slices hold `depth` steps and a block.
+                    let at = (point * part.panels + panel) * depth * C::NR;
+                    let right = &strip[at..at + depth * C::NR];
+                    for row in first..rows.min(first + chunk) {
+                        let left = &kernels[(point * rows + row) * depth * C::MR..][..depth * C::MR];
+                        let at = ((point * rows + row) * part.panels + panel) * C::BLOCK;
+                        let block = &mut sums[at..at + C::BLOCK];
+                        // SAFETY: the slices hold `depth` products and a block; the caller promises
+                        // the instructions.
                         unsafe {
-                            multiply::<AVX2>(
+                            C::multiply(
                                 walk,
                                 left.as_ptr(),
                                 right.as_ptr(),
                                 block.as_mut_ptr(),
+                                add,
                             );
                         }
                     }
@@ -327,14 +380,16 @@ impl Part<'_> {
             }
         }
     }
+}
 
+impl<C: Core<Value = f32>> Part<'_, C> {
     fn inputs(&self, tiles: &[Tile]) -> Inputs {
         let geometry = self.geometry;
         let mut inputs = Inputs {
-            offsets: [[0; NR]; POINTS],
-            masks: [[0; NR]; POINTS],
-            images: [0; NR],
-            whole: tiles.len() == NR,
+            offsets: [[0; LANES]; POINTS],
+            masks: [[0; LANES]; POINTS],
+            images: [0; LANES],
+            whole: tiles.len() == LANES,
         };
         let [dilation_y, dilation_x] = geometry.options.dilation;
         for (lane, tile) in tiles.iter().enumerate() {
@@ -355,7 +410,7 @@ impl Part<'_> {
         inputs
     }
 
-    /// Writes one channel's 36 transformed inputs of a panel, `stride` values apart.
+    /// Writes one channel's 36 transformed inputs of some tiles, `stride` values apart.
     #[inline(always)]
     fn transform<E: Element>(
         &self,
@@ -367,7 +422,7 @@ impl Part<'_> {
     ) {
         let geometry = self.geometry;
         let plane = geometry.input[0] * geometry.input[1];
-        let mut window = [[[0f32; NR]; WINDOW]; WINDOW];
+        let mut window = [[[0f32; LANES]; WINDOW]; WINDOW];
         for (lane, image) in inputs.images.iter().enumerate() {
             let start = (image * geometry.c_in + channel) * plane;
             let source = &x[start..start + plane];
@@ -386,7 +441,7 @@ impl Part<'_> {
             }
         }
         // Down the columns, then along the rows.
-        let mut half = [[[0f32; NR]; WINDOW]; WINDOW];
+        let mut half = [[[0f32; LANES]; WINDOW]; WINDOW];
         for column in 0..WINDOW {
             let lines = input_line(&std::array::from_fn(|row| window[row][column]));
             for (half, line) in half.iter_mut().zip(&lines) {
@@ -396,43 +451,46 @@ impl Part<'_> {
         for (row, half) in half.iter().enumerate() {
             for (column, values) in input_line(half).iter().enumerate() {
                 let at = (row * WINDOW + column) * stride;
-                target[at..at + NR].copy_from_slice(values);
+                target[at..at + LANES].copy_from_slice(values);
             }
         }
     }
+}
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store_avx2<E: Element>(&self, sums: &[f32], tail: Tail<'_, E>, output: Shared<E>) {
-        // SAFETY: the caller's promises are the same.
-        unsafe { self.store::<E, true>(sums, tail, output) }
-    }
+/// Transforms the sums back, adds what follows them, rounds and stores.
+struct Store<'a, C, E> {
+    part: &'a Part<'a, C>,
+    sums: &'a [f32],
+    tail: Tail<'a, E>,
+    output: Shared<E>,
+}
 
-    /// Transforms the sums back, adds what follows them, rounds and stores.
-    ///
+impl<C: Core<Value = f32>, E: Element> Work for Store<'_, C, E> {
     /// # Safety
     /// No other thread writes the outputs of these tiles, and `output` has them.
     #[inline(always)]
-    unsafe fn store<E: Element, const AVX2: bool>(
-        &self,
-        sums: &[f32],
-        tail: Tail<'_, E>,
-        output: Shared<E>,
-    ) {
-        let geometry = self.geometry;
-        let rows = geometry.c_out.div_ceil(MR);
+    unsafe fn run(self) {
+        let Self {
+            part,
+            sums,
+            tail,
+            output,
+        } = self;
+        let geometry = part.geometry;
+        let rows = geometry.c_out.div_ceil(C::MR);
         let [height, width] = geometry.output;
         let [dilation_y, dilation_x] = geometry.options.dilation;
         for channel in 0..geometry.c_out {
-            for (panel, tiles) in self.tiles.chunks(NR).enumerate() {
-                let mut half = [[[0f32; NR]; WINDOW]; TILE];
+            for (group, tiles) in part.tiles.chunks(LANES).enumerate() {
+                let (panel, first) = (group * LANES / C::NR, group * LANES % C::NR);
+                let mut half = [[[0f32; LANES]; WINDOW]; TILE];
                 for column in 0..WINDOW {
                     let lines = output_line(&std::array::from_fn(|row| {
                         let point = row * WINDOW + column;
-                        let block = (point * rows + channel / MR) * self.panels + panel;
-                        let at = block * BLOCK + channel % MR * NR;
+                        let block = (point * rows + channel / C::MR) * part.panels + panel;
+                        let at = block * C::BLOCK + channel % C::MR * C::NR + first;
                         *sums[at..]
-                            .first_chunk::<NR>()
+                            .first_chunk::<LANES>()
                             .expect("sums hold every block")
                     }));
                     for (half, line) in half.iter_mut().zip(&lines) {
@@ -451,11 +509,11 @@ impl Part<'_> {
                         let start = plane + y * width + tile.x;
                         let mut row: [f32; TILE] = std::array::from_fn(|j| values[j][lane]);
                         if dilation_x == 1 {
-                            tail.apply::<AVX2>(channel, start, &mut row[..columns]);
+                            tail.apply(C::ISA, channel, start, &mut row[..columns]);
                         } else {
                             for (j, value) in row[..columns].iter_mut().enumerate() {
                                 let at = start + j * dilation_x;
-                                tail.apply::<AVX2>(channel, at, std::slice::from_mut(value));
+                                tail.apply(C::ISA, channel, at, std::slice::from_mut(value));
                             }
                         }
                         for (j, &value) in row[..columns].iter().enumerate() {
