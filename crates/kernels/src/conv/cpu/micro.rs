@@ -6,7 +6,8 @@ use super::isa::Isa;
 /// One way to multiply blocks.
 ///
 /// A block has `MR` rows (channels that result) and `NR` columns (pixels). The left operand is packed
-/// as [`left_at`](Self::left_at) says, the right one as [`right_at`](Self::right_at).
+/// as [`left_at`](Self::left_at) says; the right one has, for each `PAIR` of products, `PAIR` values a
+/// column.
 pub trait Core: Send + Sync + 'static {
     /// What packed operands hold.
     type Value: bytemuck::Pod + Default + Send + Sync;
@@ -30,11 +31,6 @@ pub trait Core: Send + Sync + 'static {
 
     /// Where product `step` of row `lane` lies.
     fn left_at(step: usize, lane: usize) -> usize;
-
-    /// Where product `step` of column `lane` lies.
-    fn right_at(step: usize, lane: usize) -> usize {
-        step / Self::PAIR * (Self::NR * Self::PAIR) + lane * Self::PAIR + step % Self::PAIR
-    }
 
     /// An element as a packed value.
     fn value<E: Element>(element: E) -> Self::Value;
@@ -169,7 +165,7 @@ fn widen_first<E: Element>(isa: Isa, channels: [Option<&[E]>; 2], target: &mut [
 }
 
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512, Amx, Tiles};
+pub use x86::{Amx, Avx2, Avx512, Tiles, multiply_rows};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -272,7 +268,7 @@ mod x86 {
         const NR: usize = VECTORS * 16;
         const PAIR: usize = 1;
         const STEP: usize = 1;
-        const DEPTH: usize = 256;
+        const DEPTH: usize = 192;
         const STRIP: usize = 160 << 10;
 
         fn left_at(step: usize, lane: usize) -> usize {
@@ -406,7 +402,7 @@ mod x86 {
             add: bool,
         ) {
             // SAFETY: the caller's promises are the same.
-            unsafe { multiply_amx(walk, left, right, 64, block, add) }
+            unsafe { multiply_rows(walk, left, right, 64, block, add) }
         }
     }
 
@@ -459,7 +455,7 @@ mod x86 {
     /// As [`Core::multiply`]; neighbouring rows of a left tile are `left_stride` bytes apart, and its
     /// second tile 16 rows on.
     #[inline(always)]
-    pub unsafe fn multiply_amx(
+    pub unsafe fn multiply_rows(
         walk: Walk,
         left: *const u16,
         right: *const u16,

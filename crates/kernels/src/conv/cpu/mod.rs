@@ -13,6 +13,8 @@ mod element;
 mod isa;
 mod micro;
 mod taps;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod weights;
 mod winograd;
 
@@ -357,7 +359,12 @@ fn weight_gradient_with<E: Element>(
         depthwise::weight_gradient(isa, &geometry, x, gradient, &mut result);
     } else {
         match isa {
-            // As many input as output channels: 32 columns divide the usual numbers of channels.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx if multiplies_tiles::<E>(isa) => {
+                // SAFETY: the processor has tiles.
+                unsafe { tiles::weight_gradient(&geometry, x, gradient, &mut result) }
+            }
+            // 32 columns divide the usual numbers of channels.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx => weights::weight_gradient::<micro::Avx512<12, 2>, E>(
                 &geometry,
@@ -430,12 +437,6 @@ impl<T: bytemuck::Pod> Aligned<T> {
             length,
             values: std::marker::PhantomData,
         }
-    }
-
-    /// Keeps what it holds; new values are zeros.
-    fn resize(&mut self, length: usize) {
-        self.lines.resize(Line::count::<T>(length), Line::default());
-        self.length = length;
     }
 }
 

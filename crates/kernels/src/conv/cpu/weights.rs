@@ -20,14 +20,15 @@ fn left_length<C: Core>() -> usize {
 
 /// A rectangle of the output of one image.
 #[derive(Clone, Copy)]
-struct Band {
-    image: usize,
-    rows: [usize; 2],
-    columns: [usize; 2],
+pub struct Band {
+    pub image: usize,
+    pub rows: [usize; 2],
+    pub columns: [usize; 2],
 }
 
 impl Band {
-    fn size(&self) -> [usize; 2] {
+    /// Height and width.
+    pub fn size(&self) -> [usize; 2] {
         [
             self.rows[1] - self.rows[0],
             self.columns[1] - self.columns[0],
@@ -51,7 +52,7 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element>(
     for group in 0..groups {
         // [panel of NR input channels][tap][panel of MR output channels][MR][NR]
         let mut sums = Aligned::<f32>::zeros(right_panels * kernel * left_panels * C::BLOCK);
-        for band in bands(geometry) {
+        for band in bands(geometry, PIXELS, 1) {
             let [height, width] = band.size();
             left.par_chunks_mut(panel_length)
                 .enumerate()
@@ -123,10 +124,11 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element>(
     }
 }
 
-fn bands(geometry: &Geometry) -> Vec<Band> {
+/// Rectangles of the output of at most `pixels` pixels, where rows take whole steps; a long row is cut.
+pub fn bands(geometry: &Geometry, pixels: usize, step: usize) -> Vec<Band> {
     let [height, width] = geometry.output;
-    let columns = width.min(PIXELS);
-    let rows = (PIXELS / columns).max(1);
+    let columns = width.min(pixels);
+    let rows = (pixels / columns.next_multiple_of(step)).max(1);
     let mut bands = Vec::new();
     for image in 0..geometry.batch {
         for y in (0..height).step_by(rows) {

@@ -1,0 +1,307 @@
+//! Weight gradient of bf16 maps with tiles: as in [`weights`](super::weights), but the input's rows
+//! are multiplied where they lie, and pairs of the gradient's pixels are packed side by side.
+
+use rayon::prelude::*;
+
+use super::isa::{Isa, Work, compiled};
+use super::micro::{Amx, Core, Walk, interleave, multiply_rows};
+use super::weights::{Band, bands};
+use super::{Aligned, Element, Geometry, Shared, inside, with_scratch};
+
+/// Pixels that are summed in one go: an input panel's rows stay in the second-level cache.
+const PIXELS: usize = 1024;
+/// Channels of a block, of either map.
+const CHANNELS: usize = Amx::MR;
+/// Pixels of a step.
+const STEP: usize = Amx::STEP;
+
+/// `E` holds bf16.
+///
+/// # Safety
+/// The processor has tiles.
+pub unsafe fn weight_gradient<E: Element>(
+    geometry: &Geometry,
+    x: &[E],
+    gradient: &[E],
+    result: &mut [E],
+) {
+    const { assert!(Amx::MR == Amx::NR) };
+    assert_eq!(size_of::<E>(), size_of::<u16>());
+    let groups = geometry.options.groups;
+    let [c, m] = [geometry.c_in / groups, geometry.c_out / groups];
+    let [kernel_height, kernel_width] = geometry.kernel;
+    let kernel = kernel_height * kernel_width;
+    let (left_panels, right_panels) = (c.div_ceil(CHANNELS), m.div_ceil(CHANNELS));
+    // [panel of output channels][row of the band][pair of pixels][channel][pixel]
+    let panel_length = PIXELS * CHANNELS;
+    let mut right = Aligned::<u16>::zeros(right_panels * panel_length);
+    for group in 0..groups {
+        // [panel of input channels][tap][panel of output channels][input channel][output channel]
+        let mut sums = Aligned::<f32>::zeros(left_panels * kernel * right_panels * Amx::BLOCK);
+        for band in bands(geometry, PIXELS, STEP) {
+            let width = band.size()[1].next_multiple_of(STEP);
+            debug_assert!(band.size()[0] * width <= PIXELS);
+            right
+                .par_chunks_mut(panel_length)
+                .enumerate()
+                .for_each(|(panel, target)| {
+                    let work = Pairs {
+                        band,
+                        size: geometry.output,
+                        gradient,
+                        first: (band.image * groups + group) * m + panel * CHANNELS,
+                        count: CHANNELS.min(m - panel * CHANNELS),
+                        target,
+                    };
+                    // Nothing is multiplied here.
+                    // SAFETY: the caller promises the processor.
+                    unsafe { compiled(Isa::Avx512, work) };
+                });
+            let target = Shared(sums.as_mut_ptr());
+            let right = &right[..];
+            (0..left_panels * kernel_height)
+                .into_par_iter()
+                .for_each(|task| {
+                    let (panel, tap_row) = (task / kernel_height, task % kernel_height);
+                    let first = panel * kernel + tap_row * kernel_width;
+                    let part = Part {
+                        geometry,
+                        band,
+                        tap_row,
+                        x,
+                        first: (band.image * groups + group) * c + panel * CHANNELS,
+                        count: CHANNELS.min(c - panel * CHANNELS),
+                        right,
+                        panel_length,
+                        sums: Shared(target.at(first * right_panels * Amx::BLOCK)),
+                    };
+                    let Some(layout) = part.layout() else { return };
+                    with_scratch([layout.length(), 0], |left: &mut [u16], _| {
+                        let work = PartWork {
+                            part: &part,
+                            layout: &layout,
+                            left,
+                        };
+                        // SAFETY: the caller promises the processor; tasks own their taps' sums.
+                        unsafe { compiled(Isa::Amx, work) };
+                    });
+                });
+        }
+        let length = m * c * kernel;
+        result[group * length..][..length]
+            .par_chunks_mut(c * kernel)
+            .enumerate()
+            .for_each(|(out, target)| {
+                for channel in 0..c {
+                    for tap in 0..kernel {
+                        let block = (channel / CHANNELS * kernel + tap) * right_panels;
+                        let at = (block + out / CHANNELS) * Amx::BLOCK
+                            + channel % CHANNELS * CHANNELS
+                            + out % CHANNELS;
+                        target[channel * kernel + tap] = E::narrow(sums[at]);
+                    }
+                }
+            });
+    }
+}
+
+/// Packs a panel of the gradient; pixels that fill the last step, and channels past the last, are zero.
+struct Pairs<'a, E> {
+    band: Band,
+    size: [usize; 2],
+    gradient: &'a [E],
+    first: usize,
+    count: usize,
+    target: &'a mut [u16],
+}
+
+impl<E: Element> Work for Pairs<'_, E> {
+    #[inline(always)]
+    unsafe fn run(self) {
+        let plane = self.size[0] * self.size[1];
+        let [height, width] = self.band.size();
+        let row_length = width.next_multiple_of(STEP) * CHANNELS;
+        for (i, target) in self
+            .target
+            .chunks_exact_mut(row_length)
+            .enumerate()
+            .take(height)
+        {
+            let at = (self.band.rows[0] + i) * self.size[1] + self.band.columns[0];
+            let row = |lane: usize| &self.gradient[(self.first + lane) * plane + at..][..width];
+            let rows: [*const f32; CHANNELS] =
+                std::array::from_fn(|lane| row(lane.min(self.count - 1)).as_ptr().cast());
+            // A pair of bf16 is moved as one value of four bytes.
+            // SAFETY: each row holds `width / 2` pairs, the target as many for all channels.
+            unsafe {
+                let target = target.as_mut_ptr().cast();
+                interleave(Isa::Avx512, CHANNELS, &rows, self.count, width / 2, target);
+            }
+            let rest = &mut target[width / 2 * 2 * CHANNELS..];
+            rest.fill(0);
+            if width % 2 == 1 {
+                for lane in 0..self.count {
+                    rest[lane * 2] = row(lane)[width - 1].bf16_bits();
+                }
+            }
+        }
+    }
+}
+
+/// The taps of one row of the kernel for one panel of input channels, in one band.
+struct Part<'a, E> {
+    geometry: &'a Geometry,
+    band: Band,
+    tap_row: usize,
+    x: &'a [E],
+    first: usize,
+    count: usize,
+    right: &'a [u16],
+    panel_length: usize,
+    sums: Shared<f32>,
+}
+
+/// How a panel of the input is copied: `[copy][channel][row][column]`.
+struct Layout {
+    /// Rows of the output whose input exists.
+    rows: std::ops::Range<usize>,
+    /// Whether each tap has a copy of its own: pixels of a stride are not neighbours.
+    copies: usize,
+    /// Values of a row.
+    row: usize,
+    /// Values of a channel.
+    channel: usize,
+}
+
+impl Layout {
+    fn length(&self) -> usize {
+        self.copies * CHANNELS * self.channel
+    }
+}
+
+impl<E: Element> Part<'_, E> {
+    fn layout(&self) -> Option<Layout> {
+        let geometry = self.geometry;
+        let offset = geometry.offset(0, self.tap_row);
+        let step = geometry.options.stride;
+        let rows = inside(geometry.output[0], step[0], offset, geometry.input[0]);
+        let rows = rows.start.max(self.band.rows[0])..rows.end.min(self.band.rows[1]);
+        if rows.is_empty() {
+            return None;
+        }
+        let width = self.band.size()[1].next_multiple_of(STEP);
+        let reach = (geometry.kernel[1] - 1) * geometry.options.dilation[1];
+        let (copies, row) = if step[1] == 1 {
+            (1, width + reach)
+        } else {
+            (geometry.kernel[1], width)
+        };
+        // An odd number of cache lines: a tile's rows must not meet in one set of the cache. More
+        // than one: rows of packed tiles are that far apart.
+        const LINE: usize = 32;
+        let lines = (rows.len() * row).div_ceil(LINE).max(2);
+        Some(Layout {
+            rows,
+            copies,
+            row,
+            channel: (lines | 1) * LINE,
+        })
+    }
+
+    /// Copies the panel's rows, shifted so that column 0 is the first tap's for the band's first
+    /// column; what lies outside the map is zero.
+    #[inline(always)]
+    fn copy(&self, layout: &Layout, left: &mut [u16]) {
+        let geometry = self.geometry;
+        let [step_y, step_x] = geometry.options.stride;
+        let plane = geometry.input[0] * geometry.input[1];
+        let offset_y = geometry.offset(0, self.tap_row);
+        for copy in 0..layout.copies {
+            let start =
+                (self.band.columns[0] * step_x) as isize + geometry.offset(1, copy);
+            let inside = inside(layout.row, step_x, start, geometry.input[1]);
+            for lane in 0..CHANNELS {
+                let target = &mut left[(copy * CHANNELS + lane) * layout.channel..]
+                    [..layout.channel];
+                if lane >= self.count {
+                    target.fill(0);
+                    continue;
+                }
+                let source = &self.x[(self.first + lane) * plane..][..plane];
+                for (target, y) in target.chunks_exact_mut(layout.row).zip(layout.rows.clone()) {
+                    let y = ((y * step_y) as isize + offset_y) as usize;
+                    let source = &source[y * geometry.input[1]..][..geometry.input[1]];
+                    target[..inside.start].fill(0);
+                    target[inside.end..].fill(0);
+                    if inside.is_empty() {
+                        continue;
+                    }
+                    let first = ((inside.start * step_x) as isize + start) as usize;
+                    let source = &source[first..];
+                    let target = &mut target[inside.clone()];
+                    if step_x == 1 {
+                        for (target, source) in target.iter_mut().zip(source) {
+                            *target = source.bf16_bits();
+                        }
+                    } else {
+                        for (target, source) in target.iter_mut().zip(source.iter().step_by(step_x))
+                        {
+                            *target = source.bf16_bits();
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct PartWork<'a, E> {
+    part: &'a Part<'a, E>,
+    layout: &'a Layout,
+    left: &'a mut [u16],
+}
+
+impl<E: Element> Work for PartWork<'_, E> {
+    /// # Safety
+    /// No other thread touches the sums of these taps and channels.
+    #[inline(always)]
+    unsafe fn run(self) {
+        let Self { part, layout, left } = self;
+        part.copy(layout, left);
+        let kernel_width = part.geometry.kernel[1];
+        let dilation = part.geometry.options.dilation[1];
+        let width = part.band.size()[1].next_multiple_of(STEP);
+        let walk = Walk {
+            rows: layout.rows.len(),
+            depth: width,
+            left_row: layout.row,
+            right_row: width * CHANNELS,
+            right_step: CHANNELS,
+        };
+        let skipped = (layout.rows.start - part.band.rows[0]) * width * CHANNELS;
+        let panels = part.right.len() / part.panel_length;
+        for panel in 0..panels {
+            let right = &part.right[panel * part.panel_length + skipped..];
+            assert!(right.len() >= layout.rows.len() * width * CHANNELS);
+            for tap in 0..kernel_width {
+                let at = if layout.copies == 1 {
+                    tap * dilation
+                } else {
+                    tap * CHANNELS * layout.channel
+                };
+                // SAFETY: copies hold every row of every channel for every tap; the sums are this
+                // task's own.
+                unsafe {
+                    multiply_rows(
+                        walk,
+                        left[at..].as_ptr(),
+                        right.as_ptr(),
+                        layout.channel * size_of::<u16>(),
+                        part.sums.at((tap * panels + panel) * Amx::BLOCK),
+                        true,
+                    );
+                }
+            }
+        }
+    }
+}
