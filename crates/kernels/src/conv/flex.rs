@@ -189,7 +189,10 @@ fn run(
 }
 
 fn widened<E: Element + burn::tensor::Element + bytemuck::Pod>(tensor: &FlexTensor) -> Vec<f32> {
-    values::<E>(tensor).iter().map(|value| value.widen()).collect()
+    values::<E>(tensor)
+        .iter()
+        .map(|value| value.widen())
+        .collect()
 }
 
 impl Convolution for Flex {

@@ -372,7 +372,9 @@ fn weight_gradient_with<E: Element>(
                 gradient,
                 &mut result,
             ),
-            _ => with_wide_core!(isa, C => weights::weight_gradient::<C, E>(&geometry, x, gradient, &mut result)),
+            _ => {
+                with_wide_core!(isa, C => weights::weight_gradient::<C, E>(&geometry, x, gradient, &mut result))
+            }
         }
     }
     result

@@ -345,7 +345,10 @@ impl Problem {
 
     fn runs<C: Core>(&self, panel: usize) -> Vec<Run> {
         let width = self.grid[1];
-        let (first, last) = (panel * C::NR, (self.grid[0] * width).min((panel + 1) * C::NR));
+        let (first, last) = (
+            panel * C::NR,
+            (self.grid[0] * width).min((panel + 1) * C::NR),
+        );
         let mut runs = Vec::with_capacity(2);
         let mut at = first;
         while at < last {
@@ -432,10 +435,7 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
         } else {
             1
         };
-        [
-            self.panel_length() * self.panels.len(),
-            blocks * C::BLOCK,
-        ]
+        [self.panel_length() * self.panels.len(), blocks * C::BLOCK]
     }
 
     /// # Safety
@@ -545,7 +545,11 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                 };
                 let sources = [
                     source(channel),
-                    if C::PAIR == 2 { source(channel + 1) } else { None },
+                    if C::PAIR == 2 {
+                        source(channel + 1)
+                    } else {
+                        None
+                    },
                 ];
                 let row = (at + channel - segment.first) * C::NR;
                 for part in reached.iter() {
@@ -569,8 +573,8 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                             // SAFETY: the caller promises the instructions.
                             unsafe { C::gather(sources, target) };
                         } else {
-                            let target = &mut strip[target + part.lane * C::PAIR..]
-                                [..part.length * C::PAIR];
+                            let target =
+                                &mut strip[target + part.lane * C::PAIR..][..part.length * C::PAIR];
                             // SAFETY: as above.
                             unsafe { C::gather(sources, target) };
                         }
@@ -595,7 +599,8 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
         }
         if at < slice.depth {
             for panel in 0..runs.len() {
-                strip[panel * panel_length + at * C::NR..panel * panel_length + slice.depth * C::NR]
+                strip
+                    [panel * panel_length + at * C::NR..panel * panel_length + slice.depth * C::NR]
                     .fill(C::Value::default());
             }
         }

@@ -217,12 +217,11 @@ impl<E: Element> Part<'_, E> {
         let plane = geometry.input[0] * geometry.input[1];
         let offset_y = geometry.offset(0, self.tap_row);
         for copy in 0..layout.copies {
-            let start =
-                (self.band.columns[0] * step_x) as isize + geometry.offset(1, copy);
+            let start = (self.band.columns[0] * step_x) as isize + geometry.offset(1, copy);
             let inside = inside(layout.row, step_x, start, geometry.input[1]);
             for lane in 0..CHANNELS {
-                let target = &mut left[(copy * CHANNELS + lane) * layout.channel..]
-                    [..layout.channel];
+                let target =
+                    &mut left[(copy * CHANNELS + lane) * layout.channel..][..layout.channel];
                 if lane >= self.count {
                     target.fill(0);
                     continue;

@@ -198,7 +198,8 @@ impl<E: Element> Work for Interleave<'_, E> {
             // SAFETY: the caller promises room for every row.
             unsafe {
                 let target = self.target.add(at);
-                self.source.interleave(self.isa, self.lanes, row, self.columns, target);
+                self.source
+                    .interleave(self.isa, self.lanes, row, self.columns, target);
             }
         }
     }

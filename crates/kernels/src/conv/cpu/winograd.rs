@@ -191,7 +191,14 @@ fn transform_kernels<C: Core<Value = f32>, E: Element, W: Element>(
         /// The target has room for all points of this row of panels, which no other thread writes.
         #[inline(always)]
         unsafe fn transform(self) {
-            let Self { geometry, weight, channels, row, target, .. } = self;
+            let Self {
+                geometry,
+                weight,
+                channels,
+                row,
+                target,
+                ..
+            } = self;
             let rows = geometry.c_out.div_ceil(C::MR);
             let depth = channels.len();
             let outs = row * C::MR..geometry.c_out.min((row + 1) * C::MR);
@@ -361,7 +368,8 @@ impl<C: Core<Value = f32>, E: Element> Work for Multiply<'_, C, E> {
                     let at = (point * part.panels + panel) * depth * C::NR;
                     let right = &strip[at..at + depth * C::NR];
                     for row in first..rows.min(first + chunk) {
-                        let left = &kernels[(point * rows + row) * depth * C::MR..][..depth * C::MR];
+                        let left =
+                            &kernels[(point * rows + row) * depth * C::MR..][..depth * C::MR];
                         let at = ((point * rows + row) * part.panels + panel) * C::BLOCK;
                         let block = &mut sums[at..at + C::BLOCK];
                         // SAFETY: the slices hold `depth` products and a block; the caller promises
