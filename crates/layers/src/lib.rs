@@ -14,7 +14,7 @@ pub use conv::{Conv2d, Conv2dConfig, Conv2dInit};
 pub use conv_bn_act::{ConvBnAct, ConvBnActConfig};
 pub use dropout::ChannelDropout;
 pub use halfseg_amp::cat;
-pub use halfseg_kernels::Activation;
+pub use halfseg_kernels::{Activation, most_likely_classes};
 pub use loss::{IGNORED_LABEL, SegmentationLoss, cross_entropy, pixel_accuracy, segmentation_loss};
 pub use pool::{adaptive_avg_pool2d, stem_max_pool};
 pub use resize::{resize, resize_with};

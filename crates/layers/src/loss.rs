@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use burn::tensor::{FloatDType, IndexingUpdateOp, Int, Tensor};
 use halfseg_amp::{Op, cast, observe};
+use halfseg_kernels::cross_entropy_terms;
 
 use crate::resize::ResizePlan;
 
@@ -49,7 +50,8 @@ pub fn pixel_accuracy(logits: Tensor<4>, labels: Tensor<3, Int>) -> Tensor<1> {
 /// Resizes `logits` to the labels' size and takes [`cross_entropy`] and [`pixel_accuracy`].
 ///
 /// The gradient is computed here, image by image, rather than in the backward pass: no map at the
-/// labels' size outlives this call, where the usual composition keeps several.
+/// labels' size outlives this call, where the usual composition keeps several. On GPUs no map of all
+/// classes at that size is made at all.
 ///
 /// # Shapes
 /// - `logits`: `[n, c, h', w']`
@@ -83,12 +85,23 @@ fn exact_loss(logits: Tensor<4>, labels: Tensor<3, Int>, align_corners: bool) ->
     let [n, _, low_h, low_w] = logits.dims();
     let [_, h, w] = labels.dims();
     let tracked = logits.device().is_autodiff();
+    let pixels = (n * h * w) as f64 + EPSILON;
+    let labels = labels.inner();
+    let half = logits.clone().inner();
+    if let Some(terms) = cross_entropy_terms(&half, &labels, IGNORED_LABEL, align_corners, tracked)
+    {
+        let loss = terms.sum.div_scalar(pixels);
+        let gradient = terms.gradient.map(|gradient| gradient.div_scalar(pixels));
+        return SegmentationLoss {
+            loss: with_gradient(loss, logits.cast(FloatDType::F32), gradient),
+            accuracy: terms.right * 100.0 / (terms.counted + EPSILON),
+        };
+    }
     let logits = logits.cast(FloatDType::F32);
-    let (values, labels) = (logits.clone().inner(), labels.inner());
+    let values = logits.clone().inner();
     let same_size = [low_h, low_w] == [h, w];
     let plan = (!same_size)
         .then(|| ResizePlan::new([low_h, low_w], [h, w], align_corners, &values.device()));
-    let pixels = (n * h * w) as f64 + EPSILON;
 
     let mut terms = Vec::with_capacity(n);
     let mut gradients = Vec::with_capacity(n);
@@ -110,13 +123,21 @@ fn exact_loss(logits: Tensor<4>, labels: Tensor<3, Int>, align_corners: bool) ->
         [0, 1, 2].map(|i| totals.clone().narrow(0, i, 1))
     };
     let accuracy = right * 100.0 / (counted + EPSILON);
-    let mut loss = sum.div_scalar(pixels);
-    if tracked {
-        // A term whose value is exactly 0 and whose gradient is the one found above.
-        let carrier = (logits * Tensor::cat(gradients, 0)).sum();
-        loss = loss + (carrier.clone() - carrier.inner());
-    }
+    let gradient = tracked.then(|| Tensor::cat(gradients, 0));
+    let loss = with_gradient(sum.div_scalar(pixels), logits, gradient);
     SegmentationLoss { loss, accuracy }
+}
+
+/// `loss`, with the `gradient` found for it with respect to `logits`.
+fn with_gradient(loss: Tensor<1>, logits: Tensor<4>, gradient: Option<Tensor<4>>) -> Tensor<1> {
+    match gradient {
+        Some(gradient) => {
+            // A term whose value is exactly 0 and whose gradient is the one given.
+            let carrier = (logits * gradient).sum();
+            loss + (carrier.clone() - carrier.inner())
+        }
+        None => loss,
+    }
 }
 
 /// One image's share of the loss; all tensors f32.

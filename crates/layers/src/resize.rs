@@ -2,11 +2,13 @@
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::{Op, cast, observe};
+use halfseg_kernels::resize_bilinear;
 
 /// Resizes a map bilinearly with pixel centres at half integers (`align_corners = false`), the one
 /// place where these networks change a map's size without a convolution. Differentiable.
 ///
-/// Computes in f32 and returns `x`'s dtype.
+/// Computes in f32 and returns `x`'s dtype. On GPUs this is one kernel, elsewhere two products with
+/// constant matrices.
 ///
 /// # Shapes
 /// - `x`: `[n, c, h, w]`
@@ -30,17 +32,21 @@ pub fn resize_with(x: Tensor<4>, size: [usize; 2], align_corners: bool) -> Tenso
     if [h, w] == [1, 1] {
         return x.expand([n, c, size[0], size[1]]);
     }
-    let plan = ResizePlan::new([h, w], size, align_corners, &x.device());
     observe(Op::Interpolate, "resize", x, |x| {
         // The sums are f32 in any case; an audit asks what maps of half precision lose.
         let x = cast(Op::Pool, x);
+        if let Some(y) = resize_bilinear(&x, size, align_corners) {
+            return y;
+        }
+        let plan = ResizePlan::new([h, w], size, align_corners, &x.device());
         let dtype = FloatDType::from(x.dtype());
         plan.forward(x).cast(dtype)
     })
 }
 
-/// The constant matrices of one resize. Burn's own interpolation has no gradient on CUDA; two
-/// products with these have one on every backend, and keep nothing for the backward pass.
+/// The constant matrices of one resize, for backends without a kernel of `halfseg-kernels`. Burn's
+/// own interpolation has no gradient on all of them; two products with these do, and keep nothing
+/// for the backward pass.
 pub(crate) struct ResizePlan {
     rows: Tensor<2>,
     columns: Tensor<2>,

@@ -93,26 +93,32 @@ impl Segmentor {
     /// If `x` is on an autodiff device, where layers would train: use `self.valid()` and
     /// `x.inner()`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [_, _, h, w] = x.dims();
+        resize_with(
+            self.head_logits(x).cast(FloatDType::F32),
+            [h, w],
+            self.config.align_corners,
+        )
+    }
+
+    /// Class logits at the decode head's own size, an eighth of the image's (DeepLabV3+: a quarter),
+    /// in the dtype of the current autocast policy: `[n, 3, h, w]` -> `[n, classes, h', w']`.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn head_logits(&self, x: Tensor<4>) -> Tensor<4> {
         assert!(
             !x.device().is_autodiff(),
             "inference on an autodiff device would train the normalisations: use model.valid() and \
              an image without autodiff"
         );
-        let [_, _, h, w] = x.dims();
-        let logits = {
-            let Stages { c2, c5, .. } = self.backbone.forward(x);
-            match &self.decode_head {
-                DecodeHead::Fcn(head) => head.forward(c5),
-                DecodeHead::PspNet(head) => head.forward(c5),
-                DecodeHead::DeepLabV3(head) => head.forward(c5),
-                DecodeHead::DeepLabV3Plus(head) => head.forward(c5, c2),
-            }
-        };
-        resize_with(
-            logits.cast(FloatDType::F32),
-            [h, w],
-            self.config.align_corners,
-        )
+        let Stages { c2, c5, .. } = self.backbone.forward(x);
+        match &self.decode_head {
+            DecodeHead::Fcn(head) => head.forward(c5),
+            DecodeHead::PspNet(head) => head.forward(c5),
+            DecodeHead::DeepLabV3(head) => head.forward(c5),
+            DecodeHead::DeepLabV3Plus(head) => head.forward(c5, c2),
+        }
     }
 
     /// Class logits of both heads at their own sizes, with dropout drawn from `rng`.

@@ -18,6 +18,10 @@ impl DeviceChoice {
                 device: self.to_string(),
                 reason,
             }),
+            Self::Wgpu(index) => open_wgpu(index).map_err(|reason| Error::Device {
+                device: self.to_string(),
+                reason,
+            }),
         }
     }
 }
@@ -53,7 +57,33 @@ fn open_cuda(index: usize) -> Result<Device, String> {
         ));
     }
     let device = Device::cuda(index);
-    // What else can be missing (NVRTC, its headers, memory) shows at the first kernel.
+    try_kernel(&device)?;
+    Ok(device)
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn open_wgpu(_index: usize) -> Result<Device, String> {
+    Err(
+        "this program was built without wgpu; build it again with `--features wgpu`, or use \
+         `--device flex`"
+            .into(),
+    )
+}
+
+#[cfg(feature = "wgpu")]
+fn open_wgpu(index: usize) -> Result<Device, String> {
+    let mut devices = Device::enumerate(burn::tensor::DeviceType::Wgpu).into_iter();
+    let found = devices.len();
+    let device = devices.nth(index).ok_or(format!(
+        "expected a device number below {found}, found {index}"
+    ))?;
+    try_kernel(&device)?;
+    Ok(device)
+}
+
+/// What else can be missing (a compiler, its headers, memory) shows at the first kernel.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn try_kernel(device: &Device) -> Result<(), String> {
     let trial = device.clone();
     std::panic::catch_unwind(move || {
         let sum = burn::tensor::Tensor::<1>::ones([8], &trial)
@@ -68,8 +98,7 @@ fn open_cuda(index: usize) -> Result<Device, String> {
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("unknown error");
         format!("a trial kernel failed: {message}")
-    })?;
-    Ok(device)
+    })
 }
 
 /// The driver is asked before Burn is, which looks for it at run time and panics without it.

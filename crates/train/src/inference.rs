@@ -1,13 +1,13 @@
 //! A trained network applied to pictures of any size.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::{Policy, autocast};
 use halfseg_data::{
     CropBox, Dataset, IGNORE, LabelMap, RgbImage, flip, normalize, resize_bilinear, scaled_size,
 };
 use halfseg_eval::{ConfusionMatrix, argmax, multi_scale_flip, slide};
-use halfseg_layers::resize_with;
+use halfseg_layers::{most_likely_classes, resize_with};
 use halfseg_segmentor::Segmentor;
 
 use crate::{Error, EvalMode, EvalRecipe, EvalScale, Precision};
@@ -77,8 +77,21 @@ impl Predictor {
     /// the network's device -> `n` maps of `h * w` classes.
     ///
     /// The whole of inference but for reading pictures: network, logits at the input's size, argmax.
+    /// On GPUs the last two are one kernel, and only class maps come back to the host.
     pub fn segment(&self, images: Tensor<4>) -> Vec<Vec<u8>> {
-        argmax(self.network(images))
+        let [_, _, h, w] = images.dims();
+        let logits = autocast(&self.policy, || self.model.head_logits(images));
+        let align_corners = self.model.config().align_corners;
+        match most_likely_classes(&logits, [h, w], align_corners) {
+            Some(maps) => {
+                let data = maps.into_data().convert::<u8>();
+                let classes = data.as_slice::<u8>().expect("converted to u8 above");
+                classes.chunks_exact(h * w).map(<[u8]>::to_vec).collect()
+            }
+            None => argmax(autocast(&self.policy, || {
+                resize_with(logits.cast(FloatDType::F32), [h, w], align_corners)
+            })),
+        }
     }
 
     /// Scores every labelled picture of `dataset`. `progress(done, predicted)` is called after

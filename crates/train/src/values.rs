@@ -92,6 +92,8 @@ pub enum DeviceChoice {
     Flex,
     /// The NVIDIA GPU of this number.
     Cuda(usize),
+    /// The GPU of this number, through Burn's wgpu backend.
+    Wgpu(usize),
 }
 
 macro_rules! text {
@@ -175,19 +177,25 @@ text!(
 );
 text!(
     DeviceChoice,
-    "flex, cuda or cuda:N",
+    "flex, cuda, cuda:N, wgpu or wgpu:N",
     |text| match text {
         "flex" | "cpu" => Some(DeviceChoice::Flex),
         "cuda" => Some(DeviceChoice::Cuda(0)),
-        other => other
-            .strip_prefix("cuda:")?
-            .parse()
-            .ok()
-            .map(DeviceChoice::Cuda),
+        "wgpu" => Some(DeviceChoice::Wgpu(0)),
+        other => {
+            let (backend, number) = other.split_once(':')?;
+            let number = number.parse().ok()?;
+            match backend {
+                "cuda" => Some(DeviceChoice::Cuda(number)),
+                "wgpu" => Some(DeviceChoice::Wgpu(number)),
+                _ => None,
+            }
+        }
     },
     |device, f| match device {
         DeviceChoice::Flex => f.write_str("flex"),
         DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+        DeviceChoice::Wgpu(index) => write!(f, "wgpu:{index}"),
     }
 );
 
@@ -224,6 +232,7 @@ mod tests {
         check("512", LossScale::Static(512.0));
         check("flex", DeviceChoice::Flex);
         check("cuda:3", DeviceChoice::Cuda(3));
+        check("wgpu:1", DeviceChoice::Wgpu(1));
     }
 
     #[test]

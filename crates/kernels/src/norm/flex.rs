@@ -1,78 +1,16 @@
-//! The CPU kernels as one differentiable operation of Burn's Flex backend.
+//! The CPU kernels for tensors of Burn's Flex backend.
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::autodiff::{Autodiff, NodeId};
+use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{AutodiffBackend, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData, bf16, f16};
 
+use super::Activation;
 use super::cpu::{self, Channels, Mask, Sizes, Statistics};
-use super::{Activation, BatchNormOutput};
+use super::ops::BatchNormalisation;
 
 /// Whether `x` is a map that these kernels compute with.
 pub fn handles(x: &Tensor<4>) -> bool {
     x.device() == Device::flex() && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16)
-}
-
-/// Runs the operation; shapes and dtypes were checked.
-pub fn batch_norm_train(
-    x: Tensor<4>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
-    epsilon: f64,
-    skip: Option<Tensor<4>>,
-    activation: Activation,
-) -> BatchNormOutput {
-    let [channels] = gamma.dims();
-    let (x, gamma, beta) = (
-        x.into_dispatch(),
-        gamma.into_dispatch(),
-        beta.into_dispatch(),
-    );
-    let (output, statistics) = match skip {
-        Some(skip) => {
-            let skip = skip.into_dispatch();
-            Dispatch::halfseg_batch_norm_skip(x, gamma, beta, skip, epsilon, activation)
-        }
-        None => Dispatch::halfseg_batch_norm(x, gamma, beta, epsilon, activation),
-    };
-    let statistics = Tensor::<2>::from_dispatch(statistics);
-    let column = |index| {
-        let values = statistics.clone().slice([0..channels, index..index + 1]);
-        values.reshape([channels]).detach()
-    };
-    BatchNormOutput {
-        output: Tensor::from_dispatch(output),
-        mean: column(0),
-        variance: column(1),
-    }
-}
-
-/// What this module adds to a backend. Results are the output and the fields of [`Statistics`],
-/// f32 `[c, 4]`.
-#[backend_extension(Flex, Autodiff)]
-pub trait BatchNormalisation: Backend {
-    /// See [`super::batch_norm_train`].
-    fn halfseg_batch_norm(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// See [`super::batch_norm_train`].
-    fn halfseg_batch_norm_skip(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        skip: FloatTensor<Self>,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
 /// Calls `$body` with `$E` bound to the type of `$dtype`.
@@ -119,11 +57,76 @@ fn forward(
             cpu::forward::<E>(sizes, x.storage(), skip, parameters, epsilon, relu);
         (tensor(output, shape), statistics)
     });
-    let rows = statistics
-        .iter()
-        .flat_map(|s| [s.mean, s.variance, s.inverse_deviation, s.remainder]);
-    let statistics = tensor(rows.collect(), [sizes.channels, 4]);
+    let row = |field: fn(&Statistics) -> f32| statistics.iter().map(field);
+    let rows = row(|s| s.mean)
+        .chain(row(|s| s.variance))
+        .chain(row(|s| s.inverse_deviation))
+        .chain(row(|s| s.remainder));
+    let statistics = tensor(rows.collect(), [4, sizes.channels]);
     (output, statistics)
+}
+
+/// What [`cpu::backward`] reads the ReLU's mask from.
+enum Source {
+    Nothing,
+    Input,
+    Output(FlexTensor),
+}
+
+/// The gradients of the input, gamma, beta and, for [`Source::Output`], the skip connection.
+fn backward(
+    x: FlexTensor,
+    [gamma, beta]: [FlexTensor; 2],
+    statistics: FlexTensor,
+    source: Source,
+    gradient: FlexTensor,
+) -> (FlexTensor, FlexTensor, FlexTensor, Option<FlexTensor>) {
+    let (sizes, shape) = (sizes(&x), shape(&x));
+    let x = x.to_contiguous();
+    // The original goes before the gradient is written to: what it alone owns is not copied.
+    let mut gradient = {
+        let contiguous = gradient.to_contiguous();
+        drop(gradient);
+        contiguous
+    };
+    let (gamma, beta) = (gamma.to_contiguous(), beta.to_contiguous());
+    let statistics = statistics.to_contiguous();
+    let statistics: Vec<Statistics> = {
+        let rows = statistics.storage::<f32>();
+        let at = |row: usize, channel: usize| rows[row * sizes.channels + channel];
+        let statistics = |channel| Statistics {
+            mean: at(0, channel),
+            variance: at(1, channel),
+            inverse_deviation: at(2, channel),
+            remainder: at(3, channel),
+        };
+        (0..sizes.channels).map(statistics).collect()
+    };
+    let channels = Channels {
+        gamma: gamma.storage(),
+        beta: beta.storage(),
+        statistics: &statistics,
+    };
+    let (dx, dskip, dgamma, dbeta) = with_element!(x.dtype(), E => {
+        let (mask, mut target) = match &source {
+            Source::Nothing => (Mask::None, None),
+            Source::Input => (Mask::FromInput, None),
+            Source::Output(output) => {
+                let target = vec![E::default(); x.storage::<E>().len()];
+                (Mask::FromOutput(output.storage::<E>()), Some(target))
+            }
+        };
+        let values = gradient.storage_mut::<E>();
+        let (dgamma, dbeta) =
+            cpu::backward(sizes, x.storage(), channels, mask, values, target.as_deref_mut());
+        match target {
+            Some(target) => (tensor(target, shape), Some(gradient), dgamma, dbeta),
+            None => (gradient, None, dgamma, dbeta),
+        }
+    });
+    let dgamma = tensor(dgamma, [sizes.channels]);
+    let dbeta = tensor(dbeta, [sizes.channels]);
+    (dx, dgamma, dbeta, dskip)
 }
 
 impl BatchNormalisation for Flex {
@@ -147,171 +150,36 @@ impl BatchNormalisation for Flex {
     ) -> (FlexTensor, FlexTensor) {
         forward(x, gamma, beta, Some(skip), epsilon, activation)
     }
-}
 
-#[derive(Debug)]
-struct BatchNormBackward;
-
-/// What the backward pass needs. Of map size are only the input, through the checkpointer, and for
-/// a ReLU after a skip connection the output, which the layer that reads it keeps as well.
-#[derive(Clone, Debug)]
-struct Kept {
-    x: NodeId,
-    gamma: FlexTensor,
-    beta: FlexTensor,
-    statistics: FlexTensor,
-    output: Option<FlexTensor>,
-    activation: Activation,
-}
-
-/// Parents: input, gamma, beta.
-impl Backward<Flex, 3> for BatchNormBackward {
-    type State = Kept;
-
-    fn backward(self, ops: Ops<Kept, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        backward(ops, grads, checkpointer);
-    }
-}
-
-/// Parents: input, gamma, beta, skip connection.
-impl Backward<Flex, 4> for BatchNormBackward {
-    type State = Kept;
-
-    fn backward(self, ops: Ops<Kept, 4>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        backward(ops, grads, checkpointer);
-    }
-}
-
-fn backward<const PARENTS: usize>(
-    ops: Ops<Kept, PARENTS>,
-    grads: &mut Gradients,
-    checkpointer: &mut Checkpointer,
-) {
-    let kept = ops.state;
-    let x: FlexTensor = checkpointer.retrieve_node_output(kept.x);
-    let gradient = grads.consume::<Flex>(&ops.node);
-    let (sizes, shape) = (sizes(&x), shape(&x));
-    let x = x.to_contiguous();
-    // The original goes before the gradient is written to: what it alone owns is not copied.
-    let mut gradient = {
-        let contiguous = gradient.to_contiguous();
-        drop(gradient);
-        contiguous
-    };
-    let (gamma, beta) = (kept.gamma.to_contiguous(), kept.beta.to_contiguous());
-    let statistics: Vec<Statistics> = {
-        let (rows, _) = kept.statistics.storage::<f32>().as_chunks();
-        let row = |&[mean, variance, inverse_deviation, remainder]: &[f32; 4]| Statistics {
-            mean,
-            variance,
-            inverse_deviation,
-            remainder,
-        };
-        rows.iter().map(row).collect()
-    };
-    let channels = Channels {
-        gamma: gamma.storage(),
-        beta: beta.storage(),
-        statistics: &statistics,
-    };
-    let (dx, dskip, dgamma, dbeta) = with_element!(x.dtype(), E => {
-        let mask = match (kept.activation, &kept.output) {
-            (Activation::None, _) => Mask::None,
-            (Activation::Relu, None) => Mask::FromInput,
-            (Activation::Relu, Some(output)) => Mask::FromOutput(output.storage::<E>()),
-        };
-        let mut target = (PARENTS == 4).then(|| vec![E::default(); x.storage::<E>().len()]);
-        let values = gradient.storage_mut::<E>();
-        let (dgamma, dbeta) =
-            cpu::backward(sizes, x.storage(), channels, mask, values, target.as_deref_mut());
-        match target {
-            Some(target) => (tensor(target, shape), Some(gradient), dgamma, dbeta),
-            None => (gradient, None, dgamma, dbeta),
-        }
-    });
-    let results = [
-        Some(dx),
-        Some(tensor(dgamma, [sizes.channels])),
-        Some(tensor(dbeta, [sizes.channels])),
-        dskip,
-    ];
-    for (parent, result) in ops.parents.into_iter().zip(results) {
-        if let (Some(parent), Some(result)) = (parent, result) {
-            grads.register::<Flex>(parent.id, result);
-        }
-    }
-}
-
-impl<C: CheckpointStrategy> BatchNormalisation for Autodiff<Flex, C> {
-    fn halfseg_batch_norm(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        epsilon: f64,
+    fn halfseg_batch_norm_backward(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        statistics: FlexTensor,
+        gradient: FlexTensor,
         activation: Activation,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let nodes = [x.node(), gamma.node(), beta.node()];
-        let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
-        let (output, statistics) = forward(
-            x.primitive().clone(),
-            gamma.clone(),
-            beta.clone(),
-            None,
-            epsilon,
-            activation,
-        );
-        let prepared = Backward::<Flex, 3>::prepare::<C>(BatchNormBackward, nodes);
-        let output = match prepared.compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let kept = Kept {
-                    x: prepared.checkpoint(&x),
-                    gamma,
-                    beta,
-                    statistics: statistics.clone(),
-                    output: None,
-                    activation,
-                };
-                prepared.finish(kept, output)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(output),
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let source = match activation {
+            Activation::None => Source::Nothing,
+            Activation::Relu => Source::Input,
         };
-        (output, Self::from_inner(statistics))
+        let (dx, dgamma, dbeta, _) = backward(x, [gamma, beta], statistics, source, gradient);
+        (dx, dgamma, dbeta)
     }
 
-    fn halfseg_batch_norm_skip(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        skip: FloatTensor<Self>,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let nodes = [x.node(), gamma.node(), beta.node(), skip.node()];
-        let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
-        let (output, statistics) = forward(
-            x.primitive().clone(),
-            gamma.clone(),
-            beta.clone(),
-            Some(skip.into_primitive()),
-            epsilon,
-            activation,
-        );
-        let prepared = Backward::<Flex, 4>::prepare::<C>(BatchNormBackward, nodes);
-        let output = match prepared.compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let kept = Kept {
-                    x: prepared.checkpoint(&x),
-                    gamma,
-                    beta,
-                    statistics: statistics.clone(),
-                    output: (activation == Activation::Relu).then(|| output.clone()),
-                    activation,
-                };
-                prepared.finish(kept, output)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(output),
-        };
-        (output, Self::from_inner(statistics))
+    fn halfseg_batch_norm_skip_relu_backward(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        statistics: FlexTensor,
+        output: FlexTensor,
+        gradient: FlexTensor,
+    ) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
+        // The shift is not read where the mask comes from the output.
+        let parameters = [gamma.clone(), gamma];
+        let source = Source::Output(output.to_contiguous());
+        let (dx, dgamma, dbeta, dskip) = backward(x, parameters, statistics, source, gradient);
+        let dskip = dskip.expect("a mask from the output leaves the skip connection's gradient");
+        (dx, dgamma, dbeta, dskip)
     }
 }
 

@@ -2,8 +2,12 @@
 
 #[cfg(feature = "flex")]
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(any(feature = "flex", feature = "cube"))]
+mod ops;
 
 use burn::tensor::{DType, FloatDType, Tensor, activation::relu};
 
@@ -30,21 +34,22 @@ pub struct BatchNormOutput {
 
 /// Normalises `x` with the batch's own statistics, adds `skip`, applies `activation`.
 ///
-/// Statistics and arithmetic are f32 whatever `x`'s dtype is, sums f64. A mean of many deviations
-/// costs no accuracy, and in f16 nothing overflows that the output can hold. NaN stays NaN behind a
+/// Statistics and arithmetic are f32 whatever `x`'s dtype is, sums f64, on GPUs pairwise in f32. A
+/// mean of many deviations costs no accuracy, and in f16 nothing overflows that the output can hold. NaN stays NaN behind a
 /// ReLU too.
 ///
 /// # Memory
-/// On the CPU (Burn's Flex backend) this is one differentiable operation. It keeps `x` in its own
-/// dtype and four f32 values a channel; a ReLU's mask is computed from `x` again. Behind a skip
-/// connection the mask is read from the output, which is kept by reference: the convolution that
-/// follows keeps the same tensor as its input, so that a mask of one bit an element would come on
-/// top of it and not in its place. A convolution, its normalisation and its activation therefore
-/// keep two values an element, `x` and the output, with skip connection or without: 4 bytes in f16
-/// and bf16, 8 in f32, if the convolution keeps its input in that dtype.
+/// On the CPU (Burn's Flex backend) and on GPUs that Burn reaches through CubeCL (features `cuda` and
+/// `wgpu`) this is one differentiable operation. It keeps `x` in its own dtype and four f32 values a
+/// channel; a ReLU's mask is computed from `x` again. Behind a skip connection the mask is read from
+/// the output, which is kept by reference: the convolution that follows keeps the same tensor as its
+/// input, so that a mask of one bit an element would come on top of it and not in its place. A
+/// convolution, its normalisation and its activation therefore keep two values an element, `x` and
+/// the output, with skip connection or without: 4 bytes in f16 and bf16, 8 in f32, if the convolution
+/// keeps its input in that dtype.
 ///
-/// The backward pass overwrites the output's gradient with that of `x`, or with a skip connection
-/// with that of `skip`, if nothing else holds it.
+/// The backward pass overwrites the output's gradient with that of `x` (on the CPU, behind a skip
+/// connection, with that of `skip`), if nothing else holds it.
 ///
 /// On other backends it is composed of Burn's operations, which keep several f32 maps.
 ///
@@ -84,7 +89,11 @@ pub fn batch_norm_train(
     }
     #[cfg(feature = "flex")]
     if flex::handles(&x) {
-        return flex::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
+        return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
+    }
+    #[cfg(feature = "cube")]
+    if crate::cube::handles(&x.device(), x.dtype()) {
+        return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
     }
     compose(x, gamma, beta, epsilon, skip, activation)
 }

@@ -1,0 +1,102 @@
+//! What follows the class logits of a segmentation network, pixel by pixel: cross-entropy in
+//! training, the most likely class in inference.
+
+#[cfg(feature = "cube")]
+mod cube;
+#[cfg(feature = "cube")]
+mod ops;
+
+use burn::tensor::{Int, Tensor};
+
+/// The result of [`cross_entropy_terms`]; all tensors f32, without autodiff.
+#[derive(Clone, Debug)]
+pub struct CrossEntropyTerms {
+    /// Sum of the pixels' cross-entropies, `[1]`.
+    pub sum: Tensor<1>,
+    /// Number of pixels whose largest logit is the label's, `[1]`.
+    pub right: Tensor<1>,
+    /// Number of pixels that are not ignored, `[1]`.
+    pub counted: Tensor<1>,
+    /// Gradient of `sum` with respect to the logits, `[n, c, h', w']`, if it was asked for.
+    pub gradient: Option<Tensor<4>>,
+}
+
+/// Resizes `logits` bilinearly to the labels' size and takes the softmax cross-entropy, in kernels
+/// that make no map of all classes at the labels' size. `None` where this crate has none (see
+/// [`resize_bilinear`](crate::resize_bilinear)).
+///
+/// Arithmetic is f32 whatever the logits' dtype is. Pixels labelled `ignored` count nowhere. The
+/// result does not carry gradients: multiply `gradient` into the logits to have one.
+///
+/// # Shapes
+/// - `logits`: `[n, c, h', w']`, on a device without autodiff
+/// - `labels`: `[n, h, w]`, each `0..c` or `ignored`
+///
+/// # Panics
+/// If the batches differ or a map is empty.
+#[cfg_attr(not(feature = "cube"), allow(unused_variables))]
+pub fn cross_entropy_terms(
+    logits: &Tensor<4>,
+    labels: &Tensor<3, Int>,
+    ignored: i64,
+    align_corners: bool,
+    with_gradient: bool,
+) -> Option<CrossEntropyTerms> {
+    #[cfg(feature = "cube")]
+    if crate::cube::handles(&logits.device(), logits.dtype()) {
+        let ([n, c, low_h, low_w], [label_n, h, w]) = (logits.dims(), labels.dims());
+        assert!(
+            n == label_n && n * c * low_h * low_w * h * w > 0,
+            "logits {:?} and labels {:?} do not fit, or are empty",
+            logits.dims(),
+            labels.dims()
+        );
+        let resize = crate::resize::Bilinear {
+            input: [low_h, low_w],
+            output: [h, w],
+            align_corners,
+        };
+        return Some(ops::cross_entropy_terms(
+            logits.clone(),
+            labels.clone(),
+            ignored,
+            resize,
+            with_gradient,
+        ));
+    }
+    None
+}
+
+/// The class with the largest logit of each pixel after `logits` were resized bilinearly to `size`,
+/// the lowest such class in a tie, without a map of all classes at that size. `None` where this
+/// crate has no kernel (see [`resize_bilinear`](crate::resize_bilinear)).
+///
+/// # Shapes
+/// - `logits`: `[n, c, h, w]`, on a device without autodiff
+/// - output: `[n, size[0], size[1]]`; u8 where the device has it and `c` is at most 256, else i32
+///
+/// # Panics
+/// If a map is empty.
+#[cfg_attr(not(feature = "cube"), allow(unused_variables))]
+pub fn most_likely_classes(
+    logits: &Tensor<4>,
+    size: [usize; 2],
+    align_corners: bool,
+) -> Option<Tensor<3, Int>> {
+    #[cfg(feature = "cube")]
+    if crate::cube::handles(&logits.device(), logits.dtype()) {
+        let [n, c, h, w] = logits.dims();
+        assert!(
+            n * c * h * w * size[0] * size[1] > 0,
+            "cannot resize logits {:?} to {size:?}: one of them is empty",
+            logits.dims()
+        );
+        let resize = crate::resize::Bilinear {
+            input: [h, w],
+            output: size,
+            align_corners,
+        };
+        return Some(ops::most_likely_classes(logits.clone(), resize));
+    }
+    None
+}

@@ -1,0 +1,452 @@
+//! The GPU kernels against plain f64 references, on the first device that Burn's wgpu backend finds;
+//! a software one (Mesa's lavapipe, a Vulkan driver for CPUs) will do.
+//!
+//! Without a device each test says so and passes, unless `HALFSEG_REQUIRE_GPU` is set. What a
+//! software device cannot show: speed, tensor cores, atomics on f16, and the code that CubeCL makes
+//! for CUDA. None of these kernels uses tensor cores or atomics.
+
+mod norm_case;
+
+use burn::tensor::{DType, Device, DeviceType, Int, Tensor, TensorData};
+use halfseg_kernels::{
+    Activation, batch_norm_train, cross_entropy_terms, most_likely_classes, resize_bilinear,
+};
+use norm_case::{Case, EPSILON, norm, rounded, rounding, values};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// Sums are f32, pairwise.
+const MEAN_FLOOR: f64 = 0.5;
+
+/// The first device, or the reason why a test is skipped.
+fn gpu() -> Option<Device> {
+    let device = Device::enumerate(DeviceType::Wgpu).into_iter().next();
+    if device.is_none() {
+        assert!(
+            std::env::var_os("HALFSEG_REQUIRE_GPU").is_none(),
+            "no GPU was found, not even a software one, and HALFSEG_REQUIRE_GPU is set"
+        );
+        eprintln!("skipped: no GPU was found, not even a software one");
+    }
+    device
+}
+
+/// The dtypes that `device` computes with.
+fn dtypes(device: &Device) -> Vec<DType> {
+    let (found, missing): (Vec<_>, Vec<_>) = [DType::F32, DType::F16, DType::BF16]
+        .into_iter()
+        .partition(|dtype| device.supports_dtype(*dtype));
+    if !missing.is_empty() {
+        eprintln!("not tested: the device does not compute with {missing:?}");
+    }
+    found
+}
+
+/// Within `bound` of the norm, and 1e-6 a value where expected values cancel.
+fn close(what: &str, found: &[f64], expected: &[f64], bound: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let error = norm(found.iter().zip(expected).map(|(f, e)| f - e));
+    let norm = norm(expected.iter().copied());
+    assert!(
+        error <= bound * norm + 1e-6 * (found.len() as f64).sqrt(),
+        "{what}: off by {error} of {norm}"
+    );
+}
+
+#[test]
+fn the_device_is_named() {
+    if let Some(device) = gpu() {
+        eprintln!("testing on {:?}", device.identity());
+        assert!(dtypes(&device).contains(&DType::F32));
+    }
+}
+
+#[test]
+fn normalisation_and_all_its_gradients_equal_the_f64_reference() {
+    let Some(device) = gpu() else { return };
+    let mut rng = StdRng::seed_from_u64(7);
+    // Odd sizes, sizes that vectors divide, and channels that are split.
+    let shapes = [
+        [2, 3, 5, 7],
+        [1, 9, 1, 17],
+        [3, 1, 3, 2],
+        [2, 8, 4, 6],
+        [2, 36, 8, 8],
+        [2, 1, 97, 71],
+        [3, 4, 64, 48],
+    ];
+    for shape in shapes {
+        for dtype in dtypes(&device) {
+            for (skip, relu) in [(false, false), (false, true), (true, false), (true, true)] {
+                for pixels in [false, true] {
+                    let mut case = Case::draw(&mut rng, shape, dtype, skip, relu);
+                    case.pixels = pixels;
+                    case.check(&device.clone().autodiff(), MEAN_FLOOR);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mean_of_a_thousand_deviations_costs_no_accuracy() {
+    let Some(device) = gpu() else { return };
+    let mut rng = StdRng::seed_from_u64(11);
+    for pixels in [false, true] {
+        let mut case = Case::draw(&mut rng, [2, 4, 33, 65], DType::F32, false, true);
+        for x in &mut case.x {
+            *x = 1000.3 + rng.random_range(-1.7f32..1.7);
+        }
+        case.pixels = pixels;
+        case.check(&device.clone().autodiff(), MEAN_FLOOR);
+    }
+}
+
+#[test]
+fn an_outlier_first_in_its_channel_costs_no_accuracy() {
+    let Some(device) = gpu() else { return };
+    let mut rng = StdRng::seed_from_u64(17);
+    let mut case = Case::draw(&mut rng, [2, 4, 33, 65], DType::F32, false, true);
+    for channel in 0..4 {
+        case.x[channel * 33 * 65] = 50.0;
+    }
+    // The mean is found as a distance from the outlier, in f32.
+    case.check(&device.autodiff(), 2.0);
+}
+
+#[test]
+fn f16_deviations_above_255_do_not_overflow() {
+    let Some(device) = gpu() else { return };
+    if !dtypes(&device).contains(&DType::F16) {
+        return;
+    }
+    let mut rng = StdRng::seed_from_u64(12);
+    for skip in [false, true] {
+        let mut case = Case::draw(&mut rng, [2, 3, 9, 11], DType::F16, skip, true);
+        let wide = case.x.iter().map(|x| x * 10_000.0).collect();
+        case.x = rounded(wide, DType::F16);
+        assert!(case.x.iter().any(|x| x.abs() > 20_000.0));
+        // Gradients shrink with the deviation, below what f16 holds exactly.
+        case.gradient.iter_mut().for_each(|g| *g *= 1024.0);
+        case.check(&device.clone().autodiff(), MEAN_FLOOR);
+    }
+}
+
+#[test]
+fn nan_and_infinity_reach_the_output_through_a_relu() {
+    let Some(device) = gpu() else { return };
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut rng = StdRng::seed_from_u64(16);
+        let mut case = Case::draw(&mut rng, [1, 2, 4, 5], DType::F32, false, true);
+        case.x[3] = bad;
+        let found = case.run(&device.clone().autodiff());
+        let [first, second] = [&found.output[..20], &found.output[20..]];
+        assert!(first.iter().all(|y| y.is_nan()), "{bad}");
+        assert!(second.iter().all(|y| y.is_finite()), "{bad}");
+        assert!(found.x[..20].iter().all(|g| !g.is_finite()), "{bad}");
+    }
+}
+
+#[test]
+fn normalisation_takes_part_in_a_graph_of_burns_own_operations() {
+    let Some(device) = gpu() else { return };
+    let mut rng = StdRng::seed_from_u64(10);
+    let case = Case::draw(&mut rng, [2, 3, 5, 8], DType::F32, true, true);
+    let run = |device: Device| {
+        let leaf = case.map(&case.x, &device).require_grad();
+        // Elementwise, so that checkpointing computes it twice; its gradient has two parents.
+        let x = leaf.clone() * 2.0 + leaf.clone().exp();
+        let parameter = |values: &[f32]| Tensor::<1>::from_floats(values, &device).require_grad();
+        let (gamma, beta) = (parameter(&case.gamma), parameter(&case.beta));
+        let skip = Some(leaf.clone().tanh());
+        let y = batch_norm_train(x, gamma.clone(), beta, EPSILON, skip, Activation::Relu).output;
+        let y = y.clone() * y.tanh();
+        let grads = y.sum().backward();
+        let mut found = values(leaf.grad(&grads).unwrap());
+        found.extend(values(gamma.grad(&grads).unwrap()));
+        found
+    };
+    let expected = run(Device::flex().autodiff());
+    for device in [
+        device.clone().autodiff(),
+        device.autodiff().gradient_checkpointing(),
+    ] {
+        close("gradients", &run(device), &expected, 1e-5);
+    }
+}
+
+#[test]
+fn gradients_reach_whichever_inputs_want_them() {
+    let Some(device) = gpu() else { return };
+    let device = device.autodiff();
+    let mut rng = StdRng::seed_from_u64(13);
+    let case = Case::draw(&mut rng, [2, 3, 5, 7], DType::F32, true, true);
+    let all = case.run(&device);
+    for wanted in 1..16 {
+        let wants = |bit: usize| wanted >> bit & 1 == 1;
+        let map = |values: &[f32], bit| case.map(values, &device).set_require_grad(wants(bit));
+        let parameter = |values: &[f32], bit| {
+            Tensor::<1>::from_floats(values, &device).set_require_grad(wants(bit))
+        };
+        let (x, skip) = (map(&case.x, 0), map(case.skip.as_ref().unwrap(), 1));
+        let (gamma, beta) = (parameter(&case.gamma, 2), parameter(&case.beta, 3));
+        let result = batch_norm_train(
+            x.clone(),
+            gamma.clone(),
+            beta.clone(),
+            EPSILON,
+            Some(skip.clone()),
+            Activation::Relu,
+        );
+        let weights = case.map(&case.gradient, &device);
+        let grads = (result.output * weights).sum().backward();
+        let found = [
+            x.grad(&grads).map(values),
+            skip.grad(&grads).map(values),
+            gamma.grad(&grads).map(values),
+            beta.grad(&grads).map(values),
+        ];
+        let expected = [&all.x, &all.skip, &all.gamma, &all.beta];
+        for (bit, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+            let expected = wants(bit).then_some(expected);
+            assert_eq!(found.as_ref(), expected, "input {bit} of {wanted:04b}");
+        }
+    }
+}
+
+/// The two pixels that output `o` reads and their weights; positions in f32, as PyTorch has them.
+fn taps(size: usize, out: usize, align_corners: bool, o: usize) -> [(usize, f64); 2] {
+    let scale = match align_corners {
+        true if out > 1 => (size - 1) as f32 / (out - 1) as f32,
+        true => 0.0,
+        false => size as f32 / out as f32,
+    };
+    let position = match align_corners {
+        true => scale * o as f32,
+        false => (scale * (o as f32 + 0.5) - 0.5).max(0.0),
+    };
+    let low = (position as usize).min(size - 1);
+    let weight = f64::from(position) - low as f64;
+    [(low, 1.0 - weight), ((low + 1).min(size - 1), weight)]
+}
+
+/// Calls `visit(output, input, weight)` for every pair of values of a resize.
+fn for_each_pair(
+    [n, c, h, w]: [usize; 4],
+    [out_h, out_w]: [usize; 2],
+    align_corners: bool,
+    mut visit: impl FnMut(usize, usize, f64),
+) {
+    for plane in 0..n * c {
+        for y in 0..out_h {
+            for x in 0..out_w {
+                for (row, down) in taps(h, out_h, align_corners, y) {
+                    for (column, across) in taps(w, out_w, align_corners, x) {
+                        let output = (plane * out_h + y) * out_w + x;
+                        visit(output, (plane * h + row) * w + column, down * across);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn resized(
+    map: &[f32],
+    shape: [usize; 4],
+    [out_h, out_w]: [usize; 2],
+    align_corners: bool,
+) -> Vec<f64> {
+    let mut found = vec![0f64; shape[0] * shape[1] * out_h * out_w];
+    for_each_pair(
+        shape,
+        [out_h, out_w],
+        align_corners,
+        |output, input, weight| {
+            found[output] += f64::from(map[input]) * weight;
+        },
+    );
+    found
+}
+
+fn draw(rng: &mut StdRng, count: usize, dtype: DType) -> Vec<f32> {
+    let values = (0..count).map(|_| rng.random_range(-2.0f32..2.0));
+    rounded(values.collect(), dtype)
+}
+
+#[test]
+fn resizing_and_its_gradient_equal_the_f64_reference() {
+    let Some(device) = gpu() else { return };
+    let device = device.autodiff();
+    let mut rng = StdRng::seed_from_u64(3);
+    let cases = [
+        ([2, 3, 5, 7], [13, 16]),
+        ([1, 4, 8, 8], [64, 64]),
+        ([2, 5, 16, 9], [7, 4]),
+        ([1, 2, 1, 6], [4, 1]),
+        ([1, 8, 6, 6], [1, 11]),
+        ([1, 1, 1, 1], [3, 2]),
+        ([1, 3, 9, 17], [9, 17]),
+    ];
+    for (shape, size) in cases {
+        for dtype in dtypes(&device) {
+            for align_corners in [false, true] {
+                for pixels in [false, true] {
+                    let what = format!("{dtype:?} {shape:?} to {size:?}, {align_corners} {pixels}");
+                    let map = draw(&mut rng, shape.iter().product(), dtype);
+                    let weights = draw(&mut rng, shape[0] * shape[1] * size[0] * size[1], dtype);
+                    let mut case = Case::draw(&mut rng, shape, dtype, false, false);
+                    case.pixels = pixels;
+                    let x = case.map(&map, &device).require_grad();
+                    let y = resize_bilinear(&x, size, align_corners).expect("a kernel");
+                    assert_eq!(y.dtype(), dtype);
+                    assert_eq!(y.dims(), [shape[0], shape[1], size[0], size[1]]);
+
+                    let factor = TensorData::new(weights.clone(), y.dims());
+                    let factor = Tensor::<4>::from_data(factor, &device);
+                    let loss = (y.clone().cast(DType::F32) * factor).sum();
+                    let gradient = values(x.grad(&loss.backward()).unwrap());
+                    let mut expected = vec![0f64; map.len()];
+                    for_each_pair(shape, size, align_corners, |output, input, weight| {
+                        expected[input] += f64::from(weights[output]) * weight;
+                    });
+                    let bound = 2e-6 + rounding(dtype);
+                    let forward = resized(&map, shape, size, align_corners);
+                    close(&what, &values(y), &forward, bound);
+                    close(&format!("gradient, {what}"), &gradient, &expected, bound);
+                }
+            }
+        }
+    }
+}
+
+/// Sum of cross-entropies, right and counted pixels, and the gradient of the first.
+fn loss_reference(
+    logits: &[f32],
+    shape: [usize; 4],
+    labels: &[i32],
+    size: [usize; 2],
+    align_corners: bool,
+) -> ([f64; 3], Vec<f64>) {
+    let [n, c, ..] = shape;
+    let pixels = size[0] * size[1];
+    let high = resized(logits, shape, size, align_corners);
+    let mut totals = [0f64; 3];
+    let mut high_gradient = vec![0f64; high.len()];
+    for image in 0..n {
+        for pixel in 0..pixels {
+            let label = labels[image * pixels + pixel];
+            if label == 255 {
+                continue;
+            }
+            let at = |class: usize| (image * c + class) * pixels + pixel;
+            let largest = (0..c).map(|k| high[at(k)]).fold(f64::MIN, f64::max);
+            let sum: f64 = (0..c).map(|k| (high[at(k)] - largest).exp()).sum();
+            totals[0] += largest + sum.ln() - high[at(label as usize)];
+            let best = (0..c).find(|&k| high[at(k)] == largest).unwrap();
+            totals[1] += f64::from(u8::from(best == label as usize));
+            totals[2] += 1.0;
+            for k in 0..c {
+                high_gradient[at(k)] =
+                    (high[at(k)] - largest).exp() / sum - f64::from(u8::from(k == label as usize));
+            }
+        }
+    }
+    let mut gradient = vec![0f64; logits.len()];
+    for_each_pair(shape, size, align_corners, |output, input, weight| {
+        gradient[input] += high_gradient[output] * weight;
+    });
+    (totals, gradient)
+}
+
+#[test]
+fn cross_entropy_with_the_resize_equals_the_f64_reference() {
+    let Some(device) = gpu() else { return };
+    let mut rng = StdRng::seed_from_u64(5);
+    let cases = [
+        ([2, 19, 8, 16], [64, 128]),
+        ([1, 3, 5, 7], [13, 16]),
+        ([2, 5, 9, 11], [9, 11]),
+        ([1, 1, 2, 2], [4, 4]),
+        ([3, 4, 1, 1], [5, 3]),
+    ];
+    for (shape, size) in cases {
+        let [n, c, h, w] = shape;
+        for dtype in dtypes(&device) {
+            for align_corners in [false, true] {
+                let what = format!("{dtype:?} {shape:?} to {size:?}, align {align_corners}");
+                // Large differences too, at which exponentials leave f16's range.
+                let wide = draw(&mut rng, n * c * h * w, DType::F32);
+                let wide = wide.into_iter().map(|v| v * 20.0).collect();
+                let logits = rounded(wide, dtype);
+                let labels: Vec<i32> = (0..n * size[0] * size[1])
+                    .map(|_| match rng.random_range(0..4) {
+                        0 => 255,
+                        _ => rng.random_range(0..c as i32),
+                    })
+                    .collect();
+                let map = Tensor::<4>::from_data(TensorData::new(logits.clone(), shape), &device);
+                let target = TensorData::new(labels.clone(), [n, size[0], size[1]]);
+                let target = Tensor::<3, Int>::from_data(target, &device);
+                let map = map.cast(dtype);
+                let found = cross_entropy_terms(&map, &target, 255, align_corners, true);
+                let found = found.expect("a kernel");
+                let (totals, gradient) =
+                    loss_reference(&logits, shape, &labels, size, align_corners);
+                close(&what, &values(found.sum), &totals[..1], 1e-5);
+                close(&what, &values(found.right), &totals[1..2], 0.002);
+                assert_eq!(values(found.counted), [totals[2]], "{what}");
+                let found = values(found.gradient.expect("it was asked for"));
+                close(&format!("gradient, {what}"), &found, &gradient, 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_map_that_is_ignored_everywhere_has_no_loss_and_no_gradient() {
+    let Some(device) = gpu() else { return };
+    let logits = Tensor::<4>::ones([1, 3, 4, 4], &device) * 1e4;
+    let labels = Tensor::<3, Int>::full([1, 8, 8], 255, &device);
+    let found = cross_entropy_terms(&logits, &labels, 255, false, true).unwrap();
+    let numbers = [found.sum, found.right, found.counted].map(values);
+    assert_eq!(numbers.concat(), [0.0; 3]);
+    assert!(values(found.gradient.unwrap()).iter().all(|g| *g == 0.0));
+}
+
+#[test]
+fn class_maps_equal_the_reference_wherever_two_classes_are_not_tied() {
+    let Some(device) = gpu() else { return };
+    let mut rng = StdRng::seed_from_u64(6);
+    for (shape, size) in [
+        ([2, 19, 8, 16], [64, 128]),
+        ([1, 3, 5, 7], [13, 16]),
+        ([1, 7, 9, 11], [9, 11]),
+    ] {
+        let [n, c, ..] = shape;
+        for dtype in dtypes(&device) {
+            let logits = draw(&mut rng, shape.iter().product(), dtype);
+            let map = Tensor::<4>::from_data(TensorData::new(logits.clone(), shape), &device);
+            let found = most_likely_classes(&map.cast(dtype), size, false).expect("a kernel");
+            assert_eq!(found.dims(), [n, size[0], size[1]]);
+            let found: Vec<i32> = found.into_data().convert::<i32>().try_to_vec().unwrap();
+            let high = resized(&logits, shape, size, false);
+            let pixels = size[0] * size[1];
+            let mut clear = 0;
+            for (index, found) in found.iter().enumerate() {
+                let at = |k: usize| high[(index / pixels * c + k) * pixels + index % pixels];
+                let mut order: Vec<usize> = (0..c).collect();
+                order.sort_by(|&a, &b| at(b).total_cmp(&at(a)));
+                if at(order[0]) - at(order[1]) > 1e-5 {
+                    clear += 1;
+                    assert_eq!(*found, order[0] as i32, "{dtype:?} {shape:?} pixel {index}");
+                }
+            }
+            assert!(clear * 10 > 9 * found.len(), "most pixels are decided");
+        }
+    }
+    let tied = Tensor::<4>::ones([1, 5, 3, 4], &device);
+    let found = most_likely_classes(&tied, [6, 8], false).unwrap();
+    let found: Vec<i32> = found.into_data().convert::<i32>().try_to_vec().unwrap();
+    assert_eq!(found, [0; 48], "the lowest class wins a tie");
+}

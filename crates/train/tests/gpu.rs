@@ -1,0 +1,133 @@
+//! Whole networks on the first GPU that Burn's wgpu backend finds, a software one will do, against
+//! the CPU. Without a device each test says so and passes, unless `HALFSEG_REQUIRE_GPU` is set.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, DeviceType, Int, Tensor, TensorData};
+use halfseg_segmentor::{Depth, Method, Segmentor, load};
+use halfseg_train::{Learner, Precision, Predictor, Recipe};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn gpu() -> Option<Device> {
+    let device = Device::enumerate(DeviceType::Wgpu).into_iter().next();
+    if device.is_none() {
+        assert!(
+            std::env::var_os("HALFSEG_REQUIRE_GPU").is_none(),
+            "no GPU was found, not even a software one, and HALFSEG_REQUIRE_GPU is set"
+        );
+        eprintln!("skipped: no GPU was found, not even a software one");
+    }
+    device
+}
+
+const SIZE: [usize; 2] = [33, 49];
+
+fn recipe(method: Method, precision: Precision) -> Recipe {
+    let mut recipe = Recipe::published(method, Depth::R18);
+    recipe.precision.dtype = precision;
+    for value in [
+        "model.stem_channels=8",
+        "model.base_channels=4",
+        "model.head_channels=8",
+        "model.aux_channels=8",
+        "model.c1_channels=4",
+        "schedule.iterations=10",
+        "optimizer.lr=2.0",
+    ] {
+        recipe.set(value).unwrap();
+    }
+    recipe
+}
+
+/// Two images and their labels, a tenth of them ignored.
+fn batch(classes: usize, device: &Device) -> (Tensor<4>, Tensor<3, Int>) {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let [h, w] = SIZE;
+    let mut draw = |bound: u32| rng.next_u32() % bound;
+    let values: Vec<f32> = (0..2 * 3 * h * w)
+        .map(|_| draw(1000) as f32 / 250.0 - 2.0)
+        .collect();
+    let labels: Vec<i32> = (0..2 * h * w)
+        .map(|_| match draw(10) {
+            0 => 255,
+            _ => draw(classes as u32) as i32,
+        })
+        .collect();
+    (
+        Tensor::from_data(TensorData::new(values, [2, 3, h, w]), device),
+        Tensor::from_data(TensorData::new(labels, [2, h, w]), device),
+    )
+}
+
+/// The same network on another device, by way of a file: Burn's `fork` leaves statistics behind.
+fn moved(model: &Segmentor, device: &Device) -> Segmentor {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    model.save_safetensors(&path, BTreeMap::new()).unwrap();
+    let (model, report) = load(&path, Some(model.config()), device).unwrap();
+    assert!(report.is_complete(), "{report}");
+    model
+}
+
+/// The losses of three steps.
+fn train(model: Segmentor, recipe: &Recipe, device: &Device) -> Vec<f64> {
+    let mut learner = Learner::new(model, recipe);
+    let (images, labels) = batch(recipe.model.num_classes, device);
+    let step = |_| learner.step(images.clone(), labels.clone()).loss;
+    (0..3).map(step).collect()
+}
+
+#[test]
+fn training_steps_of_all_methods_follow_those_on_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    let (gpu, host) = (gpu.autodiff(), Device::flex().autodiff());
+    host.seed(3);
+    for method in Method::ALL {
+        for (precision, bound) in [(Precision::F32, 2e-5), (Precision::F16, 2e-3)] {
+            let recipe = recipe(method, precision);
+            let model = recipe.model.init(&host);
+            let found = train(moved(&model, &gpu), &recipe, &gpu);
+            let expected = train(model, &recipe, &host);
+            eprintln!("{method} {precision}: {found:.6?} on the GPU, {expected:.6?} on the CPU");
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!(
+                    (found - expected).abs() <= bound * expected,
+                    "{method} {precision}: {found} is not near {expected}"
+                );
+            }
+            let moved = (expected[2] - expected[0]).abs();
+            assert!(
+                moved > 1e-3 * expected[0],
+                "{method}: the steps change little"
+            );
+        }
+    }
+}
+
+#[test]
+fn class_maps_of_all_methods_equal_those_on_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    let host = Device::flex();
+    for method in Method::ALL {
+        let recipe = recipe(method, Precision::F32);
+        let model = recipe.model.init(&host);
+        let segment = |model: Segmentor, device: &Device| {
+            let predictor = Predictor::new(&model, Precision::F32, recipe.eval.clone(), device);
+            let (images, _) = batch(recipe.model.num_classes, device);
+            predictor.segment(images)
+        };
+        let found = segment(moved(&model, &gpu), &gpu);
+        let expected = segment(model, &host);
+        assert_eq!(found.len(), 2);
+        let pairs = || {
+            found
+                .iter()
+                .zip(&expected)
+                .flat_map(|(f, e)| f.iter().zip(e))
+        };
+        let different = pairs().filter(|(f, e)| f != e).count();
+        eprintln!("{method}: {different} of {} pixels differ", pairs().count());
+        assert!(different * 1000 <= pairs().count(), "{method}");
+    }
+}
