@@ -237,6 +237,15 @@ def size(text):
     return height, width
 
 
+def memory(on_gpu):
+    """The most memory that was held."""
+    if on_gpu:
+        return dict(peak_bytes=torch.cuda.max_memory_allocated(),
+                    peak_reserved_bytes=torch.cuda.max_memory_reserved(),
+                    peak_source='max_memory_allocated')
+    return dict(peak_bytes=status_bytes('VmHWM'), peak_source='VmHWM')
+
+
 def run_params(_):
     report(parameters={method: build(method, 'resnet101')[1] for method in EXPECTED})
 
@@ -244,19 +253,23 @@ def run_params(_):
 def run_model(args):
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    on_gpu = args.device != 'cpu'
+    if on_gpu:
+        torch.backends.cudnn.benchmark = args.cudnn_benchmark
     model, parameters = build(args.method, args.backbone)
     layout = torch.contiguous_format if args.nchw else torch.channels_last
-    model = model.to(memory_format=layout)
+    model = model.to(args.device, memory_format=layout)
     dtype = dict(f32=None, f16=torch.float16, bf16=torch.bfloat16)[args.precision]
-    cast = torch.autocast('cpu', dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+    kind = args.device.split(':')[0]
+    cast = torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
     (height, width), batch = args.size, args.batch or (2 if args.train else 1)
-    images = torch.randn(batch, 3, height, width).to(memory_format=layout)
+    images = torch.randn(batch, 3, height, width).to(args.device, memory_format=layout)
     before = status_bytes('VmRSS')
     if args.train:
         model.train()
-        labels = torch.randint(0, CLASSES, (batch, height, width))
+        labels = torch.randint(0, CLASSES, (batch, height, width), device=args.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        scaler = torch.amp.GradScaler('cpu', init_scale=512.0, growth_interval=2 ** 31 - 1,
+        scaler = torch.amp.GradScaler(kind, init_scale=512.0, growth_interval=2 ** 31 - 1,
                                       enabled=dtype is not None)
 
         def step():
@@ -267,20 +280,23 @@ def run_model(args):
             scaler.step(optimizer)
             scaler.update()
             loss.item()
+            if on_gpu:
+                torch.cuda.synchronize()
     else:
         model.eval()
 
         def step():
             with torch.inference_mode(), cast:
-                model(images).argmax(1).to(torch.uint8).numpy()
+                # Copying to the host waits for the GPU.
+                model(images).argmax(1).to(torch.uint8).cpu().numpy()
     seconds = timed(step, args.warmup, args.iterations)
     report(mode='training' if args.train else 'inference', method=args.method,
            backbone=args.backbone, size=f'{height}x{width}', batch=batch,
            precision=args.precision, threads=args.threads,
            layout='nchw' if args.nchw else 'channels_last', parameters=parameters,
            bf16_instructions=bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-           **summary(seconds, batch), peak_bytes=status_bytes('VmHWM'), peak_source='VmHWM',
-           resident_before_bytes=before)
+           device=torch.cuda.get_device_name() if on_gpu else 'cpu', **summary(seconds, batch),
+           **memory(on_gpu), resident_before_bytes=before)
 
 
 # The training pipeline, as mmcv and mmseg transforms do it: on whole pictures, step by step.
@@ -453,6 +469,8 @@ def main():
     sub.add_argument('--batch', type=int)
     sub.add_argument('--train', action='store_true')
     sub.add_argument('--nchw', action='store_true')
+    sub.add_argument('--device', default='cpu', help='cpu, cuda or cuda:N')
+    sub.add_argument('--cudnn-benchmark', action='store_true')
     sub = command('pipeline', run_pipeline, 40, 4)
     sub.add_argument('--data', required=True)
     sub = command('confusion', run_confusion, 20, 3)

@@ -97,7 +97,7 @@ pub struct RecipeArgs {
     /// Learning rate of the first iteration
     #[arg(long, value_name = "X")]
     pub lr: Option<f64>,
-    /// flex, cuda or cuda:N
+    /// flex, cuda, cuda:N, wgpu or wgpu:N
     #[arg(long)]
     pub device: Option<DeviceChoice>,
     /// Weights to start from: a whole model or a backbone
@@ -182,7 +182,7 @@ pub struct InferenceArgs {
     /// Take the precision from a policy file (see `halfseg audit`), in place of the checkpoint's
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// flex, cuda or cuda:N
+    /// flex, cuda, cuda:N, wgpu or wgpu:N
     #[arg(long)]
     pub device: Option<DeviceChoice>,
     /// Configuration
@@ -315,10 +315,14 @@ pub struct BenchArgs {
     /// Passes before them that are not
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub warmup: usize,
+    /// flex, cuda, cuda:N, wgpu or wgpu:N
+    #[arg(long, default_value = "flex")]
+    pub device: DeviceChoice,
     /// Threads that compute; all cores otherwise
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
-    /// Multiply-add peak of the machine over these threads in GFLOP/s; measured otherwise
+    /// Multiply-add peak of the device (on the CPU: over these threads) in GFLOP/s; measured
+    /// otherwise on the CPU, and on GPUs not held against
     #[arg(long, value_name = "X")]
     pub peak_gflops: Option<f64>,
     /// Write the numbers as JSON (`-`: to stdout)
@@ -341,7 +345,7 @@ pub struct DemoArgs {
     /// Decides initial weights, order of images, augmentation and dropout
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// flex, cuda or cuda:N
+    /// flex, cuda, cuda:N, wgpu or wgpu:N
     #[arg(long, default_value = "flex")]
     pub device: DeviceChoice,
 }

@@ -6,7 +6,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{Bytes, Cost, Learner, Predictor, Recipe, parameters, resident_memory};
+use halfseg_train::{
+    Bytes, Cost, DeviceChoice, Learner, Predictor, Recipe, parameters, resident_memory,
+};
 use serde_json::json;
 
 use crate::args::BenchArgs;
@@ -15,15 +17,17 @@ use crate::interrupt;
 use crate::output::write_json;
 use crate::peak::measure_gflops;
 
-/// Measures passes over random images through a network of random weights, on the CPU.
+/// Measures passes over random images through a network of random weights.
 ///
-/// Inference is the network, logits at the images' size and argmax; training is all of
-/// [`Learner::step`]: network, both losses, backward pass, unscaling, SGD. Nothing is loaded.
+/// Inference is the network, logits at the images' size and argmax, read back to the host; training
+/// is all of [`Learner::step`]: network, both losses, backward pass, unscaling, SGD. Nothing is
+/// loaded.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let method = args.model.method.unwrap_or(Method::Fcn);
     let depth = args.model.backbone.unwrap_or(Depth::R101);
     let mut recipe = Recipe::published(method, depth);
     recipe.precision.dtype = args.precision;
+    recipe.device = args.device;
     if let Some(classes) = args.model.classes {
         recipe.model.num_classes = classes;
     }
@@ -38,40 +42,45 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     let threads = rayon::current_num_threads();
     // Before the network, so that the machine is as cool for it as it will be.
-    let (peak_gflops, given) = match args.peak_gflops {
-        Some(given) => (given, true),
-        None => (measure_gflops(threads), false),
+    let peak = match args.peak_gflops {
+        Some(given) => Some((given, "given")),
+        None if args.device == DeviceChoice::Flex => Some((measure_gflops(threads), "measured")),
+        None => None,
     };
 
     let mode = if args.train { "training" } else { "inference" };
     eprintln!(
-        "{method} on {depth}, {mode}, {batch} image(s) of {}, {}, {threads} thread(s)",
-        args.size, args.precision
+        "{method} on {depth}, {mode}, {batch} image(s) of {}, {}, {}, {threads} thread(s)",
+        args.size, args.precision, args.device
     );
-    let (seconds, parameters) = if args.train {
+    let measured = if args.train {
         measure_training(args, &recipe, batch)?
     } else {
         measure_inference(args, &recipe, batch)?
     };
+    let Measured {
+        seconds,
+        parameters,
+        memory,
+        memory_source,
+    } = measured;
     let times = Times::of(seconds);
 
     let macs = macs(&recipe.model, args, batch);
-    let floor_s = 2.0 * macs as f64 / (peak_gflops * 1e9);
-    let memory = resident_memory().map(|(_, peak)| peak);
+    let floor_s = peak.map(|(gflops, _)| 2.0 * macs as f64 / (gflops * 1e9));
     let images_per_s = batch as f64 / times.median;
-    let origin = if given { "given" } else { "measured" };
     let row = |name: &str, value: String| eprintln!("{name:<22}{value:>14}");
     row("median", format!("{:.4} s", times.median));
     row("95th percentile", format!("{:.4} s", times.p95));
     row("fastest", format!("{:.4} s", times.min));
     row("images/s", format!("{images_per_s:.3}"));
     row("multiply-adds", format!("{:.2} G", macs as f64 / 1e9));
-    row("f32 peak", format!("{peak_gflops:.1} GFLOP/s {origin}"));
-    row("floor", format!("{floor_s:.4} s"));
-    row(
-        "share of the floor",
-        format!("{:.1}%", 100.0 * floor_s / times.median),
-    );
+    if let (Some((gflops, origin)), Some(floor_s)) = (peak, floor_s) {
+        row("f32 peak", format!("{gflops:.1} GFLOP/s {origin}"));
+        row("floor", format!("{floor_s:.4} s"));
+        let share = 100.0 * floor_s / times.median;
+        row("share of the floor", format!("{share:.1}%"));
+    }
     row(
         "peak memory",
         memory.map_or("unknown".into(), |peak: Bytes| peak.to_string()),
@@ -87,6 +96,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             "size": args.size.to_string(),
             "batch": batch,
             "precision": args.precision.to_string(),
+            "device": args.device.to_string(),
             "threads": threads,
             "warmup": args.warmup,
             "parameters": parameters,
@@ -96,12 +106,12 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             "min_s": times.min,
             "images_per_s": images_per_s,
             "gmacs": macs as f64 / 1e9,
-            "peak_gflops": peak_gflops,
-            "peak_gflops_source": origin,
+            "peak_gflops": peak.map(|(gflops, _)| gflops),
+            "peak_gflops_source": peak.map(|(_, origin)| origin),
             "floor_s": floor_s,
-            "share_of_floor": floor_s / times.median,
+            "share_of_floor": floor_s.map(|floor_s| floor_s / times.median),
             "peak_bytes": memory.map(|peak| peak.0),
-            "peak_source": "VmHWM",
+            "peak_source": memory_source,
         });
         write_json(path, &json)?;
     }
@@ -132,7 +142,37 @@ fn macs(model: &SegmentorConfig, args: &BenchArgs, batch: usize) -> u64 {
     passes * batch as u64 * Cost::of(model, args.size).total(args.train).macs
 }
 
-fn measure_inference(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<(Vec<f64>, u64)> {
+/// What one measurement found.
+struct Measured {
+    /// Of each pass.
+    seconds: Vec<f64>,
+    parameters: u64,
+    /// The most that was held.
+    memory: Option<Bytes>,
+    memory_source: &'static str,
+}
+
+impl Measured {
+    fn new(seconds: Vec<f64>, parameters: u64, choice: DeviceChoice, device: &Device) -> Self {
+        let (memory, memory_source) = match choice {
+            DeviceChoice::Flex => (resident_memory().map(|(_, peak)| peak), "VmHWM"),
+            // The allocator keeps what it once took, so this is a peak; it counts whole pages.
+            _ => {
+                let usage = device.memory_pool_usage();
+                let reserved = usage.map(|usage| Bytes(usage.bytes_reserved));
+                (reserved, "bytes reserved by the allocator")
+            }
+        };
+        Self {
+            seconds,
+            parameters,
+            memory,
+            memory_source,
+        }
+    }
+}
+
+fn measure_inference(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<Measured> {
     let device = recipe.device.open()?;
     let model = recipe.model.init(&device);
     let parameters = parameters(&model);
@@ -143,10 +183,10 @@ fn measure_inference(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<
         predictor.segment(images.clone());
         Ok(())
     })?;
-    Ok((seconds, parameters))
+    Ok(Measured::new(seconds, parameters, args.device, &device))
 }
 
-fn measure_training(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<(Vec<f64>, u64)> {
+fn measure_training(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<Measured> {
     let device = recipe.device.open()?.autodiff();
     let model = recipe.model.init(&device);
     let parameters = parameters(&model);
@@ -160,7 +200,7 @@ fn measure_training(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<(
         // The losses are read before the optimizer runs.
         device.sync().context("the device failed")
     })?;
-    Ok((seconds, parameters))
+    Ok(Measured::new(seconds, parameters, args.device, &device))
 }
 
 /// `[batch, 3, height, width]`, as normalised pictures are.

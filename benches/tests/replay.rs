@@ -1,0 +1,48 @@
+//! `replay` on the committed recordings: on the CPU, and with feature `wgpu` on a GPU, a software one
+//! will do.
+
+use std::path::Path;
+use std::process::Command;
+
+fn replay(device: &str, precisions: &str) {
+    let recordings =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/segmentor/tests/recordings");
+    let output = Command::new(env!("CARGO_BIN_EXE_replay"))
+        .arg("--recordings")
+        .arg(recordings)
+        .args(["--device", device, "--precisions", precisions])
+        .output()
+        .expect("the program starts");
+    let table = String::from_utf8_lossy(&output.stdout);
+    println!("{table}");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(table.contains("0 of 8 lines are beyond a limit"));
+}
+
+#[test]
+fn recordings_stay_within_their_limits_on_the_cpu() {
+    replay("flex", "f32,bf16");
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn recordings_stay_within_their_limits_on_a_gpu() {
+    use burn::tensor::{Device, DeviceType};
+    if Device::enumerate(DeviceType::Wgpu)
+        .into_iter()
+        .next()
+        .is_none()
+    {
+        assert!(
+            std::env::var_os("HALFSEG_REQUIRE_GPU").is_none(),
+            "no GPU was found, not even a software one, and HALFSEG_REQUIRE_GPU is set"
+        );
+        eprintln!("skipped: no GPU was found, not even a software one");
+        return;
+    }
+    replay("wgpu", "f32,f16");
+}
