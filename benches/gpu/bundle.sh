@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Packs all that a GPU machine without Rust needs to check and measure halfseg into one archive:
+# the programs, recordings, the peer in PyTorch, optionally real images, and run.sh.
+#
+#   benches/gpu/bundle.sh halfseg-gpu.tar.xz
+#   benches/gpu/bundle.sh --images ROOT --count 48 halfseg-gpu.tar.xz    with images of ROOT, a folder
+#                                                   in the Cityscapes layout, to train on
+#   benches/gpu/bundle.sh --recordings DIR ...      recordings other than the committed small ones
+#   benches/gpu/bundle.sh --flex ...                without CUDA: for run.sh's self-check on the CPU
+#
+# The CUDA build compiles kernels through NVRTC on the GPU machine. Where Burn's LLVM cannot be
+# downloaded, offline-llvm.sh stands in for it. Images keep their own licence: do not publish an
+# archive of images that may not be passed on. The archive must not exceed 60 MB.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+
+images='' count=48 recordings=$root/crates/segmentor/tests/recordings features=cuda out=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --images) images=$(cd "$2" && pwd); shift 2 ;;
+    --count) count=$2; shift 2 ;;
+    --recordings) recordings=$(cd "$2" && pwd); shift 2 ;;
+    --flex) features=''; shift ;;
+    -*) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' >&2; exit 2 ;;
+    *) out=$1; shift ;;
+  esac
+done
+: "${out:?name the archive to write, such as halfseg-gpu.tar.xz}"
+case $out in /*) ;; *) out=$PWD/$out ;; esac
+cd "$root"
+
+if [ -n "$features" ]; then
+  cargo fetch -q
+  bash benches/gpu/offline-llvm.sh
+  cargo build --release -p halfseg-cli -p halfseg-benches --bins \
+    --features halfseg-cli/cuda,halfseg-benches/cuda
+else
+  # The whole workspace, so that Burn is built once with one set of features.
+  cargo build --release --workspace --bins
+fi
+built=${CARGO_TARGET_DIR:-$root/target}/release
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+bundle=$folder/halfseg-gpu
+mkdir -p "$bundle"/{bin,peer}
+for program in halfseg replay; do
+  strip -o "$bundle/bin/$program" "$built/$program"
+done
+cp -r "$recordings" "$bundle/recordings"
+# The programs read the .safetensors of a recording only.
+find "$bundle/recordings" -name '*.pth' -delete
+cp benches/peer/torch_peer.py "$bundle/peer/"
+cp benches/gpu/run.sh benches/gpu/report.py "$bundle/"
+git describe --always --dirty >"$bundle/version"
+if [ -n "$images" ]; then
+  # Every n-th training image, and a few to score on.
+  pick() {
+    local split=$1 wanted=$2 files
+    files=$(cd "$images/leftImg8bit" && find "$split" -name '*_leftImg8bit.*' | sort)
+    awk -v every=$(($(wc -l <<<"$files") / wanted)) -v wanted="$wanted" \
+      'NR % (every > 1 ? every : 1) == 0 && n++ < wanted' <<<"$files" |
+      while read -r file; do
+        mkdir -p "$bundle/images/leftImg8bit/${file%/*}" "$bundle/images/gtFine/${file%/*}"
+        cp "$images/leftImg8bit/$file" "$bundle/images/leftImg8bit/$file"
+        cp "$images/gtFine/${file%_leftImg8bit.*}"_gtFine_*.png "$bundle/images/gtFine/${file%/*}/"
+      done
+  }
+  pick train "$count"
+  pick val 4
+fi
+
+tar -C "$folder" -c halfseg-gpu | xz -T0 -6 >"$out"
+bytes=$(stat -c %s "$out")
+printf '%s: %s bytes\n' "$out" "$bytes"
+if [ "$bytes" -gt 60000000 ]; then
+  echo "the archive is larger than 60 MB: take fewer images (--count)" >&2
+  exit 1
+fi
