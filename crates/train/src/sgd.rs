@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
+use halfseg_kernels::{SgdStep, sgd_step};
 
 /// Stochastic gradient descent with momentum and weight decay, without dampening.
 ///
@@ -73,15 +74,6 @@ impl Sgd {
         model.visit(&mut visitor);
         visitor.left.into_keys().collect()
     }
-
-    fn velocity<const D: usize>(&mut self, id: ParamId, grad: Tensor<D>) -> Tensor<D> {
-        let velocity = match self.velocity.remove::<D>(id) {
-            Some(velocity) => velocity.mul_scalar(self.momentum).add(grad),
-            None => grad,
-        };
-        self.velocity.register(id, velocity.clone());
-        velocity
-    }
 }
 
 struct Step<'a> {
@@ -93,7 +85,7 @@ struct Step<'a> {
 impl ModuleMapper for Step<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let (id, tensor, mapper) = param.consume();
-        let Some(mut grad) = self.grads.remove::<D>(id) else {
+        let Some(grad) = self.grads.remove::<D>(id) else {
             return Param::from_mapped_value(id, tensor, mapper);
         };
         let tracked = tensor.device().is_autodiff();
@@ -101,13 +93,17 @@ impl ModuleMapper for Step<'_> {
         let checkpointing = tensor.gradient_checkpointing_strategy();
         let value = if tracked { tensor.inner() } else { tensor };
 
-        if self.sgd.weight_decay != 0.0 {
-            grad = value.clone().mul_scalar(self.sgd.weight_decay).add(grad);
-        }
+        let step = SgdStep {
+            lr: self.lr as f32,
+            momentum: self.sgd.momentum as f32,
+            weight_decay: self.sgd.weight_decay as f32,
+        };
+        let velocity = self.sgd.velocity.remove::<D>(id);
+        let [mut value, velocity] = sgd_step(value, grad, velocity, step);
+        // Without momentum nothing is kept.
         if self.sgd.momentum != 0.0 {
-            grad = self.sgd.velocity(id, grad);
+            self.sgd.velocity.register(id, velocity);
         }
-        let mut value = value - grad.mul_scalar(self.lr);
 
         if tracked {
             value = Tensor::from_inner(value);

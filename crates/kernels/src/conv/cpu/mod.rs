@@ -331,12 +331,27 @@ fn input_gradient_with<E: Element>(
     gradient: &[E],
 ) -> Vec<E> {
     let geometry = geometry.flattened();
-    let mut result = vec![E::default(); geometry.input_shape().iter().product()];
-    geometry.check(&result, weight, gradient);
+    let [length, weight_size, gradient_size] = geometry.sizes();
+    assert_eq!(
+        [weight.len(), gradient.len()],
+        [weight_size, gradient_size],
+        "operands of a convolution differ from {geometry:?}"
+    );
     if geometry.is_depthwise() {
+        let mut result = vec![E::default(); length];
         depthwise::input_gradient(isa, &geometry, weight, gradient, &mut result);
-    } else {
-        with_core!(isa, E, C => taps::input_gradient::<C, E>(&geometry, weight, gradient, &mut result));
+        return result;
+    }
+    let mut result = Vec::with_capacity(length);
+    // With a stride some pixels may have been seen by no tap.
+    if geometry.options.stride != [1, 1] {
+        result.resize(length, E::default());
+    }
+    let target = Shared(result.as_mut_ptr());
+    // SAFETY: the target has room for the result; without a stride all of it is written.
+    unsafe {
+        with_core!(isa, E, C => taps::input_gradient::<C, E>(&geometry, weight, gradient, target));
+        result.set_len(length);
     }
     result
 }
@@ -425,7 +440,7 @@ impl Line {
     }
 }
 
-/// Zeros that start with a cache line: a vector that spans two lines takes two loads.
+/// Values that start with a cache line: a vector that spans two lines takes two loads.
 struct Aligned<T> {
     lines: Vec<Line>,
     length: usize,
@@ -436,6 +451,26 @@ impl<T: bytemuck::Pod> Aligned<T> {
     fn zeros(length: usize) -> Self {
         Self {
             lines: vec![Line::default(); Line::count::<T>(length)],
+            length,
+            values: std::marker::PhantomData,
+        }
+    }
+
+    /// What `fill` writes: clearing a large buffer first would be a pass over it by one thread.
+    ///
+    /// # Safety
+    /// `fill` writes all `length` values.
+    unsafe fn written(length: usize, fill: impl FnOnce(Shared<T>)) -> Self {
+        let count = Line::count::<T>(length);
+        let mut lines = Vec::<Line>::with_capacity(count);
+        if let Some(last) = lines.spare_capacity_mut()[..count].last_mut() {
+            last.write(Line::default());
+        }
+        fill(Shared(lines.as_mut_ptr().cast()));
+        // SAFETY: the values were written, and what follows them in the last line was cleared.
+        unsafe { lines.set_len(count) };
+        Self {
+            lines,
             length,
             values: std::marker::PhantomData,
         }

@@ -129,11 +129,14 @@ pub unsafe fn forward<C: Core, E: Element, W: Element>(
 
 /// A stride scatters the output's gradient over the input's; each residue of the stride is a problem
 /// of its own, with the taps that reach it.
-pub fn input_gradient<C: Core, E: Element>(
+///
+/// # Safety
+/// `result` has room for the input; the processor has the core's instructions.
+pub unsafe fn input_gradient<C: Core, E: Element>(
     geometry: &Geometry,
     weight: &[E],
     gradient: &[E],
-    result: &mut [E],
+    result: Shared<E>,
 ) {
     let [kernel_height, kernel_width] = geometry.kernel;
     let groups = geometry.options.groups;
@@ -180,10 +183,9 @@ pub fn input_gradient<C: Core, E: Element>(
                 tap: 1,
             };
             let weight = Weight::plain(weight);
-            let target = Shared(result.as_mut_ptr());
             let tail = Tail::none();
-            // SAFETY: the result has the input's size; cores are chosen by what the processor has.
-            unsafe { problem.run::<C, E, E>(geometry, gradient, weight, strides, tail, target) };
+            // SAFETY: the caller's promises.
+            unsafe { problem.run::<C, E, E>(geometry, gradient, weight, strides, tail, result) };
         }
     }
 }
@@ -314,33 +316,41 @@ impl Problem {
         let m = self.channels[1];
         let rows = m.div_ceil(C::MR);
         let depth: usize = slices.iter().map(|slice| slice.depth).sum();
-        let mut packed = Aligned::<C::Value>::zeros(rows * C::MR * depth);
-        let target = Shared(packed.as_mut_ptr());
-        (0..rows).into_par_iter().for_each(|row| {
-            for slice in slices {
-                let base = rows * C::MR * slice.start + row * C::MR * slice.depth;
-                for lane in 0..C::MR.min(m - row * C::MR) {
-                    let out = row * C::MR + lane;
-                    let scale = weight.scale.map(|scale| scale[out]);
-                    let mut at = 0;
-                    for segment in &slice.segments {
-                        let first = self.taps[segment.tap].index * strides.tap + out * strides.m;
-                        for channel in segment.first..segment.last {
-                            let value = weight.values[first + channel * strides.c];
-                            let value = match scale {
-                                Some(scale) => C::value(E::narrow(value.widen() * scale)),
-                                None => C::value(value),
-                            };
-                            let step = at + channel - segment.first;
-                            // SAFETY: each row of panels is one task's own.
-                            unsafe { *target.at(base + C::left_at(step, lane)) = value };
+        let fill = |target: Shared<C::Value>| {
+            (0..rows).into_par_iter().for_each(|row| {
+                for slice in slices {
+                    let base = rows * C::MR * slice.start + row * C::MR * slice.depth;
+                    let lanes = C::MR.min(m - row * C::MR);
+                    let products: usize = slice.segments.iter().map(|s| s.last - s.first).sum();
+                    if lanes < C::MR || products < slice.depth {
+                        // SAFETY: each row of panels is one task's own; zero is all bits clear.
+                        unsafe { target.at(base).write_bytes(0, C::MR * slice.depth) };
+                    }
+                    for lane in 0..lanes {
+                        let out = row * C::MR + lane;
+                        let scale = weight.scale.map(|scale| scale[out]);
+                        let mut at = 0;
+                        for segment in &slice.segments {
+                            let first =
+                                self.taps[segment.tap].index * strides.tap + out * strides.m;
+                            for channel in segment.first..segment.last {
+                                let value = weight.values[first + channel * strides.c];
+                                let value = match scale {
+                                    Some(scale) => C::value(E::narrow(value.widen() * scale)),
+                                    None => C::value(value),
+                                };
+                                let step = at + channel - segment.first;
+                                // SAFETY: as above.
+                                unsafe { *target.at(base + C::left_at(step, lane)) = value };
+                            }
+                            at += segment.padded::<C>();
                         }
-                        at += segment.padded::<C>();
                     }
                 }
-            }
-        });
-        packed
+            });
+        };
+        // SAFETY: every row of every slice is written, the rest of it cleared before.
+        unsafe { Aligned::written(rows * C::MR * depth, fill) }
     }
 
     fn runs<C: Core>(&self, panel: usize) -> Vec<Run> {
