@@ -151,6 +151,11 @@ pub fn audit<M: Module, R>(
     )
 }
 
+/// Whether there is an audit on this thread.
+pub(crate) fn is_running() -> bool {
+    AUDIT.with_borrow(Option::is_some)
+}
+
 /// Runs an operation in both precisions, if there is an audit on this thread.
 pub(crate) fn run<I: Clone, const D: usize>(
     op: Op,

@@ -1,29 +1,32 @@
 //! Casts of weights, made once per step.
 
 use std::any::Any;
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Gradients, Tensor};
 
 use crate::report::count_hit;
 use crate::scope::{convert, in_scope, target};
+use crate::statistics::parameters;
 use crate::{Op, OpClass};
 
-/// Counts the events after which no cast may be used again, on any thread.
-static GENERATION: AtomicU64 = AtomicU64::new(0);
+/// The casts of every thread that made any: a backward pass and a step concern the casts of all
+/// threads, whichever thread runs them, but only those of their own weights.
+static CACHES: Mutex<Vec<Weak<Mutex<Cache>>>> = Mutex::new(Vec::new());
 
 thread_local! {
-    static CACHE: RefCell<Cache> = RefCell::new(Cache::default());
+    static CACHE: Arc<Mutex<Cache>> = {
+        let cache = Arc::default();
+        let mut caches = lock(&CACHES);
+        caches.retain(|cache| cache.strong_count() > 0);
+        caches.push(Arc::downgrade(&cache));
+        cache
+    };
 }
 
-#[derive(Default)]
-struct Cache {
-    generation: u64,
-    entries: HashMap<Key, Entry>,
-}
+type Cache = HashMap<Key, Entry>;
 
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
@@ -34,27 +37,68 @@ struct Key {
 }
 
 struct Entry {
-    /// The address of the value that was cast, which `_source` keeps from being given to another:
+    /// The address of the value that was cast, which `source` keeps from being given to another:
     /// an optimizer step, a loaded checkpoint or `valid()` put the value elsewhere.
     cell: usize,
-    _source: Box<dyn Any>,
-    cast: Box<dyn Any>,
+    source: Box<dyn Source>,
+    cast: Box<dyn Any + Send>,
+}
+
+/// A parameter of any rank.
+trait Source: Send {
+    /// Whether a backward pass that gave `grads` went through the casts of the parameter.
+    fn is_part_of(&self, grads: &Gradients) -> bool;
+}
+
+impl<const D: usize> Source for Param<Tensor<D>> {
+    fn is_part_of(&self, grads: &Gradients) -> bool {
+        let value = self.base();
+        // Only leaves keep their gradient; of a computed value nobody can tell.
+        value.is_tracked() && (!value.is_require_grad() || value.grad(grads).is_some())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code in between leaves a cache half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Forgets all casts of weights, on all threads.
 ///
-/// Needed only after changing weights behind Burn's back. Inside a scope casts are also forgotten
-/// by [`ScaledLoss::backward`](crate::ScaledLoss::backward) and by the steps of
-/// [`GradScaler`](crate::GradScaler), and never used for a weight that was replaced.
+/// Inside a scope casts are forgotten by [`ScaledLoss::backward`](crate::ScaledLoss::backward) and
+/// by the steps of [`GradScaler`](crate::GradScaler), as far as they concern their weights, and
+/// never used for a weight that was replaced. So this is needed only in a scope that spans several
+/// steps, after Burn's own `backward` (the casts are part of the graph that it consumes, and Burn
+/// panics when it meets them again) or after changing weights behind Burn's back.
 pub fn invalidate_casts() {
-    GENERATION.fetch_add(1, Ordering::Relaxed);
-    CACHE.with_borrow_mut(|cache| cache.entries.clear());
+    forget(|_, _| true);
+}
+
+/// Forgets the casts that are part of the graph that gave `grads`.
+pub(crate) fn forget_consumed(grads: &Gradients) {
+    forget(|_, entry| entry.source.is_part_of(grads));
+}
+
+/// Forgets the casts of the weights of `model`.
+pub(crate) fn forget_weights<M: Module>(model: &M) {
+    let ids: HashSet<_> = parameters(model).into_iter().map(|p| p.id).collect();
+    forget(|key, _| ids.contains(&key.id));
+}
+
+fn forget(is_stale: impl Fn(&Key, &Entry) -> bool) {
+    let caches: Vec<_> = lock(&CACHES).iter().filter_map(Weak::upgrade).collect();
+    for cache in caches {
+        let stale: Vec<_> = lock(&cache)
+            .extract_if(|key, entry| is_stale(key, entry))
+            .collect();
+        // After the lock is released: dropping tensors may run code that casts.
+        drop(stale);
+    }
 }
 
 /// Forgets the casts of this thread.
 pub(crate) fn clear_thread() {
-    // Taken out first: dropping tensors may run code that casts.
-    let entries = CACHE.with_borrow_mut(|cache| std::mem::take(&mut cache.entries));
+    let entries = CACHE.with(|cache| std::mem::take(&mut *lock(cache)));
     drop(entries);
 }
 
@@ -83,13 +127,9 @@ pub fn cast_param<const D: usize>(op: Op, param: &Param<Tensor<D>>) -> Tensor<D>
         require_grad: param.is_require_grad(),
     };
     let cell = std::ptr::from_ref::<Tensor<D>>(param).addr();
-    let generation = GENERATION.load(Ordering::Relaxed);
-    let hit = CACHE.with_borrow_mut(|cache| {
-        if cache.generation != generation {
-            cache.generation = generation;
-            cache.entries.clear();
-        }
-        let entry = cache.entries.get(&key).filter(|entry| entry.cell == cell)?;
+    let hit = CACHE.with(|cache| {
+        let cache = lock(cache);
+        let entry = cache.get(&key).filter(|entry| entry.cell == cell)?;
         entry.cast.downcast_ref::<Tensor<D>>().cloned()
     });
     if let Some(cast) = hit {
@@ -99,10 +139,11 @@ pub fn cast_param<const D: usize>(op: Op, param: &Param<Tensor<D>>) -> Tensor<D>
     let cast = convert(param.val(), dtype);
     let entry = Entry {
         cell,
-        _source: Box::new(param.clone()),
+        source: Box::new(param.clone()),
         cast: Box::new(cast.clone()),
     };
-    CACHE.with_borrow_mut(|cache| cache.entries.insert(key, entry));
+    let replaced = CACHE.with(|cache| lock(cache).insert(key, entry));
+    drop(replaced);
     cast
 }
 

@@ -9,7 +9,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Device, FloatDType, Gradients, Tensor};
 
 use crate::Precision;
-use crate::cache::invalidate_casts;
+use crate::cache::forget_consumed;
 use crate::statistics::{PathStack, flush};
 use crate::underflow::{Losses, UnderflowReport, UnderflowRow};
 
@@ -187,7 +187,7 @@ impl ScaledLoss {
     pub fn backward_graph(self) -> ScaledGraph {
         let grads = self.loss.backward();
         // The backward pass consumed the graph that the casts of weights are part of.
-        invalidate_casts();
+        forget_consumed(&grads);
         ScaledGraph {
             grads,
             raw: self.raw,

@@ -23,7 +23,10 @@ pub use error::AmpError;
 pub use grads::{ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
 pub use op::{Op, OpClass};
 pub use policy::{Policy, Precision, UnmatchedModule};
-pub use promote::{add, cat, div, matmul_operands, mul, operands, promote, stack, sub, widest};
+pub use promote::{
+    add, atan2, cat, cross, div, dot, grid_sample_2d, matmul_operands, mul, operands, promote,
+    scatter, stack, sub, widest,
+};
 pub use report::{CastReport, cast_report};
 pub use scaler::{GradScaler, OverflowPass, ScaleUpdate, StepOutcome};
 pub use scaling::{DynamicScale, Scaling};

@@ -12,8 +12,14 @@ use burn::nn::{BatchNorm, GroupNorm, InstanceNorm, LayerNorm, Linear, PRelu};
 use burn::tensor::{FloatDType, Int, Tensor, activation};
 
 use crate::promote::widen;
+use crate::scope::is_idle;
 use crate::statistics::statistics_ids;
 use crate::{Op, cast, cast_param, observe, operands};
+
+/// Whether a layer's own `forward` does what is wanted: nothing is in force, and nothing is mixed.
+fn as_it_is<const D: usize, const E: usize>(x: &Tensor<D>, weight: &Param<Tensor<E>>) -> bool {
+    is_idle() && x.dtype() == weight.dtype()
+}
 
 /// An input and a weight in one dtype, the weight as a stand-in for its parameter.
 fn with_weight<const D: usize, const E: usize>(
@@ -46,6 +52,9 @@ macro_rules! weighted {
         ///
         /// As the layer's `forward`.
         pub fn $name $($rank)* (layer: &$layer, x: Tensor<$d>) -> Tensor<$d> {
+            if as_it_is(&x, &layer.weight) {
+                return layer.forward(x);
+            }
             observe(Op::$op, &layer.weight, x, |x| {
                 let mut layer = layer.clone();
                 let (x, weight) = with_weight(Op::$op, x, &layer.weight);
@@ -78,6 +87,9 @@ weighted! {
 ///
 /// As the layer's `forward`.
 pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
+    if as_it_is(&x, &layer.weight) {
+        return layer.forward(x);
+    }
     observe(Op::Linear, &layer.weight, x, |x| {
         let (x, weight) = with_weight(Op::Linear, x, &layer.weight);
         let bias = layer
@@ -94,6 +106,9 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
 ///
 /// As the layer's `forward`.
 pub fn prelu<const D: usize>(layer: &PRelu, x: Tensor<D>) -> Tensor<D> {
+    if as_it_is(&x, &layer.alpha) {
+        return layer.forward(x);
+    }
     observe(Op::PRelu, &layer.alpha, x, |x| {
         let (x, alpha) = operands(Op::PRelu, x, &layer.alpha);
         activation::prelu(x, alpha)
@@ -125,6 +140,9 @@ pub fn batch_norm<const D: usize>(layer: &BatchNorm, x: Tensor<D>) -> Tensor<D> 
 ///
 /// As the layer's `forward`.
 pub fn layer_norm<const D: usize>(layer: &LayerNorm, x: Tensor<D>) -> Tensor<D> {
+    if as_it_is(&x, &layer.gamma) {
+        return layer.forward(x);
+    }
     observe(Op::LayerNorm, &layer.gamma, x, |x| {
         let mut layer = layer.clone();
         let (x, gamma) = with_weight(Op::LayerNorm, x, &layer.gamma);

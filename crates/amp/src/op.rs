@@ -31,6 +31,8 @@ pub enum Op {
     PRelu,
     /// Exponential, and `expm1`, `sinh`, `cosh`, `tan`, which grow as fast.
     Exp,
+    /// Inverse sine and cosine, which are steep at 1.
+    InverseTrig,
     /// Logarithms of any base.
     Log,
     /// Powers, reciprocals and reciprocal square roots.
@@ -63,7 +65,8 @@ pub enum Op {
     BatchNorm,
     /// Pooling.
     Pool,
-    /// Sums, products, comparisons and concatenations of several operands.
+    /// Sums, products, comparisons, concatenations, cross products, sampling and scattering: whatever
+    /// combines several operands that are not in the lists above.
     Promote,
 }
 
@@ -96,6 +99,7 @@ impl Op {
         Op::Rnn,
         Op::PRelu,
         Op::Exp,
+        Op::InverseTrig,
         Op::Log,
         Op::Pow,
         Op::Softmax,
@@ -128,6 +132,7 @@ impl Op {
             | Op::Rnn
             | Op::PRelu => OpClass::Compute,
             Op::Exp
+            | Op::InverseTrig
             | Op::Log
             | Op::Pow
             | Op::Softmax

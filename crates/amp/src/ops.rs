@@ -61,6 +61,20 @@ pub fn tan<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     observe(Op::Exp, "tan", x, |x| cast(Op::Exp, x).tan())
 }
 
+/// Inverse cosine of each element, in f32.
+pub fn acos<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    observe(Op::InverseTrig, "acos", x, |x| {
+        cast(Op::InverseTrig, x).acos()
+    })
+}
+
+/// Inverse sine of each element, in f32.
+pub fn asin<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    observe(Op::InverseTrig, "asin", x, |x| {
+        cast(Op::InverseTrig, x).asin()
+    })
+}
+
 /// Natural logarithm of each element, in f32.
 pub fn log<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     observe(Op::Log, "log", x, |x| cast(Op::Log, x).log())
@@ -95,6 +109,13 @@ pub fn recip<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 pub fn softmax<const D: usize>(x: Tensor<D>, dim: usize) -> Tensor<D> {
     observe(Op::Softmax, "softmax", x, |x| {
         activation::softmax(cast(Op::Softmax, x), dim)
+    })
+}
+
+/// Softmax of the negated values along `dim`, in f32.
+pub fn softmin<const D: usize>(x: Tensor<D>, dim: usize) -> Tensor<D> {
+    observe(Op::Softmax, "softmin", x, |x| {
+        activation::softmin(cast(Op::Softmax, x), dim)
     })
 }
 
@@ -160,6 +181,34 @@ pub fn norm<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     })
 }
 
+/// Any loss of values and targets of one shape, in f32, under a name of its own.
+///
+/// ```
+/// use burn::nn::loss::{HuberLossConfig, Reduction};
+/// use burn::tensor::{Device, FloatDType, Tensor};
+/// use halfseg_amp::{Policy, autocast, ops};
+///
+/// let device = Device::flex();
+/// let huber = HuberLossConfig::new(1.0).init();
+/// let x = Tensor::<2>::ones([4, 2], &device).cast(FloatDType::F16);
+/// let target = Tensor::<2>::zeros([4, 2], &device);
+/// let loss = autocast(&Policy::f16(), || {
+///     ops::loss("huber", x, target, |x, target| huber.forward(x, target, Reduction::Mean))
+/// });
+/// assert_eq!(loss.into_scalar::<f32>(), 0.5);
+/// ```
+pub fn loss<const D: usize, const E: usize>(
+    name: &str,
+    x: Tensor<D>,
+    target: Tensor<D>,
+    body: impl Fn(Tensor<D>, Tensor<D>) -> Tensor<E>,
+) -> Tensor<E> {
+    observe(Op::Loss, name, (x, target), |(x, target)| {
+        let (x, target) = promote(cast(Op::Loss, x), cast(Op::Loss, target));
+        body(x, target)
+    })
+}
+
 /// Mean cross-entropy of class logits `[n, classes]` against class numbers `[n]`, in f32.
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     observe(
@@ -175,10 +224,7 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
 
 /// Mean squared error, in f32.
 pub fn mse<const D: usize>(x: Tensor<D>, target: Tensor<D>) -> Tensor<1> {
-    observe(Op::Loss, "mse", (x, target), |(x, target)| {
-        let (x, target) = promote(cast(Op::Loss, x), cast(Op::Loss, target));
-        x.sub(target).square().mean()
-    })
+    loss("mse", x, target, |x, target| x.sub(target).square().mean())
 }
 
 /// Mean binary cross-entropy of logits, in f32.
@@ -186,12 +232,11 @@ pub fn binary_cross_entropy_with_logits<const D: usize>(
     logits: Tensor<D>,
     targets: Tensor<D>,
 ) -> Tensor<1> {
-    observe(
-        Op::Loss,
+    loss(
         "binary_cross_entropy_with_logits",
-        (logits, targets),
-        |(x, y)| {
-            let (x, y) = promote(cast(Op::Loss, x), cast(Op::Loss, y));
+        logits,
+        targets,
+        |x, y| {
             // log(1 + e^x) - x y without overflow: max(x, 0) - x y + log(1 + e^-|x|).
             let tail = x.clone().abs().neg().exp().log1p();
             x.clone().clamp_min(0.0).sub(x.mul(y)).add(tail).mean()

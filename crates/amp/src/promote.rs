@@ -5,7 +5,8 @@
 //! build, whether or not autocast is on.
 
 use burn::module::Param;
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::ops::GridSampleOptions;
+use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor};
 
 use crate::scope::convert;
 use crate::{Op, cast, cast_param};
@@ -84,6 +85,55 @@ pub fn mul<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
 pub fn div<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
     let (a, b) = promote(a, b);
     a.div(b)
+}
+
+/// The angle of the point (`x`, `y`) in the widest dtype of the two.
+pub fn atan2<const D: usize>(y: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
+    let (y, x) = promote(y, x);
+    y.atan2(x)
+}
+
+/// The cross product along `dim`, which has length 3, in the widest dtype of the two.
+///
+/// # Panics
+///
+/// As [`Tensor::cross`].
+pub fn cross<const D: usize>(a: Tensor<D>, b: Tensor<D>, dim: usize) -> Tensor<D> {
+    let (a, b) = promote(a, b);
+    a.cross(b, dim)
+}
+
+/// The sum of the products of two vectors' elements, in the widest dtype of the two.
+pub fn dot(a: Tensor<1>, b: Tensor<1>) -> Tensor<1> {
+    let (a, b) = promote(a, b);
+    a.dot(b)
+}
+
+/// Samples maps `[n, c, h, w]` at the places that `grid` `[n, h_out, w_out, 2]` names, in the widest
+/// dtype of the two.
+pub fn grid_sample_2d(
+    x: Tensor<4>,
+    grid: Tensor<4>,
+    options: impl Into<GridSampleOptions>,
+) -> Tensor<4> {
+    let (x, grid) = promote(x, grid);
+    x.grid_sample_2d(grid, options)
+}
+
+/// Updates elements of `x` along `dim` with `values`, in the widest dtype of the two.
+///
+/// # Panics
+///
+/// As [`Tensor::scatter`].
+pub fn scatter<const D: usize>(
+    x: Tensor<D>,
+    dim: usize,
+    indices: Tensor<D, Int>,
+    values: Tensor<D>,
+    update: IndexingUpdateOp,
+) -> Tensor<D> {
+    let (x, values) = promote(x, values);
+    x.scatter(dim, indices, values, update)
 }
 
 fn promote_all<const D: usize>(tensors: Vec<Tensor<D>>) -> Vec<Tensor<D>> {

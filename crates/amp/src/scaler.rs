@@ -8,7 +8,7 @@ use burn::optim::{GradientsParams, LearningRate, ModuleOptimizer};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::cache::invalidate_casts;
+use crate::cache::forget_weights;
 use crate::grads::{Round, ScaledGrads, ScaledLoss, UnscaledGrads};
 use crate::statistics::Snapshot;
 use crate::{AmpError, DynamicScale, Scaling};
@@ -230,7 +230,7 @@ impl GradScaler {
     ///
     /// # Panics
     ///
-    /// If `scale` is not between 0 (excluded) and 2^126.
+    /// If `scale` is not from 2^-126 to 2^126.
     pub fn fixed(scale: f32) -> Self {
         Self::new(Scaling::Fixed(scale))
     }
@@ -306,7 +306,7 @@ impl GradScaler {
         if let Some(open) = self.open.take() {
             open.snapshot.restore(model);
         }
-        invalidate_casts();
+        forget_weights(model);
     }
 
     /// Multiplies a loss by the scale, in f32.
@@ -422,7 +422,7 @@ impl GradScaler {
             clipped: grads.is_clipped(),
         };
         // Before the update, so that it finds no second owner of the weights.
-        invalidate_casts();
+        forget_weights(&model);
         let model = update(model, grads.into_params());
         (model, outcome)
     }

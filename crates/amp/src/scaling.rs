@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::AmpError;
 
-/// The largest scale: its inverse is still a normal f32, so unscaling loses nothing.
+/// The largest scale: its inverse is still a normal f32, so unscaling loses nothing. The smallest
+/// is the smallest normal f32, whose inverse is finite.
 pub(crate) const MAX_SCALE: f32 = f32::from_bits((126 + 127) << 23);
 
 /// How a loss is scaled.
@@ -47,8 +48,8 @@ impl Scaling {
             Scaling::Fixed(scale) => check(
                 "scale",
                 f64::from(*scale),
-                "a positive number up to 2^126",
-                *scale > 0.0 && *scale <= MAX_SCALE,
+                "a number from 2^-126 to 2^126",
+                (f32::MIN_POSITIVE..=MAX_SCALE).contains(scale),
             ),
             Scaling::Dynamic(dynamic) => dynamic.validate(),
         }

@@ -1,11 +1,17 @@
 """Records how the loss scales of PyTorch, Megatron and Flax move under random overflow patterns.
 
     python record_scalers.py torch    >> data/scales.txt   # needs torch (2.8.0 was used)
-    python record_scalers.py megatron >> data/scales.txt   # needs torch and megatron-core (0.16.1)
     python record_scalers.py flax     >> data/scales.txt   # needs jax (0.10.2) and flax (0.12.8)
+    python record_scalers.py megatron >> data/scales.txt   # needs torch and megatron-core (0.16.1)
 
-Each package's own scaler runs, on the CPU, with a real parameter and a real optimizer where it has
-one. One line per run, fields separated by spaces:
+A further argument is another seed than that of the committed file. Whether the tests pass on such
+a recording too is seen with
+
+    HALFSEG_SCALES=/path/to/scales.txt cargo test --release --workspace --test schedule
+
+Each package's own scaler runs, on the CPU: PyTorch's with a real parameter and optimizer, Flax's
+through its `value_and_grad`, Megatron's alone, told of each overflow (in Megatron a collective tells
+it) and with its numbers on the CPU instead of on "cuda". One line per run, fields separated by spaces:
 
     scaler init growth backoff interval min hysteresis pattern scales
 
@@ -28,7 +34,7 @@ RUNS = 1000
 
 def runs(settings):
     """Random settings out of a short list (Flax compiles for each), and random patterns."""
-    random.seed(20240817)
+    random.seed(int(sys.argv[2]) if len(sys.argv) > 2 else 20240817)
     for _ in range(RUNS):
         chosen = random.choice(settings)
         density = random.choice([0.02, 0.08, 0.2, 0.5, 0.9])

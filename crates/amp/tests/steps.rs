@@ -422,9 +422,13 @@ fn a_state_that_cannot_be_is_refused() {
             "{broken}"
         );
     }
-    assert!("12x".parse::<Scaling>().is_err());
-    assert!("-1".parse::<Scaling>().is_err());
-    assert!("inf".parse::<Scaling>().is_err());
+    for text in ["12x", "-1", "0", "inf", "nan", "1e38", "1e-38", ""] {
+        assert!(text.parse::<Scaling>().is_err(), "{text}");
+    }
+    assert_eq!(
+        "mmcv-static".parse::<Scaling>().unwrap(),
+        Scaling::Fixed(512.0)
+    );
     for name in ["none", "512", "torch", "megatron", "flax", "apex", "keras"] {
         assert_eq!(name.parse::<Scaling>().unwrap().to_string(), name);
     }

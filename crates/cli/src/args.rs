@@ -28,6 +28,8 @@ pub enum Command {
     Train(Box<TrainArgs>),
     /// Score a checkpoint on a labelled split
     Eval(Box<EvalArgs>),
+    /// Score a folder of predictions as the official Cityscapes scorer does
+    Score(ScoreArgs),
     /// Segment images
     Predict(Box<PredictArgs>),
     /// Print the whole effective configuration as TOML
@@ -91,8 +93,9 @@ pub struct RecipeArgs {
     /// f32, f16 or bf16
     #[arg(long)]
     pub precision: Option<Precision>,
-    /// Static factor, or `dynamic`
-    #[arg(long, value_name = "512|dynamic")]
+    /// Static factor, or torch (dynamic), megatron, flax, apex, keras, mmcv-static or none; unless
+    /// given, 512 in f16 and 1 in bf16 and f32
+    #[arg(long, value_name = "512|torch|..")]
     pub loss_scale: Option<LossScale>,
     /// Learning rate of the first iteration
     #[arg(long, value_name = "X")]
@@ -100,7 +103,8 @@ pub struct RecipeArgs {
     /// flex, cuda, cuda:N, wgpu or wgpu:N
     #[arg(long)]
     pub device: Option<DeviceChoice>,
-    /// Weights to start from: a whole model or a backbone
+    /// Weights to start from: a whole model, whose network is taken over where flags ask for no
+    /// other, or a backbone
     #[arg(long, value_name = "FILE")]
     pub checkpoint: Option<PathBuf>,
     /// Decides initial weights, order of images, augmentation and dropout
@@ -214,6 +218,21 @@ pub struct EvalArgs {
     /// Write the confusion matrix as SVG
     #[arg(long, value_name = "FILE")]
     pub confusion: Option<PathBuf>,
+}
+
+/// Flags of `score`.
+#[derive(Debug, Args)]
+pub struct ScoreArgs {
+    /// Folder with one labelId PNG for each image of the split, whose name begins with the image's
+    #[arg(long, value_name = "DIR")]
+    pub predictions: PathBuf,
+    /// A split's labels, such as gtFine/val: <city>/*_gtFine_labelIds.png, and *_instanceIds.png
+    /// for instance scores
+    #[arg(long, value_name = "DIR")]
+    pub truth: PathBuf,
+    /// Write the scores as JSON (`-`: to stdout)
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
 }
 
 /// Flags of `predict`.

@@ -73,12 +73,13 @@ impl Observer for Console {
     fn started(&mut self, run: &Started<'_>) {
         let recipe = run.recipe;
         eprintln!(
-            "{} on {}, {:.2} M parameters, {} on {}, {} images to train on, {} to evaluate on, at \
-             least {} of memory",
+            "{} on {}, {:.2} M parameters, {} with loss scale {} on {}, {} images to train on, {} to \
+             evaluate on, at least {} of memory",
             recipe.model.method,
             recipe.model.backbone,
             run.parameters as f64 / 1e6,
             recipe.precision.summary(),
+            recipe.precision.scaling(),
             recipe.device,
             run.train_images,
             run.val_images,

@@ -4,24 +4,52 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::Device;
-use halfseg_segmentor::{Depth, Method, Segmentor, SegmentorConfig, read_architecture};
+use halfseg_segmentor::{
+    Depth, Method, Segmentor, SegmentorConfig, read_architecture, read_backbone,
+};
 use halfseg_train::{
     Error, EvalMode, Predictor, Recipe, bound_policy, read_recipe, resolve_checkpoint,
 };
 
 use crate::args::{InferenceArgs, ModelArgs, RecipeArgs};
 
-/// The recipe that flags describe: the published one for the method and depth, under the values
-/// of `--config`, under those of `policy`, under those of the flags, under those of `--set`.
+/// The recipe that flags describe: the published one for the method and depth (with the network of
+/// `--checkpoint`, where flags ask for no other), or `--config`, under the values of `policy`,
+/// under those of the flags, under those of `--set`.
 pub fn recipe(args: &RecipeArgs, policy: Option<&Path>) -> Result<Recipe> {
-    let recipe = match &args.sources.config {
-        Some(path) => Recipe::read(path)?,
-        None => Recipe::published(
+    let recipe = match (&args.sources.config, &args.checkpoint) {
+        (Some(path), _) => Recipe::read(path)?,
+        (None, Some(weights)) => {
+            let model = starting_from(&args.model, &resolve_checkpoint(weights)?);
+            let mut recipe = Recipe::published(model.method, model.backbone);
+            recipe.model = model;
+            recipe
+        }
+        (None, None) => Recipe::published(
             args.model.method.unwrap_or(Method::Fcn),
             args.model.backbone.unwrap_or(Depth::R101),
         ),
     };
     Ok(apply(args, policy, recipe)?)
+}
+
+/// The network that training from `weights` begins with: that of the file, or the published one on
+/// the file's backbone if it holds no head, unless flags ask for another. What is wrong with the
+/// file, loading it will tell.
+fn starting_from(args: &ModelArgs, weights: &Path) -> SegmentorConfig {
+    if let Ok(config) = architecture(args, weights) {
+        return config;
+    }
+    let method = args.method.unwrap_or(Method::Fcn);
+    let Ok(backbone) = read_backbone(weights) else {
+        return SegmentorConfig::new(method, args.backbone.unwrap_or(Depth::R101));
+    };
+    let mut config = SegmentorConfig::new(method, args.backbone.unwrap_or(backbone.depth));
+    if config.backbone == backbone.depth {
+        config.stem_channels = backbone.stem_channels;
+        config.base_channels = backbone.base_channels;
+    }
+    config
 }
 
 /// `recipe` under the values of `policy`, under those of the flags, under those of `--set`.
@@ -55,8 +83,10 @@ pub fn apply(
     );
     flag("optimizer.lr", args.lr.map(|v| v.to_string()));
     flag("device", args.device.map(|v| v.to_string()));
-    let checkpoint = args.checkpoint.as_deref().map(text).transpose()?;
-    flag("checkpoint", checkpoint.map(quoted));
+    if let Some(checkpoint) = &args.checkpoint {
+        let weights = resolve_checkpoint(checkpoint)?;
+        flag("checkpoint", Some(quoted(text(&weights)?)));
+    }
     flag("seed", args.seed.map(|v| v.to_string()));
     flag("train.eval_every", args.eval_every.map(|v| v.to_string()));
     let checkpoint_every = args.checkpoint_every.or(args.eval_every);

@@ -332,6 +332,106 @@ fn a_folder_gets_the_scores_of_categories_and_instances() {
         serde_json::from_value::<CityscapesScores>(found["cityscapes"].clone()).unwrap(),
         expected
     );
+    // Predictions alone get the same scores.
+    let args = ["score", "--predictions", text(&predictions), "--truth"];
+    let output = run(&[&args[..], &[text(&truth), "--json", "-"]].concat());
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("2 images: mIoU"), "{said}");
+    assert_eq!(
+        serde_json::from_slice::<CityscapesScores>(&output.stdout).unwrap(),
+        expected
+    );
+    fs::remove_dir_all(&predictions).unwrap();
+    fs::create_dir(&predictions).unwrap();
+    let expect = ["one prediction town_000000_000000*.png", "found none"];
+    check(&[&args[..], &[text(&truth)]].concat(), 1, &expect);
+}
+
+/// Weights from elsewhere say what they are: a whole network, or a backbone alone.
+#[test]
+fn training_takes_over_the_network_of_its_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../segmentor/tests");
+    let config = |flags: &[&str]| -> toml::Table {
+        let output = run(&[&["config"], flags].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.parse::<toml::Table>().unwrap()["model"]
+            .as_table()
+            .unwrap()
+            .clone()
+    };
+    let model = |flags: &[&str]| {
+        let model = config(flags);
+        let name = |key: &str| model[key].as_str().unwrap().to_owned();
+        let number = |key: &str| model[key].as_integer().unwrap();
+        let widths = ["base_channels", "stem_channels", "head_channels"].map(number);
+        (
+            name("method"),
+            name("backbone"),
+            widths,
+            number("num_classes"),
+        )
+    };
+    let whole = tests.join("recordings/pspnet/model.pth");
+    let whole = ["--checkpoint", text(&whole)];
+    let (pspnet, r50) = ("pspnet".to_owned(), "resnet50".to_owned());
+    let widths = [2, 4, 4];
+    assert_eq!(model(&whole), (pspnet.clone(), r50.clone(), widths, 4));
+    // Flags go before the file, and what they leave open comes from it.
+    let flags = ["--classes", "7", "--method", "pspnet"];
+    assert_eq!(
+        model(&[&whole[..], &flags].concat()),
+        (pspnet.clone(), r50, widths, 7)
+    );
+    let flags = ["--backbone", "resnet34"];
+    assert_eq!(
+        model(&[&whole[..], &flags].concat()),
+        (pspnet, "resnet34".to_owned(), [64, 64, 128], 4)
+    );
+    let backbone = tests.join("backbones/resnet18_v1c_old.pth");
+    let backbone = ["--checkpoint", text(&backbone), "--method", "deeplabv3"];
+    let r18 = "resnet18".to_owned();
+    assert_eq!(
+        model(&backbone),
+        ("deeplabv3".to_owned(), r18, [2, 4, 128], 19)
+    );
+
+    let short = [
+        "--data",
+        "synthetic",
+        "--scale",
+        "64x32",
+        "--crop",
+        "32x32",
+        "--iterations",
+        "1",
+        "--set",
+        "data.synthetic_train=4",
+        "--set",
+        "data.synthetic_val=1",
+        "--set",
+        "train.pictures=0",
+    ];
+    let train = |name: &str, flags: &[&str], expect: &[&str]| {
+        let out = folder.path().join(name);
+        let args = [&["train", "--out", text(&out)], flags, &short].concat();
+        check(&args, 0, expect);
+    };
+    let expect = [
+        "4 re-initialised",
+        "[19, 4, 1, 1], the file's is [4, 4, 1, 1]",
+    ];
+    train(
+        "whole",
+        &[&whole[..], &["--classes", "19"]].concat(),
+        &expect,
+    );
+    train("backbone", &backbone, &["2 unexpected", "fc.weight"]);
+    // The output of a run is a checkpoint, too.
+    let before = folder.path().join("whole");
+    train("again", &["--checkpoint", text(&before)], &["0 missing"]);
 }
 
 /// A benchmark keeps the labels of its test split to itself.
@@ -679,7 +779,84 @@ fn skipped_steps_name_their_culprits() {
 }
 
 #[test]
+fn the_loss_is_scaled_in_f16_unless_flags_say_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = |name: &str, flags: &[&str], expect: &str| {
+        let out = folder.path().join(name);
+        let args = ["train", "--method", "fcn", "--data", "synthetic", "--out"];
+        let said = check(
+            &[&args[..], &[text(&out)], &TINY[..], flags].concat(),
+            0,
+            &[expect],
+        );
+        let log = fs::read_to_string(out.join("log.jsonl")).unwrap();
+        let lines: Vec<Value> = log
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let scale = &lines.iter().find(|line| line["event"] == "train").unwrap()["scale"];
+        (said, lines[0]["loss_scaling"].clone(), scale.as_f64())
+    };
+    let check = |name: &str, flags: &[&str], scaling: &str, scale: f64| {
+        let (_, found, first) = train(name, flags, &format!("with loss scale {scaling} on flex"));
+        assert_eq!(
+            (found.as_str(), first),
+            (Some(scaling), Some(scale)),
+            "{flags:?}"
+        );
+    };
+    check("f16", &["--precision", "f16"], "512", 512.0);
+    check("bf16", &["--precision", "bf16"], "1", 1.0);
+    check("f32", &["--precision", "f32"], "1", 1.0);
+    check(
+        "given",
+        &["--precision", "bf16", "--loss-scale", "64"],
+        "64",
+        64.0,
+    );
+    check(
+        "flax",
+        &["--precision", "bf16", "--loss-scale", "flax"],
+        "flax",
+        65536.0,
+    );
+    check(
+        "none",
+        &["--precision", "f16", "--loss-scale", "none"],
+        "none",
+        1.0,
+    );
+
+    // A file with the whole configuration keeps both what was asked for and what was not.
+    let path = folder.path().join("config.toml");
+    for (flags, expect) in [
+        (&["--precision", "f16"][..], "loss_scale = \"auto\""),
+        (&["--loss-scale", "mmcv-static"], "loss_scale = \"512\""),
+        (&["--loss-scale", "dynamic"], "loss_scale = \"torch\""),
+    ] {
+        let output = run(&[&["config"], flags].concat());
+        let toml = String::from_utf8(output.stdout).unwrap();
+        assert!(toml.contains(expect), "{toml}");
+        fs::write(&path, &toml).unwrap();
+        let again = run(&["config", "--config", text(&path), "--precision", "bf16"]);
+        let again = String::from_utf8(again.stdout).unwrap();
+        assert_eq!(again, toml.replace("\"f16\"", "\"bf16\""));
+    }
+}
+
+#[test]
 fn bad_usage_ends_with_2_and_names_what_is_meant() {
+    for scale in ["0", "-1", "nan", "inf", "1e38", "1e-46", "tourch", ""] {
+        let flag = format!("--loss-scale={scale}");
+        let expect = ["2^-126 to 2^126", "torch (or dynamic), megatron", scale];
+        check(&["train", "--out", "x", &flag], 2, &expect);
+        let set = format!("precision.loss_scale={scale}");
+        check(
+            &["config", "--set", &set],
+            2,
+            &["`precision.loss_scale`", expect[0]],
+        );
+    }
     check(&["train", "--method", "fcn"], 2, &["--out"]);
     check(&["train", "--methd", "fcn", "--out", "x"], 2, &["--method"]);
     check(

@@ -23,7 +23,7 @@ pub use labels::{
 };
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use photometric::{Photometric, bgr_from_hsv, hsv_from_rgb};
-pub use resize::{resize_bilinear, resize_nearest, scaled_size};
+pub use resize::{ratio_size, resize_bilinear, resize_nearest, scaled_size};
 pub use synthetic::SyntheticStreets;
 pub use transform::{
     Choices, CropBox, MEAN, Pipeline, STD, Transformed, crop, flip, normalize, pad,

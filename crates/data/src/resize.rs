@@ -17,6 +17,14 @@ pub fn scaled_size(size: (usize, usize), bound: (usize, usize)) -> (usize, usize
     )
 }
 
+/// The size of `size`, `(width, height)`, scaled by `ratio` (mmcv's `Resize` with `scale_factor` and
+/// `keep_ratio`): both edges are rounded half up, and the aspect ratio is then kept inside that, so
+/// that an edge may be a pixel shorter than its product says.
+pub fn ratio_size(size: (usize, usize), ratio: f64) -> (usize, usize) {
+    let rounded = |edge: usize| (edge as f64 * ratio + 0.5) as usize;
+    scaled_size(size, (rounded(size.0), rounded(size.1)))
+}
+
 /// The two neighbours of one output position and their weights in 1/2048.
 #[derive(Clone, Copy)]
 struct Tap {
@@ -261,6 +269,60 @@ mod tests {
         let bound = (base.0 as usize, base.1 as usize);
         assert_eq!(bound, (157, 78));
         assert_eq!(scaled_size((256, 128), bound), (156, 78));
+    }
+
+    /// Sizes that mmcv 2.1.0 gave the views of test-time augmentation.
+    #[test]
+    fn scaling_by_a_ratio_keeps_the_aspect_of_the_rounded_size() {
+        const RATIOS: [f64; 6] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75];
+        for (size, expected) in [
+            (
+                (161, 97),
+                [
+                    (81, 49),
+                    (121, 73),
+                    (161, 97),
+                    (201, 121),
+                    (242, 146),
+                    (282, 170),
+                ],
+            ),
+            (
+                (75, 113),
+                [
+                    (38, 57),
+                    (56, 84),
+                    (75, 113),
+                    (94, 141),
+                    (113, 170),
+                    (131, 197),
+                ],
+            ),
+            (
+                (67, 85),
+                [
+                    (34, 43),
+                    (50, 63),
+                    (67, 85),
+                    (84, 106),
+                    (101, 128),
+                    (117, 148),
+                ],
+            ),
+            (
+                (131, 67),
+                [
+                    (66, 34),
+                    (98, 50),
+                    (131, 67),
+                    (164, 84),
+                    (197, 101),
+                    (229, 117),
+                ],
+            ),
+        ] {
+            assert_eq!(RATIOS.map(|ratio| ratio_size(size, ratio)), expected);
+        }
     }
 
     #[test]

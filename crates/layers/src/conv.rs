@@ -3,7 +3,7 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor};
-use halfseg_amp::{Op, cast, cast_param, observe};
+use halfseg_amp::{Op, cast, cast_param, observe, operands, promote};
 use halfseg_kernels::{Activation, Conv2dOptions, conv2d, conv2d_act};
 
 /// How the initial weights of a [`Conv2d`] are drawn.
@@ -109,9 +109,11 @@ impl Conv2d {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.check(&x);
         observe(Op::Conv2d, &self.weight, x, |x| {
-            let bias = self.bias.as_ref().map(|bias| cast_param(Op::Conv2d, bias));
-            let weight = cast_param(Op::Conv2d, &self.weight);
-            conv2d(cast(Op::Conv2d, x), weight, bias, self.options)
+            // In one dtype also where an override leaves an f16 map as it is.
+            let (x, weight) = operands(Op::Conv2d, x, &self.weight);
+            let bias = self.bias.as_ref();
+            let bias = bias.map(|bias| cast_param(Op::Conv2d, bias).cast(x.dtype()));
+            conv2d(x, weight, bias, self.options)
         })
     }
 
@@ -138,7 +140,9 @@ impl Conv2d {
             &self.weight,
             (x, self.weight.val(), scale, shift, skip),
             |(x, weight, scale, shift, skip)| {
-                let x = cast(Op::Conv2d, x);
+                // As the weight would be cast, which the kernel does while it scales; the scale has
+                // the weight's dtype.
+                let (x, _) = promote(cast(Op::Conv2d, x), cast(Op::Conv2d, scale.clone()));
                 let skip = skip.map(|skip| skip.cast(x.dtype()));
                 conv2d_act(x, weight, [scale, shift], skip, activation, self.options)
             },

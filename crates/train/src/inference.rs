@@ -4,7 +4,8 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::{Policy, autocast};
 use halfseg_data::{
-    CropBox, Dataset, IGNORE, LabelMap, RgbImage, flip, normalize, resize_bilinear, scaled_size,
+    CropBox, Dataset, IGNORE, LabelMap, RgbImage, flip, normalize, ratio_size, resize_bilinear,
+    scaled_size,
 };
 use halfseg_eval::{ConfusionMatrix, argmax, multi_scale_flip, slide};
 use halfseg_layers::{most_likely_classes, resize_with};
@@ -60,10 +61,7 @@ impl Predictor {
         if !self.eval.ms_flip {
             return self.view(image, fitted, false);
         }
-        let at = |ratio: f64, mirror: bool| {
-            let size = |side: usize| ((side as f64 * ratio + 0.5) as usize).max(1);
-            self.view(image, (size(fitted.0), size(fitted.1)), mirror)
-        };
+        let at = |ratio: f64, mirror: bool| self.view(image, ratio_size(fitted, ratio), mirror);
         multi_scale_flip(&at, &RATIOS, &[false, true])
     }
 

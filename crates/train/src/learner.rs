@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use halfseg_amp::{DynamicScale, GradScaler, Policy, StepOutcome, autocast};
+use halfseg_amp::{GradScaler, Policy, StepOutcome, autocast};
 use halfseg_segmentor::Segmentor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::{LossScale, PolySchedule, Precision, Recipe, Sgd};
+use crate::{PolySchedule, Recipe, Sgd};
 
 /// A network in training: weights, optimizer, gradient scaler and schedule.
 ///
@@ -54,13 +54,10 @@ impl Learner {
     ///
     /// # Panics
     ///
-    /// When the model's device does not track gradients.
+    /// When the model's device does not track gradients, or the recipe's loss scale is out of range
+    /// (one that was read from text is not).
     pub fn new(model: Segmentor, recipe: &Recipe) -> Self {
-        let scaler = match (recipe.precision.dtype, recipe.precision.loss_scale) {
-            (Precision::F32, _) => GradScaler::disabled(),
-            (_, LossScale::Static(scale)) => GradScaler::fixed(scale as f32),
-            (_, LossScale::Dynamic) => GradScaler::dynamic(DynamicScale::torch()),
-        };
+        let scaler = GradScaler::new(recipe.precision.scaling());
         let mut policy = recipe.precision.policy();
         // Whoever reads recipes from files has refused unmatched paths before.
         let _ = policy.bind(&model);

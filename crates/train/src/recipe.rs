@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use halfseg_amp::{Op, Policy, Precision as OpPrecision};
+use halfseg_amp::{Op, Policy, Precision as OpPrecision, Scaling};
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -124,7 +124,7 @@ pub struct ScheduleRecipe {
 pub struct PrecisionRecipe {
     /// `f32`, `f16` or `bf16`.
     pub dtype: Precision,
-    /// `dynamic`, or the factor of the whole run; not used in f32.
+    /// `auto` (512 in f16, else 1), the factor of the whole run, or the name of a dynamic scale.
     pub loss_scale: LossScale,
     /// Operations with a precision of their own, such as `softmax = "f16"`.
     pub ops: BTreeMap<Op, OpPrecision>,
@@ -143,6 +143,11 @@ impl PrecisionRecipe {
         modules.fold(policy, |policy, (path, precision)| {
             policy.with_module(path, *precision)
         })
+    }
+
+    /// How the gradient scaler of this run is set.
+    pub fn scaling(&self) -> Scaling {
+        self.loss_scale.scaling(self.dtype)
     }
 
     /// Precision and overrides, as a line for people: `f16`, or `f16 with 2 exceptions`.
@@ -286,7 +291,7 @@ impl Recipe {
             },
             precision: PrecisionRecipe {
                 dtype: Precision::F16,
-                loss_scale: LossScale::Static(512.0),
+                loss_scale: LossScale::Auto,
                 ops: BTreeMap::new(),
                 modules: BTreeMap::new(),
             },
@@ -559,7 +564,7 @@ mod tests {
             (80_000, 0.9, 1e-4)
         );
         assert_eq!(recipe.model.aux_weight, 0.4);
-        assert_eq!(recipe.precision.loss_scale, LossScale::Static(512.0));
+        assert_eq!(recipe.precision.scaling(), Scaling::Fixed(512.0));
     }
 
     #[test]
@@ -606,7 +611,9 @@ mod tests {
         check_refused("schedule.iterations=0", "`schedule.iterations`");
         check_refused("data.crop=12", "HEIGHTxWIDTH");
         check_refused("precision.dtype=f64", "f32, f16 or bf16");
-        check_refused("precision.loss_scale=-1", "dynamic");
+        check_refused("precision.loss_scale=-1", "megatron");
+        check_refused("precision.loss_scale=1e38", "2^126");
+        check_refused("precision.loss_scale=nan", "2^126");
         check_refused("model.num_classes=0", "`model.num_classes`");
         check_refused("model.method=unet", "deeplabv3plus");
         check_refused("train.batch=1", "at least 2 for pspnet");

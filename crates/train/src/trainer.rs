@@ -357,6 +357,7 @@ impl Trainer {
             "parameters": started.parameters,
             "train_images": started.train_images,
             "val_images": started.val_images,
+            "loss_scaling": self.recipe.precision.scaling().to_string(),
             "recipe": self.recipe,
         }))
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use halfseg_amp::Policy;
+use halfseg_amp::{DynamicScale, Policy, Scaling};
 use serde::{Deserialize, Serialize};
 
 /// A text that is not a value of this kind.
@@ -67,19 +67,48 @@ impl Precision {
 }
 
 /// By what the loss is multiplied before the backward pass, so that small gradients survive half
-/// precision. Without effect in f32.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// precision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[non_exhaustive]
 pub enum LossScale {
+    /// 512 in f16, as published; 1 in bf16 and f32, which have no small gradients to lose.
+    #[default]
+    Auto,
     /// The same factor for the whole run.
-    Static(f64),
-    /// Starts at 65536, halves when gradients overflow, doubles after 2000 good steps.
-    Dynamic,
+    Static(f32),
+    /// As `torch.amp.GradScaler`: starts at 65536, halves when gradients overflow, doubles after
+    /// 2000 good steps.
+    Torch,
+    /// As Megatron: starts at 2^32 and forgives an isolated overflow.
+    Megatron,
+    /// As Flax's `DynamicScale`.
+    Flax,
+    /// As NVIDIA Apex: at most 2^24.
+    Apex,
+    /// As Keras: starts at 32768.
+    Keras,
+    /// Neither scaled nor checked: steps with infinite gradients are taken.
+    None,
 }
 
-impl Default for LossScale {
-    fn default() -> Self {
-        Self::Static(512.0)
+impl LossScale {
+    /// How the gradient scaler of a run in `precision` is set.
+    pub fn scaling(self, precision: Precision) -> Scaling {
+        match self {
+            Self::Auto => match precision {
+                Precision::F16 => Scaling::mmcv_static(),
+                // Steps with infinite gradients are skipped all the same.
+                Precision::Bf16 | Precision::F32 => Scaling::Fixed(1.0),
+            },
+            Self::Static(scale) => Scaling::Fixed(scale),
+            Self::Torch => Scaling::Dynamic(DynamicScale::torch()),
+            Self::Megatron => Scaling::Dynamic(DynamicScale::megatron()),
+            Self::Flax => Scaling::Dynamic(DynamicScale::flax()),
+            Self::Apex => Scaling::Dynamic(DynamicScale::apex()),
+            Self::Keras => Scaling::Dynamic(DynamicScale::keras()),
+            Self::None => Scaling::Disabled,
+        }
     }
 }
 
@@ -162,17 +191,32 @@ text!(
 );
 text!(
     LossScale,
-    "`dynamic` or a positive number such as 512",
+    "auto, a number from 2^-126 to 2^126 such as 512, torch (or dynamic), megatron, flax, apex, \
+     keras, mmcv-static or none",
     |text| match text {
-        "dynamic" => Some(LossScale::Dynamic),
+        "auto" => Some(LossScale::Auto),
+        "torch" | "dynamic" => Some(LossScale::Torch),
+        "megatron" => Some(LossScale::Megatron),
+        "flax" => Some(LossScale::Flax),
+        "apex" => Some(LossScale::Apex),
+        "keras" => Some(LossScale::Keras),
+        "none" => Some(LossScale::None),
+        "mmcv-static" => Some(LossScale::Static(512.0)),
         number => {
-            let scale: f64 = number.parse().ok()?;
-            (scale.is_finite() && scale > 0.0).then_some(LossScale::Static(scale))
+            let scale: f32 = number.parse().ok()?;
+            let usable = Scaling::Fixed(scale).validate().is_ok();
+            usable.then_some(LossScale::Static(scale))
         }
     },
     |scale, f| match scale {
+        LossScale::Auto => f.write_str("auto"),
         LossScale::Static(scale) => write!(f, "{scale}"),
-        LossScale::Dynamic => f.write_str("dynamic"),
+        LossScale::Torch => f.write_str("torch"),
+        LossScale::Megatron => f.write_str("megatron"),
+        LossScale::Flax => f.write_str("flax"),
+        LossScale::Apex => f.write_str("apex"),
+        LossScale::Keras => f.write_str("keras"),
+        LossScale::None => f.write_str("none"),
     }
 );
 text!(
@@ -228,8 +272,10 @@ mod tests {
             },
         );
         check("bf16", Precision::Bf16);
-        check("dynamic", LossScale::Dynamic);
+        check("auto", LossScale::Auto);
         check("512", LossScale::Static(512.0));
+        check("torch", LossScale::Torch);
+        check("none", LossScale::None);
         check("flex", DeviceChoice::Flex);
         check("cuda:3", DeviceChoice::Cuda(3));
         check("wgpu:1", DeviceChoice::Wgpu(1));
@@ -241,10 +287,51 @@ mod tests {
             let error = text.parse::<Crop>().unwrap_err().to_string();
             assert!(error.contains(&format!("`{text}`")) && error.contains("HEIGHTxWIDTH"));
         }
-        for text in ["0", "-1", "nan", "inf", "big"] {
-            assert!(text.parse::<LossScale>().is_err(), "{text}");
+        for text in [
+            "0", "-0", "-1", "nan", "inf", "big", "", "1e38", "3e39", "1e-38", "1e-46", "Torch",
+        ] {
+            let error = text.parse::<LossScale>().unwrap_err().to_string();
+            assert!(error.contains(&format!("`{text}`")) && error.contains("mmcv-static"));
         }
         assert!("cuda:".parse::<DeviceChoice>().is_err());
         assert!("fp16".parse::<Precision>().is_err());
+    }
+
+    #[test]
+    fn every_loss_scale_that_parses_makes_a_scaler() {
+        for text in [
+            "auto",
+            "8e37",
+            "1.2e-38",
+            "512",
+            "torch",
+            "dynamic",
+            "megatron",
+            "flax",
+            "apex",
+            "keras",
+            "mmcv-static",
+            "none",
+        ] {
+            let scale: LossScale = text.parse().unwrap();
+            assert_eq!(scale.to_string().parse(), Ok(scale), "{text}");
+            for precision in [Precision::F16, Precision::Bf16, Precision::F32] {
+                let scaling = scale.scaling(precision);
+                assert!(scaling.validate().is_ok(), "{text}");
+                if !["auto", "dynamic", "mmcv-static"].contains(&text) {
+                    assert_eq!(text.parse::<Scaling>().unwrap(), scaling, "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_f16_scales_the_loss_unless_asked() {
+        let auto = |precision| LossScale::Auto.scaling(precision);
+        assert_eq!(auto(Precision::F16), Scaling::Fixed(512.0));
+        assert_eq!(auto(Precision::Bf16), Scaling::Fixed(1.0));
+        assert_eq!(auto(Precision::F32), Scaling::Fixed(1.0));
+        let given = LossScale::Static(512.0);
+        assert_eq!(given.scaling(Precision::Bf16), Scaling::Fixed(512.0));
     }
 }

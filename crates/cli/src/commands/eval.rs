@@ -128,9 +128,13 @@ fn label_ids(map: &[u8]) -> Vec<u8> {
     map.iter().map(|&id| label_id(id)).collect()
 }
 
+/// A score in percent, or a dash where there is none.
+pub fn percent(score: Option<f64>) -> String {
+    score.map_or("-".into(), |score| format!("{:.2}", 100.0 * score))
+}
+
 /// The scores of the categories, and of instances where the split has their ids.
-fn official_table(scores: &CityscapesScores) -> String {
-    let percent = |v: Option<f64>| v.map_or("-".into(), |v| format!("{:.2}", 100.0 * v));
+pub fn official_table(scores: &CityscapesScores) -> String {
     let mut out = format!("{:<16}{:>8}{:>8}\n", "category", "IoU", "iIoU");
     for score in &scores.categories {
         let (iou, instance_iou) = (percent(score.iou), percent(score.instance_iou));

@@ -8,6 +8,7 @@ mod eval;
 mod export;
 mod info;
 mod predict;
+mod score;
 mod train;
 
 use anyhow::Result;
@@ -22,6 +23,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Score(args) => score::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Export(args) => export::run(&args),

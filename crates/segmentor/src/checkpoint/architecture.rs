@@ -1,6 +1,6 @@
 //! Reading an architecture off the names and shapes of tensors.
 
-use halfseg_backbone::Depth;
+use halfseg_backbone::{Depth, ResNetConfig};
 
 use super::file::CheckpointFile;
 use super::{CONFIG_KEY, CheckpointError};
@@ -17,11 +17,11 @@ impl CheckpointFile {
     }
 
     fn architecture_from_shapes(&self) -> Result<SegmentorConfig, CheckpointError> {
-        let backbone = self.depth()?;
+        let backbone = self.backbone()?;
         let method = self.method()?;
-        let mut config = SegmentorConfig::new(method, backbone);
-        config.stem_channels = self.extent("backbone.stem.6.weight", 0)?;
-        config.base_channels = self.extent("backbone.layer1.0.conv1.weight", 0)?;
+        let mut config = SegmentorConfig::new(method, backbone.depth);
+        config.stem_channels = backbone.stem_channels;
+        config.base_channels = backbone.base_channels;
         config.num_classes = self.extent("decode_head.conv_seg.weight", 0)?;
         config.head_channels = self.extent("decode_head.conv_seg.weight", 1)?;
         config.aux_head = self.has("auxiliary_head.conv_seg.weight");
@@ -39,6 +39,13 @@ impl CheckpointFile {
             .validate()
             .map_err(|error| self.not_a_segmentor("tensors of a possible size", error))?;
         Ok(config)
+    }
+
+    /// The backbone in this file, with or without a head.
+    pub(crate) fn backbone(&self) -> Result<ResNetConfig, CheckpointError> {
+        Ok(ResNetConfig::new(self.depth()?)
+            .with_stem_channels(self.extent("backbone.stem.6.weight", 0)?)
+            .with_base_channels(self.extent("backbone.layer1.0.conv1.weight", 0)?))
     }
 
     /// The depth of the backbone, from its blocks.

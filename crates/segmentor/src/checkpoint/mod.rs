@@ -12,6 +12,7 @@ use std::path::Path;
 
 use burn::module::ParamId;
 use burn::tensor::Device;
+use halfseg_backbone::ResNetConfig;
 
 pub use error::CheckpointError;
 pub use load::{LoadReport, Reinitialised};
@@ -32,6 +33,15 @@ pub const CONFIG_KEY: &str = "halfseg.model";
 /// If the file cannot be read or holds no segmentor of the four methods, such as a backbone alone.
 pub fn read_architecture(path: impl AsRef<Path>) -> Result<SegmentorConfig, CheckpointError> {
     CheckpointFile::open(path.as_ref())?.architecture()
+}
+
+/// Depth and widths of the backbone in a checkpoint, of a whole segmentor or of a backbone alone,
+/// read off the tensors' names and shapes.
+///
+/// # Errors
+/// If the file cannot be read or holds no ResNetV1c.
+pub fn read_backbone(path: impl AsRef<Path>) -> Result<ResNetConfig, CheckpointError> {
+    CheckpointFile::open(path.as_ref())?.backbone()
 }
 
 /// The metadata of a `.safetensors` checkpoint; empty for a `.pth`.
