@@ -226,7 +226,7 @@ pub struct ScoreArgs {
     /// Folder with one labelId PNG for each image of the split, whose name begins with the image's
     #[arg(long, value_name = "DIR")]
     pub predictions: PathBuf,
-    /// A split's labels, such as gtFine/val: <city>/*_gtFine_labelIds.png, and *_instanceIds.png
+    /// A split's labels, such as gtFine/val: CITY/*_gtFine_labelIds.png, and *_instanceIds.png
     /// for instance scores
     #[arg(long, value_name = "DIR")]
     pub truth: PathBuf,
