@@ -90,21 +90,38 @@ impl Walk {
     }
 }
 
-/// Six rows of two AVX registers, without their instructions.
-pub struct Portable;
+/// A core whose operands are f32, packed product by product.
+pub trait Wide: Send + Sync + 'static {
+    /// As [`Core::ISA`].
+    const ISA: Isa;
+    /// As [`Core::MR`].
+    const ROWS: usize;
+    /// As [`Core::NR`].
+    const COLUMNS: usize;
+    /// As [`Core::DEPTH`].
+    const DEPTH: usize;
+    /// As [`Core::STRIP`].
+    const STRIP: usize;
 
-impl Core for Portable {
+    /// As [`Core::multiply`].
+    ///
+    /// # Safety
+    /// As [`Core::multiply`].
+    unsafe fn multiply(walk: Walk, left: *const f32, right: *const f32, block: *mut f32, add: bool);
+}
+
+impl<C: Wide> Core for C {
     type Value = f32;
-    const ISA: Isa = Isa::Portable;
-    const MR: usize = 6;
-    const NR: usize = 16;
+    const ISA: Isa = <C as Wide>::ISA;
+    const MR: usize = C::ROWS;
+    const NR: usize = C::COLUMNS;
     const PAIR: usize = 1;
     const STEP: usize = 1;
-    const DEPTH: usize = 256;
-    const STRIP: usize = 48 << 10;
+    const DEPTH: usize = <C as Wide>::DEPTH;
+    const STRIP: usize = <C as Wide>::STRIP;
 
     fn left_at(step: usize, lane: usize) -> usize {
-        step * Self::MR + lane
+        step * C::ROWS + lane
     }
 
     #[inline(always)]
@@ -114,7 +131,10 @@ impl Core for Portable {
 
     #[inline(always)]
     unsafe fn gather<E: Element>(channels: [Option<&[E]>; 2], target: &mut [f32]) {
-        widen_first(Self::ISA, channels, target);
+        match channels[0] {
+            Some(source) => E::widen_run(<C as Wide>::ISA, source, target),
+            None => target.fill(0.0),
+        }
     }
 
     #[inline(always)]
@@ -125,18 +145,41 @@ impl Core for Portable {
         block: *mut f32,
         add: bool,
     ) {
-        let mut sums = [[0f32; Self::NR]; Self::MR];
+        // SAFETY: the caller's promises are the same.
+        unsafe { <C as Wide>::multiply(walk, left, right, block, add) }
+    }
+}
+
+/// Six rows of two AVX registers, without their instructions.
+pub struct Portable;
+
+impl Wide for Portable {
+    const ISA: Isa = Isa::Portable;
+    const ROWS: usize = 6;
+    const COLUMNS: usize = 16;
+    const DEPTH: usize = 256;
+    const STRIP: usize = 48 << 10;
+
+    #[inline(always)]
+    unsafe fn multiply(
+        walk: Walk,
+        left: *const f32,
+        right: *const f32,
+        block: *mut f32,
+        add: bool,
+    ) {
+        let mut sums = [[0f32; Self::COLUMNS]; Self::ROWS];
         for row in 0..walk.rows {
             for step in 0..walk.depth {
                 // SAFETY: the caller promises these values.
                 let (left, right) = unsafe {
                     (
                         &*left
-                            .add(row * walk.left_row + step * Self::MR)
-                            .cast::<[f32; Self::MR]>(),
+                            .add(row * walk.left_row + step * Self::ROWS)
+                            .cast::<[f32; Self::ROWS]>(),
                         &*right
                             .add(row * walk.right_row + step * walk.right_step)
-                            .cast::<[f32; Self::NR]>(),
+                            .cast::<[f32; Self::COLUMNS]>(),
                     )
                 };
                 for (sums, left) in sums.iter_mut().zip(left) {
@@ -147,20 +190,12 @@ impl Core for Portable {
             }
         }
         // SAFETY: the caller promises a whole block.
-        let block = unsafe { &mut *block.cast::<[[f32; Self::NR]; Self::MR]>() };
+        let block = unsafe { &mut *block.cast::<[[f32; Self::COLUMNS]; Self::ROWS]>() };
         for (block, sums) in block.iter_mut().zip(&sums) {
             for (block, sum) in block.iter_mut().zip(sums) {
                 *block = if add { *block + sum } else { *sum };
             }
         }
-    }
-}
-
-#[inline(always)]
-fn widen_first<E: Element>(isa: Isa, channels: [Option<&[E]>; 2], target: &mut [f32]) {
-    match channels[0] {
-        Some(source) => E::widen_run(isa, source, target),
-        None => target.fill(0.0),
     }
 }
 
@@ -175,34 +210,17 @@ mod x86 {
 
     use super::super::Element;
     use super::super::isa::Isa;
-    use super::{Core, Walk, widen_first};
+    use super::{Core, Walk, Wide};
 
     /// Six rows of two registers leave room for the operands.
     pub struct Avx2;
 
-    impl Core for Avx2 {
-        type Value = f32;
+    impl Wide for Avx2 {
         const ISA: Isa = Isa::Avx2;
-        const MR: usize = 6;
-        const NR: usize = 16;
-        const PAIR: usize = 1;
-        const STEP: usize = 1;
+        const ROWS: usize = 6;
+        const COLUMNS: usize = 16;
         const DEPTH: usize = 256;
         const STRIP: usize = 80 << 10;
-
-        fn left_at(step: usize, lane: usize) -> usize {
-            step * Self::MR + lane
-        }
-
-        #[inline(always)]
-        fn value<E: Element>(element: E) -> f32 {
-            element.widen()
-        }
-
-        #[inline(always)]
-        unsafe fn gather<E: Element>(channels: [Option<&[E]>; 2], target: &mut [f32]) {
-            widen_first(Self::ISA, channels, target);
-        }
 
         #[inline(always)]
         unsafe fn multiply(
@@ -228,7 +246,7 @@ mod x86 {
     ) {
         // SAFETY: every address is one that the caller promises.
         unsafe {
-            let mut sums = [[_mm256_setzero_ps(); 2]; Avx2::MR];
+            let mut sums = [[_mm256_setzero_ps(); 2]; Avx2::ROWS];
             for row in 0..walk.rows {
                 let mut a = left.add(row * walk.left_row);
                 let mut b = right.add(row * walk.right_row);
@@ -239,13 +257,13 @@ mod x86 {
                         sums[0] = _mm256_fmadd_ps(value, columns[0], sums[0]);
                         sums[1] = _mm256_fmadd_ps(value, columns[1], sums[1]);
                     }
-                    a = a.wrapping_add(Avx2::MR);
+                    a = a.wrapping_add(Avx2::ROWS);
                     b = b.wrapping_add(walk.right_step);
                 }
             }
             for (i, sums) in sums.iter().enumerate() {
                 for (j, &sum) in sums.iter().enumerate() {
-                    let target = block.add(i * Avx2::NR + j * 8);
+                    let target = block.add(i * Avx2::COLUMNS + j * 8);
                     let sum = if add {
                         _mm256_add_ps(_mm256_loadu_ps(target), sum)
                     } else {
@@ -261,29 +279,12 @@ mod x86 {
     /// their additions.
     pub struct Avx512<const MR: usize, const VECTORS: usize>;
 
-    impl<const MR: usize, const VECTORS: usize> Core for Avx512<MR, VECTORS> {
-        type Value = f32;
+    impl<const MR: usize, const VECTORS: usize> Wide for Avx512<MR, VECTORS> {
         const ISA: Isa = Isa::Avx512;
-        const MR: usize = MR;
-        const NR: usize = VECTORS * 16;
-        const PAIR: usize = 1;
-        const STEP: usize = 1;
+        const ROWS: usize = MR;
+        const COLUMNS: usize = VECTORS * 16;
         const DEPTH: usize = 192;
         const STRIP: usize = 160 << 10;
-
-        fn left_at(step: usize, lane: usize) -> usize {
-            step * MR + lane
-        }
-
-        #[inline(always)]
-        fn value<E: Element>(element: E) -> f32 {
-            element.widen()
-        }
-
-        #[inline(always)]
-        unsafe fn gather<E: Element>(channels: [Option<&[E]>; 2], target: &mut [f32]) {
-            widen_first(Self::ISA, channels, target);
-        }
 
         #[inline(always)]
         unsafe fn multiply(
