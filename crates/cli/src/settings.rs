@@ -79,7 +79,7 @@ pub fn apply(
     flag("precision.dtype", args.precision.map(|v| v.to_string()));
     flag(
         "precision.loss_scale",
-        args.loss_scale.map(|v| v.to_string()),
+        args.loss_scale.as_ref().map(|v| v.to_string()),
     );
     flag("optimizer.lr", args.lr.map(|v| v.to_string()));
     flag("device", args.device.map(|v| v.to_string()));

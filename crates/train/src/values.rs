@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use halfseg_amp::{DynamicScale, Policy, Scaling};
+use halfseg_amp::{Policy, Scaling};
 use serde::{Deserialize, Serialize};
 
 /// A text that is not a value of this kind.
@@ -68,46 +68,25 @@ impl Precision {
 
 /// By what the loss is multiplied before the backward pass, so that small gradients survive half
 /// precision.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[non_exhaustive]
 pub enum LossScale {
     /// 512 in f16, as published; 1 in bf16 and f32, which have no small gradients to lose.
     #[default]
     Auto,
-    /// The same factor for the whole run.
-    Static(f32),
-    /// As `torch.amp.GradScaler`: starts at 65536, halves when gradients overflow, doubles after
-    /// 2000 good steps.
-    Torch,
-    /// As Megatron: starts at 2^32 and forgives an isolated overflow.
-    Megatron,
-    /// As Flax's `DynamicScale`.
-    Flax,
-    /// As NVIDIA Apex: at most 2^24.
-    Apex,
-    /// As Keras: starts at 32768.
-    Keras,
-    /// Neither scaled nor checked: steps with infinite gradients are taken.
-    None,
+    /// This one in every precision; `dynamic` is another name of `torch`.
+    Given(Scaling),
 }
 
 impl LossScale {
     /// How the gradient scaler of a run in `precision` is set.
-    pub fn scaling(self, precision: Precision) -> Scaling {
-        match self {
-            Self::Auto => match precision {
-                Precision::F16 => Scaling::mmcv_static(),
-                // Steps with infinite gradients are skipped all the same.
-                Precision::Bf16 | Precision::F32 => Scaling::Fixed(1.0),
-            },
-            Self::Static(scale) => Scaling::Fixed(scale),
-            Self::Torch => Scaling::Dynamic(DynamicScale::torch()),
-            Self::Megatron => Scaling::Dynamic(DynamicScale::megatron()),
-            Self::Flax => Scaling::Dynamic(DynamicScale::flax()),
-            Self::Apex => Scaling::Dynamic(DynamicScale::apex()),
-            Self::Keras => Scaling::Dynamic(DynamicScale::keras()),
-            Self::None => Scaling::Disabled,
+    pub fn scaling(&self, precision: Precision) -> Scaling {
+        match (self, precision) {
+            (Self::Given(scaling), _) => scaling.clone(),
+            (Self::Auto, Precision::F16) => Scaling::mmcv_static(),
+            // Steps with infinite gradients are skipped all the same.
+            (Self::Auto, Precision::Bf16 | Precision::F32) => Scaling::Fixed(1.0),
         }
     }
 }
@@ -195,28 +174,12 @@ text!(
      keras, mmcv-static or none",
     |text| match text {
         "auto" => Some(LossScale::Auto),
-        "torch" | "dynamic" => Some(LossScale::Torch),
-        "megatron" => Some(LossScale::Megatron),
-        "flax" => Some(LossScale::Flax),
-        "apex" => Some(LossScale::Apex),
-        "keras" => Some(LossScale::Keras),
-        "none" => Some(LossScale::None),
-        "mmcv-static" => Some(LossScale::Static(512.0)),
-        number => {
-            let scale: f32 = number.parse().ok()?;
-            let usable = Scaling::Fixed(scale).validate().is_ok();
-            usable.then_some(LossScale::Static(scale))
-        }
+        "dynamic" => "torch".parse().ok(),
+        scaling => scaling.parse().ok().map(LossScale::Given),
     },
     |scale, f| match scale {
         LossScale::Auto => f.write_str("auto"),
-        LossScale::Static(scale) => write!(f, "{scale}"),
-        LossScale::Torch => f.write_str("torch"),
-        LossScale::Megatron => f.write_str("megatron"),
-        LossScale::Flax => f.write_str("flax"),
-        LossScale::Apex => f.write_str("apex"),
-        LossScale::Keras => f.write_str("keras"),
-        LossScale::None => f.write_str("none"),
+        LossScale::Given(scaling) => scaling.fmt(f),
     }
 );
 text!(
@@ -245,6 +208,8 @@ text!(
 
 #[cfg(test)]
 mod tests {
+    use halfseg_amp::DynamicScale;
+
     use super::*;
 
     fn check<T>(text: &str, value: T)
@@ -273,9 +238,10 @@ mod tests {
         );
         check("bf16", Precision::Bf16);
         check("auto", LossScale::Auto);
-        check("512", LossScale::Static(512.0));
-        check("torch", LossScale::Torch);
-        check("none", LossScale::None);
+        check("512", LossScale::Given(Scaling::Fixed(512.0)));
+        let torch = Scaling::Dynamic(DynamicScale::torch());
+        check("torch", LossScale::Given(torch));
+        check("none", LossScale::Given(Scaling::Disabled));
         check("flex", DeviceChoice::Flex);
         check("cuda:3", DeviceChoice::Cuda(3));
         check("wgpu:1", DeviceChoice::Wgpu(1));
@@ -314,7 +280,7 @@ mod tests {
             "none",
         ] {
             let scale: LossScale = text.parse().unwrap();
-            assert_eq!(scale.to_string().parse(), Ok(scale), "{text}");
+            assert_eq!(scale.to_string().parse(), Ok(scale.clone()), "{text}");
             for precision in [Precision::F16, Precision::Bf16, Precision::F32] {
                 let scaling = scale.scaling(precision);
                 assert!(scaling.validate().is_ok(), "{text}");
@@ -331,7 +297,7 @@ mod tests {
         assert_eq!(auto(Precision::F16), Scaling::Fixed(512.0));
         assert_eq!(auto(Precision::Bf16), Scaling::Fixed(1.0));
         assert_eq!(auto(Precision::F32), Scaling::Fixed(1.0));
-        let given = LossScale::Static(512.0);
+        let given = LossScale::Given(Scaling::Fixed(512.0));
         assert_eq!(given.scaling(Precision::Bf16), Scaling::Fixed(512.0));
     }
 }
