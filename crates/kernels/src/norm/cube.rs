@@ -85,6 +85,19 @@ impl Plan {
     }
 }
 
+/// Channels that a vector of `lanes` values holds.
+const fn columns(order: Order, lanes: usize) -> usize {
+    match order {
+        Order::Planes => 1,
+        Order::Pixels => lanes,
+    }
+}
+
+/// Columns of the table that a group of units shares: the channels that it works on.
+const fn width(order: Order, lanes: usize) -> usize {
+    Plan::units(order).0 * columns(order, lanes)
+}
+
 /// Number, mean and sum of squared deviations of some values.
 #[derive(CubeType, Clone, Copy)]
 struct Moments {
@@ -165,15 +178,9 @@ fn part_moments<E: Float, N: Size>(
     #[define(E)] _dtype: ElemType,
 ) {
     let lanes = N::value();
-    // Columns of the shared table: one, or each channel that the group of units works on.
-    let width = comptime!(match order {
-        Order::Planes => 1,
-        Order::Pixels => COLUMNS * lanes,
-    });
-    let size = comptime!(match order {
-        Order::Planes => UNITS,
-        Order::Pixels => UNITS * lanes,
-    });
+    let columns = comptime!(columns(order, lanes));
+    let width = comptime!(width(order, lanes));
+    let size = comptime!(UNITS * columns);
     let mut counts = Shared::<[f32]>::new_slice(size);
     let mut means = Shared::<[f32]>::new_slice(size);
     let mut squares = Shared::<[f32]>::new_slice(size);
@@ -244,10 +251,6 @@ fn part_moments<E: Float, N: Size>(
     }
     sync_cube();
 
-    let columns = comptime!(match order {
-        Order::Planes => 1,
-        Order::Pixels => lanes,
-    });
     let mut half = rows / 2;
     while half > 0 {
         if row < half {
@@ -388,10 +391,8 @@ impl<N: Size> Affine<N> {
         channels: usize,
         #[comptime] order: Order,
     ) -> Self {
-        let total = match order {
-            Order::Planes => channels,
-            Order::Pixels => channels * N::value(),
-        };
+        let lanes = N::value();
+        let total = channels * comptime!(columns(order, lanes));
         let inverse = per_channel::<N>(statistics, 2 * total, channel, order);
         let scale = per_channel::<N>(gamma, 0, channel, order) * inverse;
         let remainder = per_channel::<N>(statistics, 3 * total, channel, order);
@@ -452,14 +453,9 @@ fn part_sums<E: Float, N: Size>(
     #[define(E)] _dtype: ElemType,
 ) {
     let lanes = N::value();
-    let width = comptime!(match order {
-        Order::Planes => 1,
-        Order::Pixels => COLUMNS * lanes,
-    });
-    let size = comptime!(match order {
-        Order::Planes => UNITS,
-        Order::Pixels => UNITS * lanes,
-    });
+    let columns = comptime!(columns(order, lanes));
+    let width = comptime!(width(order, lanes));
+    let size = comptime!(UNITS * columns);
     let mut sums = Shared::<[f32]>::new_slice(size);
     let mut products = Shared::<[f32]>::new_slice(size);
 
@@ -508,10 +504,6 @@ fn part_sums<E: Float, N: Size>(
     }
     sync_cube();
 
-    let columns = comptime!(match order {
-        Order::Planes => 1,
-        Order::Pixels => lanes,
-    });
     let mut half = rows / 2;
     while half > 0 {
         if row < half {
@@ -594,10 +586,8 @@ fn gradients<E: Float, N: Size>(
         terminate!();
     }
     let channel = channel_of(index, channels, inner, order);
-    let total = match order {
-        Order::Planes => channels,
-        Order::Pixels => channels * N::value(),
-    };
+    let lanes = N::value();
+    let total = channels * comptime!(columns(order, lanes));
     let affine = Affine::<N>::of(gamma, beta, statistics, channel, channels, order);
     let inverse = per_channel::<N>(statistics, 2 * total, channel, order);
     let remainder = per_channel::<N>(statistics, 3 * total, channel, order);
