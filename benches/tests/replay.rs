@@ -1,6 +1,10 @@
 //! `replay` on the committed recordings: on the CPU, and with feature `wgpu` on a GPU, a software one
 //! will do.
 
+#[cfg(feature = "wgpu")]
+#[path = "../../crates/kernels/tests/gpu_device/mod.rs"]
+mod gpu_device;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -31,17 +35,7 @@ fn recordings_stay_within_their_limits_on_the_cpu() {
 #[cfg(feature = "wgpu")]
 #[test]
 fn recordings_stay_within_their_limits_on_a_gpu() {
-    use burn::tensor::{Device, DeviceType};
-    if Device::enumerate(DeviceType::Wgpu)
-        .into_iter()
-        .next()
-        .is_none()
-    {
-        assert!(
-            std::env::var_os("HALFSEG_REQUIRE_GPU").is_none(),
-            "no GPU was found, not even a software one, and HALFSEG_REQUIRE_GPU is set"
-        );
-        eprintln!("skipped: no GPU was found, not even a software one");
+    if gpu_device::gpu().is_none() {
         return;
     }
     replay("wgpu", "f32,f16");

@@ -5,9 +5,11 @@
 //! software device cannot show: speed, tensor cores, atomics on f16, and the code that CubeCL makes
 //! for CUDA. None of these kernels uses tensor cores or atomics.
 
+mod gpu_device;
 mod norm_case;
 
-use burn::tensor::{DType, Device, DeviceType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use gpu_device::gpu;
 use halfseg_kernels::{
     Activation, batch_norm_train, cross_entropy_terms, most_likely_classes, resize_bilinear,
 };
@@ -17,19 +19,6 @@ use rand::{RngExt, SeedableRng};
 
 /// Sums are f32, pairwise.
 const MEAN_FLOOR: f64 = 0.5;
-
-/// The first device, or the reason why a test is skipped.
-fn gpu() -> Option<Device> {
-    let device = Device::enumerate(DeviceType::Wgpu).into_iter().next();
-    if device.is_none() {
-        assert!(
-            std::env::var_os("HALFSEG_REQUIRE_GPU").is_none(),
-            "no GPU was found, not even a software one, and HALFSEG_REQUIRE_GPU is set"
-        );
-        eprintln!("skipped: no GPU was found, not even a software one");
-    }
-    device
-}
 
 /// The dtypes that `device` computes with.
 fn dtypes(device: &Device) -> Vec<DType> {
@@ -122,12 +111,7 @@ fn f16_deviations_above_255_do_not_overflow() {
     }
     let mut rng = StdRng::seed_from_u64(12);
     for skip in [false, true] {
-        let mut case = Case::draw(&mut rng, [2, 3, 9, 11], DType::F16, skip, true);
-        let wide = case.x.iter().map(|x| x * 10_000.0).collect();
-        case.x = rounded(wide, DType::F16);
-        assert!(case.x.iter().any(|x| x.abs() > 20_000.0));
-        // Gradients shrink with the deviation, below what f16 holds exactly.
-        case.gradient.iter_mut().for_each(|g| *g *= 1024.0);
+        let case = Case::with_wide_deviations(&mut rng, skip);
         case.check(&device.clone().autodiff(), MEAN_FLOOR);
     }
 }
@@ -183,34 +167,7 @@ fn gradients_reach_whichever_inputs_want_them() {
     let case = Case::draw(&mut rng, [2, 3, 5, 7], DType::F32, true, true);
     let all = case.run(&device);
     for wanted in 1..16 {
-        let wants = |bit: usize| wanted >> bit & 1 == 1;
-        let map = |values: &[f32], bit| case.map(values, &device).set_require_grad(wants(bit));
-        let parameter = |values: &[f32], bit| {
-            Tensor::<1>::from_floats(values, &device).set_require_grad(wants(bit))
-        };
-        let (x, skip) = (map(&case.x, 0), map(case.skip.as_ref().unwrap(), 1));
-        let (gamma, beta) = (parameter(&case.gamma, 2), parameter(&case.beta, 3));
-        let result = batch_norm_train(
-            x.clone(),
-            gamma.clone(),
-            beta.clone(),
-            EPSILON,
-            Some(skip.clone()),
-            Activation::Relu,
-        );
-        let weights = case.map(&case.gradient, &device);
-        let grads = (result.output * weights).sum().backward();
-        let found = [
-            x.grad(&grads).map(values),
-            skip.grad(&grads).map(values),
-            gamma.grad(&grads).map(values),
-            beta.grad(&grads).map(values),
-        ];
-        let expected = [&all.x, &all.skip, &all.gamma, &all.beta];
-        for (bit, (found, expected)) in found.into_iter().zip(expected).enumerate() {
-            let expected = wants(bit).then_some(expected);
-            assert_eq!(found.as_ref(), expected, "input {bit} of {wanted:04b}");
-        }
+        case.check_wanted(wanted, &device, &all);
     }
 }
 

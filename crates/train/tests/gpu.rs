@@ -1,25 +1,17 @@
 //! Whole networks on the first GPU that Burn's wgpu backend finds, a software one will do, against
 //! the CPU. Without a device each test says so and passes, unless `HALFSEG_REQUIRE_GPU` is set.
 
+#[path = "../../kernels/tests/gpu_device/mod.rs"]
+mod gpu_device;
+
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, DeviceType, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use gpu_device::gpu;
 use halfseg_segmentor::{Depth, Method, Segmentor, load};
 use halfseg_train::{Learner, Precision, Predictor, Recipe};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
-fn gpu() -> Option<Device> {
-    let device = Device::enumerate(DeviceType::Wgpu).into_iter().next();
-    if device.is_none() {
-        assert!(
-            std::env::var_os("HALFSEG_REQUIRE_GPU").is_none(),
-            "no GPU was found, not even a software one, and HALFSEG_REQUIRE_GPU is set"
-        );
-        eprintln!("skipped: no GPU was found, not even a software one");
-    }
-    device
-}
 
 const SIZE: [usize; 2] = [33, 49];
 

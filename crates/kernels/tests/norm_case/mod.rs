@@ -71,6 +71,54 @@ impl Case {
         }
     }
 
+    /// In f16, with deviations whose squares are beyond its range.
+    pub fn with_wide_deviations(rng: &mut StdRng, skip: bool) -> Self {
+        let mut case = Self::draw(rng, [2, 3, 9, 11], DType::F16, skip, true);
+        let wide = case.x.iter().map(|x| x * 10_000.0).collect();
+        case.x = rounded(wide, DType::F16);
+        assert!(case.x.iter().any(|x| x.abs() > 20_000.0));
+        // Gradients shrink with the deviation, below what f16 holds exactly.
+        case.gradient.iter_mut().for_each(|g| *g *= 1024.0);
+        case
+    }
+
+    /// Runs with the inputs recorded whose bits `wanted` has (input, skip connection, gamma, beta),
+    /// and wants of these, and no other, the gradients of `all`, and its output.
+    pub fn check_wanted(&self, wanted: usize, device: &Device, all: &Results) {
+        let wants = |bit: usize| wanted >> bit & 1 == 1;
+        let map = |values: &[f32], bit| self.map(values, device).set_require_grad(wants(bit));
+        let parameter = |values: &[f32], bit| {
+            Tensor::<1>::from_floats(values, device).set_require_grad(wants(bit))
+        };
+        let (x, skip) = (map(&self.x, 0), map(self.skip.as_ref().unwrap(), 1));
+        let (gamma, beta) = (parameter(&self.gamma, 2), parameter(&self.beta, 3));
+        let result = batch_norm_train(
+            x.clone(),
+            gamma.clone(),
+            beta.clone(),
+            EPSILON,
+            Some(skip.clone()),
+            self.activation(),
+        );
+        assert_eq!(values(result.output.clone()), all.output);
+        if wanted == 0 {
+            return;
+        }
+        let weights = self.map(&self.gradient, device).cast(DType::F32);
+        let grads = (result.output.cast(DType::F32) * weights).sum().backward();
+        let found = [
+            x.grad(&grads).map(values),
+            skip.grad(&grads).map(values),
+            gamma.grad(&grads).map(values),
+            beta.grad(&grads).map(values),
+        ];
+        let expected = [&all.x, &all.skip, &all.gamma, &all.beta];
+        for (bit, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+            let expected = wants(bit).then_some(expected);
+            assert_eq!(found.as_ref(), expected, "input {bit} of {wanted:04b}");
+        }
+    }
+
     fn activation(&self) -> Activation {
         if self.relu {
             Activation::Relu
