@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{Crop, DeviceChoice, EvalScale, LossScale, Precision, Scale};
@@ -54,7 +55,7 @@ pub struct ModelArgs {
     #[arg(long)]
     pub backbone: Option<Depth>,
     /// Number of classes
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=255))]
     pub classes: Option<usize>,
 }
 
