@@ -884,13 +884,25 @@ fn bad_usage_ends_with_2_and_names_what_is_meant() {
     );
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("typo.toml");
-    fs::write(&file, "[data]\nphotometrics = false\n").unwrap();
-    let nearest = "nearest valid key is `data.photometric`";
-    check(
-        &["config", "--config", text(&file)],
-        2,
-        &["typo.toml", "`data.photometrics`", nearest],
-    );
+    for (typo, key, nearest) in [
+        (
+            "[data]\nphotometrics = false\n",
+            "data.photometrics",
+            "data.photometric",
+        ),
+        ("[optimzer]\nlr = 1.0\n", "optimzer.lr", "optimizer.lr"),
+    ] {
+        fs::write(&file, typo).unwrap();
+        let (key, nearest) = (
+            format!("`{key}`"),
+            format!("nearest valid key is `{nearest}`"),
+        );
+        check(
+            &["config", "--config", text(&file)],
+            2,
+            &["typo.toml", &key, &nearest],
+        );
+    }
     check(
         &["config", "--method", "pspnet", "--batch", "1"],
         2,

@@ -61,6 +61,7 @@ fn merge_below(
             format!("{prefix}.{name}")
         };
         let Some(slot) = base.get_mut(&name) else {
+            let key = first_leaf(key, &value);
             return Err(Error::UnknownKey {
                 nearest: nearest(&key, known),
                 key,
@@ -164,6 +165,15 @@ fn leaves(table: &Table, prefix: &str, keys: &mut Vec<String>) {
     }
 }
 
+/// The first key with a plain value in `value`, which tells more of what was meant than the name of
+/// a table alone.
+fn first_leaf(key: String, value: &Value) -> String {
+    match value.as_table().and_then(|table| table.iter().next()) {
+        Some((name, value)) => first_leaf(format!("{key}.{name}"), value),
+        None => key,
+    }
+}
+
 /// The known key that looks most like `key`, by its whole path or by its last part alone.
 fn nearest(key: &str, known: &[String]) -> String {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_lowercase();
@@ -249,9 +259,9 @@ mod tests {
         };
         let error = merge(&mut table, over, "run.toml").unwrap_err().to_string();
         assert!(
-            error.contains("`optimiser`") && error.contains("run.toml"),
+            error.contains("`optimiser.lr`") && error.contains("run.toml"),
             "{error}"
         );
-        assert!(error.contains("`optimizer."), "{error}");
+        assert!(error.contains("`optimizer.lr`"), "{error}");
     }
 }
