@@ -1005,6 +1005,31 @@ fn a_truncated_png_is_named() {
 }
 
 #[test]
+fn an_unreadable_image_costs_nothing_that_was_learned_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = cityscapes(&folder);
+    // Read at the first evaluation; one checkpoint is due at the end only.
+    let image = root.join("leftImg8bit/val/town/town_000000_000000_leftImg8bit.png");
+    let bytes = fs::read(&image).unwrap();
+    fs::write(&image, &bytes[..bytes.len() / 2]).unwrap();
+    let out = folder.path().join("run");
+    let begun = ["train", "--data", text(&root), "--out", text(&out)];
+    let flags = ["--eval-every", "1", "--checkpoint-every", "0"];
+    let said = check(
+        &[&begun[..], &flags, &TINY].concat(),
+        1,
+        &["town_000000_000000_leftImg8bit.png", "iter_1.safetensors"],
+    );
+    assert!(!said.contains("iter_2"), "{said}");
+    fs::write(&image, bytes).unwrap();
+    check(
+        &["train", "--resume", "--out", text(&out)],
+        0,
+        &["iter_2.safetensors", "mIoU"],
+    );
+}
+
+#[test]
 fn an_id_that_the_table_lacks_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     let root = cityscapes(&folder);

@@ -267,8 +267,17 @@ impl Trainer {
     /// # Errors
     ///
     /// Unreadable data, a full disk, or gradients that stay infinite. The last checkpoint stays
-    /// usable.
+    /// usable; unreadable data leaves one of the iteration that it was met at.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
+        let outcome = self.run_to_end(observer);
+        let bad_data = matches!(outcome, Err(Error::Data(_) | Error::LabelOutOfRange { .. }));
+        if bad_data && self.learner.iteration() > 0 {
+            self.save(observer)?;
+        }
+        outcome
+    }
+
+    fn run_to_end(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
         self.start(observer)?;
         let batch_size = self.recipe.train.batch;
         let loader = Loader::new(
