@@ -196,6 +196,7 @@ impl Loaded {
         for assignment in &args.sources.set {
             recipe.set(assignment)?;
         }
+        recipe.check("the flags")?;
         let device = recipe.device.open()?;
         let (model, report) = halfseg_segmentor::load(&weights, Some(&recipe.model), &device)?;
         bound_policy(&recipe, &model)?;

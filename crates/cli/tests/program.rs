@@ -1190,6 +1190,16 @@ fn images_that_cannot_be_predicted_are_named() {
         2,
         &["--ms-flip"],
     );
+    let gaps = ["--mode", "slide", "--crop", "16x16", "--stride", "8x20"];
+    check(
+        &[&base[..], &gaps, &[text(&broken)]].concat(),
+        2,
+        &[
+            "`eval.slide_stride`",
+            "at most eval.slide_crop, 16x16",
+            "8x20",
+        ],
+    );
 }
 
 #[test]
@@ -1206,6 +1216,22 @@ fn a_crop_that_memory_cannot_hold_is_refused_at_once() {
         text(&out),
     ];
     check(&args, 1, &["400000x400000", "needs about", "are available"]);
+    assert!(!out.exists());
+    let scale = [
+        "--crop",
+        "32x32",
+        "--batch",
+        "2",
+        "--scale",
+        "1000000x1000000",
+    ];
+    let args = [
+        &args[..3],
+        &["--backbone", "resnet18", "--out", text(&out)],
+        &scale,
+    ]
+    .concat();
+    check(&args, 2, &["`data.scale`", "1000000x1000000, which takes"]);
     assert!(!out.exists());
 }
 

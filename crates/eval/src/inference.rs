@@ -11,7 +11,8 @@ use burn::tensor::{DType, Tensor, TensorData, activation::softmax};
 /// - output: `[n, classes, h, w]`
 ///
 /// # Panics
-/// If a crop or stride is 0.
+/// If a crop or stride is 0, or a stride is larger than the crop: pixels between windows would have
+/// no logits.
 pub fn slide(
     network: &dyn Fn(Tensor<4>) -> Tensor<4>,
     image: Tensor<4>,
@@ -21,6 +22,10 @@ pub fn slide(
     assert!(
         crop.iter().chain(&stride).all(|&v| v > 0),
         "crop and stride must not be 0"
+    );
+    assert!(
+        stride[0] <= crop[0] && stride[1] <= crop[1],
+        "windows of {crop:?} at a stride of {stride:?} leave gaps"
     );
     let [n, _, height, width] = image.dims();
     let starts = |size: usize, crop: usize, stride: usize| -> Vec<usize> {

@@ -68,7 +68,11 @@ pub fn training_memory(
     let image = cost.map_elements * element + 3 * 4 * pixels;
     // Logits at label size, their exponentials and their gradient, one image at a time.
     let loss = 3 * 4 * model.num_classes as u64 * pixels;
-    Bytes(weights + batch as u64 * image + loss)
+    Bytes(
+        (batch as u64)
+            .saturating_mul(image)
+            .saturating_add(weights + loss),
+    )
 }
 
 /// Adds up the convolutions of one part.

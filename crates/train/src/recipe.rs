@@ -441,8 +441,12 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Refuses values that no run could use.
-    fn check(&self, origin: &str) -> Result<(), Error> {
+    /// Whether a run could use these values; files and [`set`](Self::set) are checked already.
+    ///
+    /// # Errors
+    ///
+    /// The first value that it could not; `origin` names where the values come from.
+    pub fn check(&self, origin: &str) -> Result<(), Error> {
         let refuse = |key: &str, expected: &str, found: String| {
             Err(Error::Value {
                 key: key.into(),
@@ -451,10 +455,12 @@ impl Recipe {
                 found,
             })
         };
-        let positive: [(&str, f64); 6] = [
+        let positive: [(&str, f64); 8] = [
             ("optimizer.lr", self.optimizer.lr),
             ("schedule.iterations", self.schedule.iterations as f64),
             ("data.ratio_min", self.data.ratio_min),
+            ("data.synthetic_train", self.data.synthetic_train as f64),
+            ("data.synthetic_val", self.data.synthetic_val as f64),
             ("train.batch", self.train.batch as f64),
             ("train.log_every", self.train.log_every as f64),
             ("train.max_skipped", self.train.max_skipped as f64),
@@ -491,6 +497,21 @@ impl Recipe {
                 "a number of at least data.ratio_min",
                 self.data.ratio_max.to_string(),
             );
+        }
+        for (key, value) in [
+            ("data.workers", self.data.workers),
+            ("data.queue", self.data.queue),
+        ] {
+            if value > 1024 {
+                return refuse(key, "a number from 0 to 1024", value.to_string());
+            }
+        }
+        let (crop, stride) = (self.eval.slide_crop, self.eval.slide_stride);
+        let gaps = stride.height > crop.height || stride.width > crop.width;
+        if self.eval.mode == EvalMode::Slide && gaps {
+            let expected =
+                format!("at most eval.slide_crop, {crop}, so that windows leave no gaps");
+            return refuse("eval.slide_stride", &expected, stride.to_string());
         }
         if let Err(error) = self.model.validate() {
             let key = format!("model.{}", error.key);
@@ -610,6 +631,9 @@ mod tests {
         check_refused("data.ratio_max=0.1", "`data.ratio_max`");
         check_refused("schedule.iterations=0", "`schedule.iterations`");
         check_refused("data.crop=12", "HEIGHTxWIDTH");
+        check_refused("data.crop=64x1000001", "1 to 1000000");
+        check_refused("data.workers=100000", "0 to 1024");
+        check_refused("data.synthetic_train=0", "`data.synthetic_train`");
         check_refused("precision.dtype=f64", "f32, f16 or bf16");
         check_refused("precision.loss_scale=-1", "megatron");
         check_refused("precision.loss_scale=1e38", "2^126");

@@ -21,7 +21,7 @@ use crate::inference::check_labels;
 use crate::results;
 use crate::state::{Position, RunState};
 use crate::{
-    Bytes, Error, Learner, Log, Predictor, Recipe, Step, available_memory, parameters,
+    Bytes, Error, Learner, Log, Predictor, Recipe, Scale, Step, available_memory, parameters,
     resident_memory, training_memory,
 };
 
@@ -671,7 +671,18 @@ pub fn open_split(recipe: &Recipe, split: &str) -> Result<Arc<dyn Dataset>, Erro
             true => (data.synthetic_train, data.synthetic_seed),
             false => (data.synthetic_val, data.synthetic_seed ^ HELD_OUT),
         };
-        let streets = SyntheticStreets::new(data.scale.width, data.scale.height, count, seed);
+        let Scale { width, height } = data.scale;
+        // A picture of three bytes a pixel and its label map.
+        let needed = Bytes(4 * width as u64 * height as u64);
+        if let Some(available) = available_memory().filter(|available| needed > *available) {
+            return Err(Error::Value {
+                key: "data.scale".into(),
+                origin: "this configuration".into(),
+                expected: format!("generated scenes that fit into the {available} of memory"),
+                found: format!("{}, which takes {needed}", data.scale),
+            });
+        }
+        let streets = SyntheticStreets::new(width, height, count, seed);
         return Ok(Arc::new(streets));
     }
     let root = Path::new(&data.source);

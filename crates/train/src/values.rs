@@ -15,9 +15,10 @@ pub struct ParseValueError {
 }
 
 fn pair(text: &str) -> Option<(usize, usize)> {
+    // Products of sides with channels and batches stay far from the end of 64 bits.
+    let side = |text: &str| text.parse().ok().filter(|v| (1..=1_000_000).contains(v));
     let (a, b) = text.split_once(['x', 'X'])?;
-    let (a, b) = (a.parse().ok()?, b.parse().ok()?);
-    (a > 0 && b > 0).then_some((a, b))
+    Some((side(a)?, side(b)?))
 }
 
 /// The size of a training crop or window in pixels, written `HEIGHTxWIDTH`.
@@ -143,13 +144,13 @@ macro_rules! text {
 
 text!(
     Crop,
-    "HEIGHTxWIDTH in pixels, such as 512x1024",
+    "HEIGHTxWIDTH in pixels (1 to 1000000), such as 512x1024",
     |text| pair(text).map(|(height, width)| Crop { height, width }),
     |crop, f| write!(f, "{}x{}", crop.height, crop.width)
 );
 text!(
     Scale,
-    "WIDTHxHEIGHT in pixels, such as 2048x1024",
+    "WIDTHxHEIGHT in pixels (1 to 1000000), such as 2048x1024",
     |text| pair(text).map(|(width, height)| Scale { width, height }),
     |scale, f| write!(f, "{}x{}", scale.width, scale.height)
 );
