@@ -1298,6 +1298,28 @@ fn a_folder_with_a_run_is_not_overwritten() {
     );
 }
 
+#[test]
+fn a_run_outlives_the_reader_of_its_messages() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let args = [
+        "train",
+        "--method",
+        "fcn",
+        "--data",
+        "synthetic",
+        "--out",
+        text(&out),
+    ];
+    let mut child = halfseg(&[&args[..], &TINY].concat())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    assert!(child.wait().unwrap().success());
+    assert!(out.join("scores.json").exists());
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_saves_ends_with_130_and_resumes() {
