@@ -1190,6 +1190,15 @@ fn images_that_cannot_be_predicted_are_named() {
         2,
         &["--ms-flip"],
     );
+    let scores = folder.path().join("missing/scores.json");
+    let eval = [
+        "eval",
+        "--checkpoint",
+        text(&checkpoint),
+        "--json",
+        text(&scores),
+    ];
+    check(&eval, 1, &["scores.json", "expected a folder"]);
     let gaps = ["--mode", "slide", "--crop", "16x16", "--stride", "8x20"];
     check(
         &[&base[..], &gaps, &[text(&broken)]].concat(),

@@ -166,13 +166,18 @@ impl Drop for Predictions {
 
 impl Predictions {
     fn new(args: &EvalArgs) -> Result<Self> {
-        if let Some(zip) = &args.zip {
-            // Known before the predictions are made, not after.
-            let parent = zip.parent().filter(|parent| !parent.as_os_str().is_empty());
+        // Known before the predictions are made, not after.
+        for file in [&args.zip, &args.json, &args.confusion]
+            .into_iter()
+            .flatten()
+        {
+            let parent = file
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
             if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
                 bail!(
                     "cannot write {}: expected a folder {}, found none",
-                    zip.display(),
+                    file.display(),
                     parent.display()
                 );
             }
