@@ -67,8 +67,10 @@ pub fn drive(trainer: &mut Trainer, out: &Path) -> Result<Option<Box<Scores>>> {
             iteration,
             checkpoint,
         } => Err(Interrupted(format!(
-            "interrupted after iteration {iteration}; saved {}; continue with --resume",
-            checkpoint.display()
+            "interrupted after iteration {iteration}; saved {}; continue with `halfseg train --resume \
+             --out {}`",
+            checkpoint.display(),
+            out.display()
         ))
         .into()),
     }
