@@ -77,6 +77,7 @@ fn draw_curves(
         .light_line_style(WHITE)
         .x_desc(x_label)
         .y_desc(y_label)
+        .x_label_formatter(&|x| x.to_string())
         .label_style(("sans-serif", 13))
         .draw()?;
     for (i, one) in series.iter().enumerate() {
