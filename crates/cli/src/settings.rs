@@ -41,11 +41,16 @@ fn starting_from(args: &ModelArgs, weights: &Path) -> SegmentorConfig {
         return config;
     }
     let method = args.method.unwrap_or(Method::Fcn);
-    let Ok(backbone) = read_backbone(weights) else {
-        return SegmentorConfig::new(method, args.backbone.unwrap_or(Depth::R101));
-    };
-    let mut config = SegmentorConfig::new(method, args.backbone.unwrap_or(backbone.depth));
-    if config.backbone == backbone.depth {
+    let depth = read_backbone(weights).map_or(Depth::R101, |backbone| backbone.depth);
+    published_on(weights, method, args.backbone.unwrap_or(depth))
+}
+
+/// The published network, on a backbone as wide as that of `weights` if it has that depth.
+fn published_on(weights: &Path, method: Method, depth: Depth) -> SegmentorConfig {
+    let mut config = SegmentorConfig::new(method, depth);
+    if let Ok(backbone) = read_backbone(weights)
+        && backbone.depth == depth
+    {
         config.stem_channels = backbone.stem_channels;
         config.base_channels = backbone.base_channels;
     }
@@ -123,7 +128,7 @@ pub fn architecture(args: &ModelArgs, weights: &Path) -> Result<SegmentorConfig>
         Ok(found) => found,
         // A file that shows no architecture: loading it will tell what is wrong with it.
         Err(error) => match (args.method, args.backbone) {
-            (Some(method), Some(depth)) => SegmentorConfig::new(method, depth),
+            (Some(method), Some(depth)) => published_on(weights, method, depth),
             _ => return Err(error.into()),
         },
     };
@@ -131,7 +136,7 @@ pub fn architecture(args: &ModelArgs, weights: &Path) -> Result<SegmentorConfig>
     let depth = args.backbone.unwrap_or(found.backbone);
     let mut config = match (method, depth) == (found.method, found.backbone) {
         true => found,
-        false => SegmentorConfig::new(method, depth).with_num_classes(found.num_classes),
+        false => published_on(weights, method, depth).with_num_classes(found.num_classes),
     };
     if let Some(classes) = args.classes {
         config.num_classes = classes;

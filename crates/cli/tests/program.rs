@@ -398,6 +398,9 @@ fn training_takes_over_the_network_of_its_checkpoint() {
         model(&backbone),
         ("deeplabv3".to_owned(), r18, [2, 4, 128], 19)
     );
+    // Flags that say what the file is leave its widths alone.
+    let flags = ["--backbone", "resnet18"];
+    assert_eq!(model(&[&backbone[..], &flags].concat()), model(&backbone));
 
     let short = [
         "--data",
