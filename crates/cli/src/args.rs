@@ -181,7 +181,8 @@ pub struct InferenceArgs {
     /// `own` is the image's own size
     #[arg(long, value_name = "WxH|own")]
     pub scale: Option<EvalScale>,
-    /// f32, f16 or bf16
+    /// f32, f16 or bf16; unless given, what the checkpoint was trained in, and f32 where it does
+    /// not say
     #[arg(long)]
     pub precision: Option<Precision>,
     /// Take the precision from a policy file (see `halfseg audit`), in place of the checkpoint's

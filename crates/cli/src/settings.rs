@@ -8,7 +8,7 @@ use halfseg_segmentor::{
     Depth, Method, Segmentor, SegmentorConfig, read_architecture, read_backbone,
 };
 use halfseg_train::{
-    Error, EvalMode, Predictor, Recipe, bound_policy, read_recipe, resolve_checkpoint,
+    Error, EvalMode, Precision, Predictor, Recipe, bound_policy, read_recipe, resolve_checkpoint,
 };
 
 use crate::args::{InferenceArgs, ModelArgs, RecipeArgs};
@@ -152,7 +152,7 @@ pub struct Loaded {
     pub model: Segmentor,
     /// Where the network is.
     pub device: Device,
-    /// The checkpoint's recipe (else the published one) under `--config`, flags and `--set`.
+    /// The checkpoint's recipe (else the published one, in f32) under `--config`, flags and `--set`.
     pub recipe: Recipe,
 }
 
@@ -164,7 +164,12 @@ impl Loaded {
         let mut recipe = match (&args.sources.config, read_recipe(&weights)?) {
             (Some(path), _) => Recipe::read(path)?,
             (None, Some(recipe)) => recipe,
-            (None, None) => Recipe::published(config.method, config.backbone),
+            (None, None) => {
+                let mut recipe = Recipe::published(config.method, config.backbone);
+                // As MMSegmentation tests its checkpoints, those trained in f16 too.
+                recipe.precision.dtype = Precision::F32;
+                recipe
+            }
         };
         recipe.device = args.device.unwrap_or_default();
         recipe.model = config;
@@ -206,9 +211,10 @@ impl Loaded {
         let (model, report) = halfseg_segmentor::load(&weights, Some(&recipe.model), &device)?;
         bound_policy(&recipe, &model)?;
         eprintln!(
-            "{} on {} from {}: {report}",
+            "{} on {} in {} from {}: {report}",
             recipe.model.method,
             recipe.model.backbone,
+            recipe.precision.summary(),
             weights.display()
         );
         Ok(Self {
