@@ -369,6 +369,25 @@ fn a_wrong_shape_is_named_with_both_shapes() {
 }
 
 #[test]
+fn a_tensor_that_is_missing_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("incomplete.safetensors");
+    let mut values = tensors(&tiny(Method::Fcn).init(&Device::flex()));
+    values.remove("backbone.layer2.0.bn1.weight");
+    write(&path, &values, Dtype::F32);
+    let error = error(&path).to_string();
+    assert!(
+        error.contains("of fcn on resnet18, but with other tensors"),
+        "{error}"
+    );
+    assert!(
+        error
+            .contains("missing: backbone.layer2.0.bn1.weight; first tensors without a place: none"),
+        "{error}"
+    );
+}
+
+#[test]
 fn integers_are_no_weights() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("integers.safetensors");
@@ -467,9 +486,13 @@ fn a_pickle_that_would_run_a_command_runs_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let trace = folder.path().join("trace");
     // What `pickle.dumps` writes for an object whose `__reduce__` gives
-    // `(os.system, ("touch ...",))`, alone and as the value of `state_dict`.
+    // `(os.system, ("touch ...",))`, alone, as the value of `state_dict` and beside it.
     let call = format!("cposix\nsystem\n(Vtouch {}\ntR", trace.display());
-    for pickle in [format!("{call}."), format!("(dVstate_dict\n{call}s.")] {
+    for pickle in [
+        format!("{call}."),
+        format!("(dVstate_dict\n{call}s."),
+        format!("(dVmeta\n{call}sVstate_dict\n(ds."),
+    ] {
         for file in [
             pickle.clone().into_bytes(),
             zipped(&pickle),

@@ -48,10 +48,12 @@ pub enum CheckpointError {
         /// What is there.
         found: String,
     },
-    /// The file holds a segmentor of another method or depth.
+    /// The file holds a segmentor of another method or depth, or one whose parts are not all those
+    /// of its method.
     #[error(
-        "the checkpoint {path} is of another architecture: expected {expected}, found {found}; \
+        "the checkpoint {path} is {}; \
          first tensors missing: {}; first tensors without a place: {}",
+        difference(expected, found),
         list(missing),
         list(unexpected)
     )]
@@ -121,6 +123,14 @@ impl CheckpointError {
                 found: error.to_string(),
             },
         }
+    }
+}
+
+fn difference(expected: &str, found: &str) -> String {
+    if expected == found {
+        format!("of {found}, but with other tensors than that has")
+    } else {
+        format!("of another architecture: expected {expected}, found {found}")
     }
 }
 
