@@ -252,6 +252,17 @@ fn compare_training(recording: &Recording, report: &mut Report, values: &Values)
                  beyond the strict limits",
                 step.gradients.len() + 1
             );
+            let gradients = gradient_errors(recording, values, &step, None);
+            for g in gradients
+                .iter()
+                .filter(|g| g.limit.total_cmp(&g.error).is_lt())
+            {
+                let (error, limit) = (g.error / g.norm, g.limit / g.norm);
+                println!(
+                    "{report}: beyond: gradient of {}: {error:.2e} of {limit:.2e}",
+                    g.name
+                );
+            }
             // Rounding that falls otherwise: see `Batch::nudged`, and where that does not suffice
             // `Sensitivity`.
             let mut nudged = (1..=NUDGES).map(|run| (run, batch.nudged(run).step(batch.model())));
