@@ -20,7 +20,7 @@ use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use halfseg_amp::{Policy, autocast};
 use halfseg_data::{CropBox, RgbImage, normalize, ratio_size, resize_bilinear};
 use halfseg_layers::resize_with;
-use halfseg_segmentor::{Losses, Segmentor, load, read_architecture};
+use halfseg_segmentor::{Losses, Method, Segmentor, load, read_architecture};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -92,7 +92,7 @@ fn compare(recording: &Recording, report: &mut Report) {
     }
 }
 
-/// Both files give the same network, and the architecture can be read off the `.pth`.
+/// Both files give the same network, and the `.pth` shows its architecture.
 fn compare_checkpoints(recording: &Recording, report: &mut Report, device: &Device) -> Segmentor {
     let config = recording.config();
     let pth = recording.path("model.pth");
@@ -106,9 +106,11 @@ fn compare_checkpoints(recording: &Recording, report: &mut Report, device: &Devi
         model
     };
     let mut read = read_architecture(&pth).unwrap_or_else(|error| panic!("{error}"));
-    read.dilations.clone_from(&config.dilations);
-    (read.dropout, read.align_corners) = (config.dropout, config.align_corners);
-    if config.method != halfseg_segmentor::Method::DeepLabV3Plus {
+    read.dropout = config.dropout;
+    if matches!(config.method, Method::Fcn | Method::PspNet) {
+        read.dilations.clone_from(&config.dilations);
+    }
+    if config.method != Method::DeepLabV3Plus {
         read.c1_channels = config.c1_channels;
     }
     report.check(

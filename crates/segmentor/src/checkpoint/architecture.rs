@@ -3,6 +3,7 @@
 use halfseg_backbone::{Depth, ResNetConfig};
 
 use super::file::CheckpointFile;
+use super::mmseg_config::HeadSettings;
 use super::{CONFIG_KEY, CheckpointError};
 use crate::{Method, SegmentorConfig};
 
@@ -34,6 +35,11 @@ impl CheckpointFile {
         let branches = self.count("decode_head.aspp_modules.");
         if branches > 0 && branches != config.dilations.len() {
             config.dilations = (0..branches).map(|branch| (12 * branch).max(1)).collect();
+        }
+        let settings = HeadSettings::of_checkpoint(&self.path);
+        config.align_corners = settings.align_corners.unwrap_or(config.align_corners);
+        if let Some(dilations) = settings.dilations.filter(|list| list.len() == branches) {
+            config.dilations = dilations;
         }
         config
             .validate()

@@ -4,6 +4,7 @@ mod architecture;
 mod error;
 mod file;
 mod load;
+mod mmseg_config;
 mod names;
 mod save;
 
@@ -26,8 +27,8 @@ pub const CONFIG_KEY: &str = "halfseg.model";
 /// The architecture of the segmentor in a checkpoint: read from its metadata if halfseg wrote it,
 /// otherwise off the tensors' names and shapes.
 ///
-/// What tensors do not show has the published models' values: dilations, dropout, the auxiliary
-/// weight, `align_corners`.
+/// Dilations and `align_corners` come from MMSegmentation's configuration where the file carries it.
+/// What else tensors do not show has the published models' values: dropout and the auxiliary weight.
 ///
 /// # Errors
 /// If the file cannot be read or holds no segmentor of the four methods, such as a backbone alone.
