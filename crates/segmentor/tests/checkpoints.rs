@@ -253,6 +253,30 @@ fn backbones_that_pytorch_saved_start_training() {
     }
 }
 
+/// The backbone of the recording `fcn` once more, saved by PyTorch after `.half()`.
+#[test]
+fn half_precision_that_pytorch_saved_becomes_f32() {
+    let device = Device::flex();
+    let (source, _) = load(recording("fcn/model.pth"), None, &device).expect("it can be read");
+    let source = tensors(&source);
+    for file in ["resnet18_v1c_f16.pth", "resnet18_v1c_f16_old.pth"] {
+        let path = recording("../backbones").join(file);
+        let model = tiny(Method::Fcn).init(&device);
+        let (model, report) = model
+            .load_pretrained(&path)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let loaded = tensors(&model);
+        assert!(report.loaded.len() > 50, "{file}: {report}");
+        for name in &report.loaded {
+            assert_eq!(loaded[name].dtype(), burn::tensor::DType::F32, "{name}");
+            let pairs = loaded[name].iter::<f32>().zip(source[name].iter::<f32>());
+            for (found, exact) in pairs {
+                assert_eq!(found, f16::from_f32(exact).to_f32(), "{file}: {name}");
+            }
+        }
+    }
+}
+
 #[test]
 fn another_number_of_classes_draws_the_classifiers_anew_and_says_so() {
     let path = recording("fcn/model.pth");
