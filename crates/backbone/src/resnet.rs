@@ -3,7 +3,7 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use halfseg_layers::{ConvBnAct, ConvBnActConfig, stem_max_pool};
+use halfseg_layers::{ConvBnAct, ConvBnActConfig, branch, recomputed, stem_max_pool};
 
 use crate::{Block, BlockConfig, Depth};
 
@@ -42,6 +42,8 @@ pub struct ResNet {
     pub layer3: Vec<Block>,
     /// Gives c5, stride 8, dilation 4.
     pub layer4: Vec<Block>,
+    #[module(skip)]
+    recompute: bool,
 }
 
 /// The maps that the four stages end with.
@@ -114,6 +116,7 @@ impl ResNetConfig {
             layer2,
             layer3,
             layer4,
+            recompute: false,
         }
     }
 
@@ -138,15 +141,28 @@ impl ResNetConfig {
 }
 
 impl ResNet {
+    /// Whether training recomputes each residual block in the backward pass instead of keeping its
+    /// inner maps, see [`recomputed`]: less memory for one more forward pass. Off at first.
+    pub fn with_gradient_checkpointing(mut self, on: bool) -> Self {
+        self.recompute = on;
+        self
+    }
+
     /// `[n, 3, h, w]`, normalised, to the maps of the four stages, in the dtype of the current
     /// autocast policy.
     pub fn forward(&self, x: Tensor<4>) -> Stages {
         let x = self.stem.iter().fold(x, |x, conv| conv.forward(x));
-        let run = |layer: &[Block], x| layer.iter().fold(x, |x, block| block.forward(x));
+        let run = |layer: &[Block], x| {
+            layer.iter().fold(x, |x, block| match self.recompute {
+                true => recomputed(block, x, Block::forward),
+                false => block.forward(x),
+            })
+        };
         let c2 = run(&self.layer1, stem_max_pool(x));
-        let c3 = run(&self.layer2, c2.clone());
+        // Heads use c2 and c4, too.
+        let c3 = run(&self.layer2, branch(c2.clone()));
         let c4 = run(&self.layer3, c3.clone());
-        let c5 = run(&self.layer4, c4.clone());
+        let c5 = run(&self.layer4, branch(c4.clone()));
         Stages { c2, c3, c4, c5 }
     }
 }

@@ -120,6 +120,10 @@ pub struct RecipeArgs {
     /// Background threads that load and augment images
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
+    /// Compute each residual block again in the backward pass instead of keeping its inner maps: less
+    /// memory, one more forward pass, the same results
+    #[arg(long)]
+    pub gradient_checkpointing: bool,
     /// Configuration
     #[command(flatten)]
     pub sources: ConfigSources,
@@ -327,6 +331,10 @@ pub struct BenchArgs {
     /// Measure training steps instead of inference
     #[arg(long)]
     pub train: bool,
+    /// With --train: compute each residual block again in the backward pass instead of keeping its
+    /// inner maps
+    #[arg(long, requires = "train")]
+    pub gradient_checkpointing: bool,
     /// Images at once; 1, or 2 with --train
     #[arg(long, value_name = "N")]
     pub batch: Option<NonZeroUsize>,

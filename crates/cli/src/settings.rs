@@ -99,6 +99,8 @@ pub fn apply(
         "train.checkpoint_every",
         checkpoint_every.map(|v| v.to_string()),
     );
+    let checkpointing = args.gradient_checkpointing.then(|| "true".into());
+    flag("train.gradient_checkpointing", checkpointing);
     flag("data.workers", args.workers.map(|v| v.to_string()));
     for assignment in assignments.iter().chain(&args.sources.set) {
         recipe.set(assignment)?;

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod any_tensor;
 mod classes;
 mod conv;
 #[cfg(feature = "cube")]
@@ -8,10 +9,13 @@ mod memory;
 mod norm;
 mod resize;
 mod sgd;
+mod with_gradient;
 
+pub use any_tensor::AnyTensor;
 pub use classes::{CrossEntropyTerms, cross_entropy_terms, most_likely_classes};
 pub use conv::{Conv2dOptions, conv2d, conv2d_act};
 pub use memory::keep_freed_memory;
 pub use norm::{Activation, BatchNormOutput, batch_norm_train};
 pub use resize::resize_bilinear;
 pub use sgd::{SgdStep, sgd_step};
+pub use with_gradient::{takes_gradients, with_gradient};

@@ -8,6 +8,8 @@ use burn::tensor::{Device, Tensor};
 use halfseg_amp::{Op, cast, observe};
 use halfseg_kernels::{Activation, batch_norm_train};
 
+use crate::recompute::is_repeating;
+
 /// Configuration of a [`BatchNorm`].
 #[derive(Config, Debug)]
 pub struct BatchNormConfig {
@@ -96,7 +98,8 @@ impl BatchNorm {
             *statistics.borrow_mut() = Some((result.mean, result.variance));
             result.output
         });
-        if let Some((mean, variance)) = statistics.into_inner() {
+        let statistics = statistics.into_inner().filter(|_| !is_repeating());
+        if let Some((mean, variance)) = statistics {
             let unbiased = count as f64 / (count - 1) as f64;
             self.update(&self.running_mean, mean, self.momentum);
             self.update(&self.running_var, variance, self.momentum * unbiased);

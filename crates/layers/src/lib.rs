@@ -6,6 +6,7 @@ mod conv_bn_act;
 mod dropout;
 mod loss;
 mod pool;
+mod recompute;
 mod resize;
 mod separable;
 
@@ -17,5 +18,6 @@ pub use halfseg_amp::cat;
 pub use halfseg_kernels::{Activation, most_likely_classes};
 pub use loss::{IGNORED_LABEL, SegmentationLoss, cross_entropy, pixel_accuracy, segmentation_loss};
 pub use pool::{adaptive_avg_pool2d, stem_max_pool};
+pub use recompute::{branch, recomputed};
 pub use resize::{resize, resize_with};
 pub use separable::{DepthwiseSeparable, DepthwiseSeparableConfig};

@@ -3,11 +3,12 @@
 //! Alone in its program: it counts all memory that the process has allocated.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::{Device, Distribution, Tensor};
 use halfseg_amp::{Policy, autocast};
-use halfseg_layers::{ConvBnAct, ConvBnActConfig};
+use halfseg_layers::{ConvBnAct, ConvBnActConfig, recomputed};
 
 /// The system's allocator, counted.
 struct Counted;
@@ -37,17 +38,14 @@ fn allocated() -> f64 {
 }
 
 /// Bytes that a chain of convolution, batch norm and ReLU keeps per element of its maps.
-fn saved_per_element(policy: &Policy) -> f64 {
+fn saved_per_element(policy: &Policy, block: fn(&ConvBnAct, Tensor<4>) -> Tensor<4>) -> f64 {
     const BLOCKS: usize = 8;
     const SHAPE: [usize; 4] = [1, 32, 256, 256];
     let device = Device::flex().autodiff();
     let config = ConvBnActConfig::new([SHAPE[1], SHAPE[1]], 1);
     let blocks: Vec<ConvBnAct> = (0..BLOCKS).map(|_| config.init(&device)).collect();
-    let forward = |x: Tensor<4>| {
-        autocast(policy, || {
-            blocks.iter().fold(x, |x, block| block.forward(x))
-        })
-    };
+    let forward =
+        |x: Tensor<4>| autocast(policy, || blocks.iter().fold(x, |x, conv| block(conv, x)));
     let x = Tensor::<4>::random(SHAPE, Distribution::Normal(0.0, 1.0), &device);
     // Threads and buffers that come with the first pass are not the block's.
     drop(forward(x.clone()).sum().backward());
@@ -60,14 +58,34 @@ fn saved_per_element(policy: &Policy) -> f64 {
     saved / (BLOCKS * SHAPE.iter().product::<usize>()) as f64
 }
 
+/// Tests run one after the other, since each counts all memory of the process.
+static ALONE: Mutex<()> = Mutex::new(());
+
+#[test]
+fn a_recomputed_block_keeps_its_input() {
+    let _alone = ALONE.lock();
+    for (name, policy, bytes) in [
+        ("f32", Policy::disabled(), 4.0),
+        ("f16", Policy::f16(), 2.0),
+    ] {
+        let found = saved_per_element(&policy, |block, x| recomputed(block, x, ConvBnAct::forward));
+        println!("{name}: {found:.2} bytes per element");
+        assert!(
+            (bytes - 0.3..bytes + 0.6).contains(&found),
+            "{name}: {found:.2}, expected {bytes}"
+        );
+    }
+}
+
 #[test]
 fn a_block_keeps_two_maps_in_the_compute_dtype() {
+    let _alone = ALONE.lock();
     for (name, policy, bytes) in [
         ("f32", Policy::disabled(), 4.0),
         ("f16", Policy::f16(), 2.0),
         ("bf16", Policy::bf16(), 2.0),
     ] {
-        let found = saved_per_element(&policy);
+        let found = saved_per_element(&policy, ConvBnAct::forward);
         println!("{name}: {found:.2} bytes per element");
         // The convolution's output, from which the normalisation and the ReLU are differentiated,
         // and the block's output, which is the next convolution's input.

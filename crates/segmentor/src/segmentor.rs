@@ -87,6 +87,13 @@ impl Segmentor {
         &self.config
     }
 
+    /// Whether training recomputes each residual block of the backbone in the backward pass instead
+    /// of keeping its inner maps; see [`ResNet::with_gradient_checkpointing`].
+    pub fn with_gradient_checkpointing(mut self, on: bool) -> Self {
+        self.backbone = self.backbone.with_gradient_checkpointing(on);
+        self
+    }
+
     /// Class logits at the image's size, f32: `[n, 3, h, w]`, normalised, -> `[n, classes, h, w]`.
     ///
     /// # Panics

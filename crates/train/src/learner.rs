@@ -61,6 +61,7 @@ impl Learner {
         let mut policy = recipe.precision.policy();
         // Whoever reads recipes from files has refused unmatched paths before.
         let _ = policy.bind(&model);
+        let model = model.with_gradient_checkpointing(recipe.train.gradient_checkpointing);
         Self {
             model: Some(model),
             sgd: Sgd::new(recipe.optimizer.momentum, recipe.optimizer.weight_decay),

@@ -176,6 +176,9 @@ pub struct TrainRecipe {
     pub pictures: usize,
     /// Gives up after this many skipped steps in a row.
     pub max_skipped: u64,
+    /// Recomputes each residual block in the backward pass instead of keeping its inner maps: less
+    /// memory for one more forward pass, and the same results.
+    pub gradient_checkpointing: bool,
 }
 
 /// How images are evaluated.
@@ -302,6 +305,7 @@ impl Recipe {
                 log_every: 1,
                 pictures: 4,
                 max_skipped: 100,
+                gradient_checkpointing: false,
             },
             eval: EvalRecipe {
                 mode: EvalMode::Whole,

@@ -28,6 +28,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let mut recipe = Recipe::published(method, depth);
     recipe.precision.dtype = args.precision;
     recipe.device = args.device;
+    recipe.train.gradient_checkpointing = args.gradient_checkpointing;
     if let Some(classes) = args.model.classes {
         recipe.model.num_classes = classes;
     }
@@ -96,6 +97,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             "size": args.size.to_string(),
             "batch": batch,
             "precision": args.precision.to_string(),
+            "gradient_checkpointing": args.gradient_checkpointing,
             "device": args.device.to_string(),
             "threads": threads,
             "warmup": args.warmup,
