@@ -82,7 +82,8 @@ impl<const D: usize> Slot for Tensor<D> {
     fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot> {
         let other = other.into_any().downcast::<Tensor<D>>();
         let other = other.expect("a parameter keeps its rank");
-        Box::new(Tensor::add(*self, *other))
+        let other = other.to_device(&Tensor::device(&self));
+        Box::new(Tensor::add(*self, other))
     }
 
     fn register(self: Box<Self>, id: ParamId, grads: &mut GradientsParams) {
@@ -337,6 +338,7 @@ impl ScaledGrads {
     /// Adds the gradients of another micro-batch of the same step.
     ///
     /// As in plain Burn, divide each micro-batch's loss by their number if the sum is to be a mean.
+    /// Gradients that are on another device are brought to the one of the first.
     ///
     /// # Panics
     ///
@@ -373,7 +375,15 @@ impl ScaledGrads {
             })
             .chain(fresh)
             .collect();
-        self.forward.extend(other.forward);
+        let device = self.forward.first().map(|flag| flag.finite.device());
+        self.forward
+            .extend(other.forward.into_iter().map(|flag| ForwardFlag {
+                finite: match &device {
+                    Some(device) => flag.finite.to_device(device),
+                    None => flag.finite,
+                },
+                ..flag
+            }));
         self
     }
 

@@ -121,7 +121,7 @@ pub(crate) fn flush<M: Module>(model: &M) {
 /// Tensors are shared, not copied: a forward pass replaces statistics, it never writes into them.
 #[derive(Default)]
 pub(crate) struct Snapshot {
-    values: HashMap<ParamId, Box<dyn Any + Send>>,
+    values: HashMap<ParamId, Box<dyn Any + Send + Sync>>,
 }
 
 impl Snapshot {
@@ -129,7 +129,7 @@ impl Snapshot {
     pub fn add<M: Module>(&mut self, model: &M) {
         struct Visitor<'a> {
             ids: HashSet<ParamId>,
-            values: &'a mut HashMap<ParamId, Box<dyn Any + Send>>,
+            values: &'a mut HashMap<ParamId, Box<dyn Any + Send + Sync>>,
         }
         impl ModuleVisitor for Visitor<'_> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -157,7 +157,7 @@ impl Snapshot {
 
     /// Gives `model` back the statistics that it had, for those in the snapshot.
     pub fn restore<M: Module>(&self, model: &M) {
-        struct Mapper<'a>(&'a HashMap<ParamId, Box<dyn Any + Send>>);
+        struct Mapper<'a>(&'a HashMap<ParamId, Box<dyn Any + Send + Sync>>);
         impl ModuleMapper for Mapper<'_> {
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
                 match self

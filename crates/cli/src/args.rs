@@ -104,6 +104,15 @@ pub struct RecipeArgs {
     /// flex, cuda, cuda:N, wgpu or wgpu:N
     #[arg(long)]
     pub device: Option<DeviceChoice>,
+    /// Train on several devices, each with an equal part of every batch, such as cuda:0,cuda:1
+    /// (flex,flex: in two threads on the CPU); the results are those of one device
+    #[arg(
+        long,
+        value_name = "DEVICE,..",
+        value_delimiter = ',',
+        conflicts_with = "device"
+    )]
+    pub devices: Vec<DeviceChoice>,
     /// Weights to start from: a whole model, whose network is taken over where flags ask for no
     /// other, or a backbone
     #[arg(long, value_name = "FILE")]

@@ -88,6 +88,16 @@ pub fn apply(
     );
     flag("optimizer.lr", args.lr.map(|v| v.to_string()));
     flag("device", args.device.map(|v| v.to_string()));
+    if let Some((first, further)) = args.devices.split_first() {
+        flag("device", Some(first.to_string()));
+        let further: Vec<_> = further
+            .iter()
+            .map(|device| format!("\"{device}\""))
+            .collect();
+        flag("further_devices", Some(format!("[{}]", further.join(", "))));
+    } else if args.device.is_some() {
+        flag("further_devices", Some("[]".into()));
+    }
     if let Some(checkpoint) = &args.checkpoint {
         let weights = resolve_checkpoint(checkpoint)?;
         flag("checkpoint", Some(quoted(text(&weights)?)));

@@ -9,6 +9,7 @@ use halfseg_amp::{Op, cast, observe};
 use halfseg_kernels::{Activation, batch_norm_train};
 
 use crate::recompute::is_repeating;
+use crate::{Worker, synchronised};
 
 /// Configuration of a [`BatchNorm`].
 #[derive(Config, Debug)]
@@ -72,7 +73,8 @@ impl BatchNorm {
     }
 
     /// Normalises `x` by its own statistics, adds `skip`, applies `activation`, and moves the
-    /// running statistics. All maps are `[n, c, h, w]`.
+    /// running statistics. All maps are `[n, c, h, w]`. In the scope of a [`Worker`] the statistics are
+    /// those of all workers' maps.
     ///
     /// # Panics
     /// If there is one value per channel only (batch 1 of a 1x1 map): it has no variance.
@@ -83,7 +85,8 @@ impl BatchNorm {
         activation: Activation,
     ) -> Tensor<4> {
         let [n, c, h, w] = x.dims();
-        let count = n * h * w;
+        let worker = Worker::current();
+        let count = n * h * w * worker.as_ref().map_or(1, Worker::size);
         assert!(
             count > 1,
             "batch normalisation needs more than one value per channel in training, but was given \
@@ -94,7 +97,20 @@ impl BatchNorm {
             let x = cast(Op::BatchNorm, x);
             let skip = skip.map(|skip| skip.cast(x.dtype()));
             let (gamma, beta) = (self.weight.val(), self.bias.val());
-            let result = batch_norm_train(x, gamma, beta, self.epsilon, skip, activation);
+            let result = match &worker {
+                Some(worker) => {
+                    let parameters = [gamma, beta];
+                    synchronised::batch_norm_train(
+                        worker,
+                        x,
+                        parameters,
+                        self.epsilon,
+                        skip,
+                        activation,
+                    )
+                }
+                None => batch_norm_train(x, gamma, beta, self.epsilon, skip, activation),
+            };
             *statistics.borrow_mut() = Some((result.mean, result.variance));
             result.output
         });

@@ -4,6 +4,8 @@ use burn::module::Module;
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use rand::{Rng, RngExt};
 
+use crate::Worker;
+
 /// In training zeroes each channel of each image with probability `ratio` and scales the others by
 /// `1 / (1 - ratio)` (Dropout2d, arXiv:1411.4280); elsewhere the identity.
 ///
@@ -33,7 +35,9 @@ impl ChannelDropout {
         }
         let [n, c, ..] = x.dims();
         let kept = (1.0 / (1.0 - self.ratio)) as f32;
-        let mask: Vec<f32> = (0..n * c)
+        // Workers draw for all images, as one of them with all images would.
+        let (rank, size) = Worker::current().map_or((0, 1), |w| (w.rank(), w.size()));
+        let mask: Vec<f32> = (0..size * n * c)
             .map(|_| {
                 if rng.random::<f64>() < self.ratio {
                     0.0
@@ -44,7 +48,7 @@ impl ChannelDropout {
             .collect();
         let dtype = FloatDType::from(x.dtype());
         let mask = Tensor::<4>::from_data(
-            TensorData::new(mask, [n, c, 1, 1]),
+            TensorData::new(mask[rank * n * c..][..n * c].to_vec(), [n, c, 1, 1]),
             (&x.device(), DType::F32),
         );
         x * mask.cast(dtype)

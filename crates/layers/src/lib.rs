@@ -9,6 +9,8 @@ mod pool;
 mod recompute;
 mod resize;
 mod separable;
+mod synchronised;
+mod workers;
 
 pub use batch_norm::{BatchNorm, BatchNormConfig};
 pub use conv::{Conv2d, Conv2dConfig, Conv2dInit};
@@ -21,3 +23,4 @@ pub use pool::{adaptive_avg_pool2d, stem_max_pool};
 pub use recompute::{branch, recomputed};
 pub use resize::{resize, resize_with};
 pub use separable::{DepthwiseSeparable, DepthwiseSeparableConfig};
+pub use workers::Worker;

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use halfseg_amp::{GradScaler, Policy, StepOutcome, autocast};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
+use halfseg_amp::{GradScaler, Policy, ScaledGrads, StepOutcome, autocast};
+use halfseg_layers::{IGNORED_LABEL, Worker};
 use halfseg_segmentor::Segmentor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -27,6 +28,8 @@ pub struct Learner {
     clip_norm: f64,
     seed: u64,
     iteration: u64,
+    /// Devices that share each batch with the model's own.
+    further_devices: Vec<Device>,
 }
 
 /// What one iteration did.
@@ -46,6 +49,102 @@ pub struct Step {
     pub accuracy: f64,
     /// Whether weights changed, and by what scale.
     pub outcome: StepOutcome,
+}
+
+/// The forward and the backward pass over one part of a batch.
+#[derive(Clone)]
+struct Pass<'a> {
+    policy: &'a Policy,
+    scaler: &'a GradScaler,
+    parts: usize,
+    rng: ChaCha8Rng,
+}
+
+impl Pass<'_> {
+    /// Losses, accuracy and the number of pixels that count, `[5]`, and gradients.
+    fn run(
+        mut self,
+        model: &Segmentor,
+        images: Tensor<4>,
+        labels: Tensor<3, Int>,
+        forward_done: impl FnOnce(),
+    ) -> (Vec<Tensor<1>>, ScaledGrads) {
+        let counted = labels.clone().inner().not_equal_elem(IGNORED_LABEL);
+        let counted = counted.float().cast(FloatDType::F32).sum();
+        let losses = autocast(self.policy, || model.loss(images, labels, &mut self.rng));
+        let numbers = [&losses.total, &losses.decode, &losses.aux, &losses.accuracy];
+        let mut numbers = numbers.map(|number| number.clone().inner()).to_vec();
+        numbers.push(counted);
+        let numbers = Tensor::cat(numbers, 0);
+        forward_done();
+        // Each loss is the mean over the pixels of a part, of which all have the same number.
+        let loss = match self.parts {
+            1 => losses.total,
+            parts => losses.total / parts as f64,
+        };
+        (vec![numbers], self.scaler.scale(loss).backward(model))
+    }
+}
+
+/// A copy of `model` on `device` that shares neither its graph nor its running statistics.
+fn replica(model: &Segmentor, device: &Device) -> Segmentor {
+    struct Mapper<'a>(&'a Device);
+    impl ModuleMapper for Mapper<'_> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|value| handed_over(value, self.0))
+        }
+    }
+    model
+        .valid()
+        .map(&mut Mapper(&device.clone().inner()))
+        .train()
+}
+
+/// `tensor` on `device`, for another thread. Between GPUs, or threads of one, it goes through the host:
+/// Burn's fused backends keep a queue of operations for each thread, and a tensor in two of them can be
+/// freed by one before the other has read it.
+fn handed_over<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> {
+    match is_host(device) && is_host(&tensor.device()) {
+        true => tensor,
+        false => Tensor::from_data(tensor.into_data(), (device, DType::F32)),
+    }
+}
+
+/// Whether tensors on `device` are in the host's memory.
+fn is_host(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return *device == Device::flex();
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
+/// Loss, decode loss, auxiliary loss and accuracy of the whole batch from those of its parts.
+fn joined(parts: Vec<Tensor<1>>) -> [f64; 4] {
+    let parts: Vec<[f64; 5]> = parts
+        .into_iter()
+        .map(|numbers| {
+            let numbers: Vec<f32> = numbers
+                .into_data()
+                .try_into_vec()
+                .expect("a part has five f32 numbers");
+            std::array::from_fn(|i| f64::from(numbers[i]))
+        })
+        .collect();
+    let [loss, decode, aux] = [0, 1, 2].map(|i| {
+        let sum: f64 = parts.iter().map(|part| part[i]).sum();
+        sum / parts.len() as f64
+    });
+    // Of the pixels that count.
+    let counted: f64 = parts.iter().map(|part| part[4]).sum();
+    let right: f64 = parts.iter().map(|part| part[3] * part[4]).sum();
+    let accuracy = match parts.as_slice() {
+        [one] => one[3],
+        _ => right / counted.max(1.0),
+    };
+    [loss, decode, aux, accuracy]
 }
 
 impl Learner {
@@ -71,7 +170,17 @@ impl Learner {
             clip_norm: recipe.optimizer.clip_norm,
             seed: recipe.seed,
             iteration: 0,
+            further_devices: Vec::new(),
         }
+    }
+
+    /// Shares each batch with `devices` (with autodiff), in equal parts: each trains a copy of the
+    /// network in a thread of its own, normalisations take their statistics over all parts, and one
+    /// step moves the weights by the sum of all gradients. The results are those of one device with
+    /// the whole batch, up to the rounding of sums. A device may be named several times.
+    pub fn with_further_devices(mut self, devices: Vec<Device>) -> Self {
+        self.further_devices = devices;
+        self
     }
 
     /// One iteration.
@@ -80,20 +189,27 @@ impl Learner {
     /// - `images`: `[n, 3, h, w]`, normalised, on the model's device
     /// - `labels`: `[n, h, w]`, trainIds or 255
     pub fn step(&mut self, images: Tensor<4>, labels: Tensor<3, Int>) -> Step {
-        let lr = self.schedule.at(self.iteration);
-        // Each iteration has random numbers of its own, so that a resumed run draws the same.
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        rng.set_stream(self.iteration);
+        self.step_with(images, labels, || ())
+    }
 
+    /// As [`step`](Self::step), with a call of `forward_done` between the forward and the backward
+    /// pass, when everything is in memory that the backward pass reads.
+    pub fn step_with(
+        &mut self,
+        images: Tensor<4>,
+        labels: Tensor<3, Int>,
+        forward_done: impl FnOnce(),
+    ) -> Step {
+        let lr = self.schedule.at(self.iteration);
         let model = self
             .model
             .take()
             .expect("a model is put back after each step");
         self.scaler.begin(&model);
-        let losses = autocast(&self.policy, || model.loss(images, labels, &mut rng));
-        let numbers = [&losses.total, &losses.decode, &losses.aux, &losses.accuracy];
-        let numbers = Tensor::cat(numbers.map(|number| number.clone().inner()).to_vec(), 0);
-        let grads = self.scaler.scale(losses.total).backward(&model);
+        let (numbers, grads) = match self.further_devices.is_empty() {
+            true => self.pass().run(&model, images, labels, forward_done),
+            false => self.pass_on_all(&model, images, labels, forward_done),
+        };
         let mut grads = self.scaler.unscale(grads);
         if self.clip_norm > 0.0 {
             grads = grads.clip_norm(self.clip_norm as f32);
@@ -104,11 +220,7 @@ impl Learner {
         self.model = Some(model);
         self.iteration += 1;
 
-        let numbers: Vec<f32> = numbers
-            .into_data()
-            .try_into_vec()
-            .expect("losses are four f32 numbers");
-        let [loss, decode, aux, accuracy] = [0, 1, 2, 3].map(|i| f64::from(numbers[i]));
+        let [loss, decode, aux, accuracy] = joined(numbers);
         Step {
             iteration: self.iteration,
             lr,
@@ -118,6 +230,68 @@ impl Learner {
             accuracy,
             outcome,
         }
+    }
+
+    /// What the forward and backward passes of the next step need.
+    fn pass(&self) -> Pass<'_> {
+        // Each iteration has random numbers of its own, so that a resumed run draws the same.
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(self.iteration);
+        Pass {
+            policy: &self.policy,
+            scaler: &self.scaler,
+            parts: 1 + self.further_devices.len(),
+            rng,
+        }
+    }
+
+    /// Forward and backward pass on all devices, in equal parts of the batch.
+    fn pass_on_all(
+        &self,
+        model: &Segmentor,
+        images: Tensor<4>,
+        labels: Tensor<3, Int>,
+        forward_done: impl FnOnce(),
+    ) -> (Vec<Tensor<1>>, ScaledGrads) {
+        let pass = self.pass();
+        let [batch, ..] = images.dims();
+        let parts = pass.parts;
+        assert!(
+            batch.is_multiple_of(parts),
+            "{batch} images cannot be shared equally by {parts} devices"
+        );
+        let size = batch / parts;
+        let part = |index: usize| {
+            let images = images.clone().narrow(0, index * size, size);
+            (images, labels.clone().narrow(0, index * size, size))
+        };
+        let mut workers = Worker::group(parts).into_iter();
+        let first = workers.next().expect("there is one part for each device");
+        std::thread::scope(|threads| {
+            let others: Vec<_> = workers
+                .zip(&self.further_devices)
+                .enumerate()
+                .map(|(index, (worker, device))| {
+                    let (images, labels) = part(index + 1);
+                    let (images, labels) = (handed_over(images, device), labels.into_data());
+                    let labels = Tensor::from_data(labels, device);
+                    let (model, pass) = (replica(model, device), pass.clone());
+                    threads.spawn(move || worker.scope(|| pass.run(&model, images, labels, || ())))
+                })
+                .collect();
+            let (images, labels) = part(0);
+            let (mut numbers, mut grads) =
+                first.scope(|| pass.run(model, images, labels, forward_done));
+            for thread in others {
+                let (others_numbers, others_grads) = match thread.join() {
+                    Ok(found) => found,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                };
+                numbers.extend(others_numbers);
+                grads = grads.accumulate(others_grads);
+            }
+            (numbers, grads)
+        })
     }
 
     /// The network, in training mode.

@@ -38,6 +38,9 @@ pub struct Recipe {
     pub seed: u64,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// Devices that share each batch with `device`, in equal parts; the results are those of one
+    /// device with the whole batch.
+    pub further_devices: Vec<DeviceChoice>,
     /// Weights that training starts from (a whole model or a backbone); empty: random.
     pub checkpoint: String,
     /// The network.
@@ -256,6 +259,7 @@ impl Recipe {
         Self {
             seed: 0,
             device: DeviceChoice::Flex,
+            further_devices: Vec::new(),
             checkpoint: String::new(),
             model: SegmentorConfig::new(method, depth),
             data: DataRecipe {
@@ -521,6 +525,11 @@ impl Recipe {
             let key = format!("model.{}", error.key);
             return refuse(&key, error.expected, error.found);
         }
+        let devices = 1 + self.further_devices.len();
+        if !self.train.batch.is_multiple_of(devices) {
+            let expected = format!("a multiple of {devices}, the number of devices");
+            return refuse("train.batch", &expected, self.train.batch.to_string());
+        }
         let smallest = self.model.method.min_train_batch();
         if self.train.batch < smallest {
             let expected = format!(
@@ -645,6 +654,11 @@ mod tests {
         check_refused("model.num_classes=0", "`model.num_classes`");
         check_refused("model.method=unet", "deeplabv3plus");
         check_refused("train.batch=1", "at least 2 for pspnet");
+        check_refused(
+            "further_devices=[\"flex\", \"flex\"]",
+            "a multiple of 3, the number of devices",
+        );
+        check_refused("further_devices=[\"gpu\"]", "cuda:N");
         check_refused("data.worker=1", "nearest valid key is `data.workers`");
         check_refused(
             "precision.ops.sofmax=f16",

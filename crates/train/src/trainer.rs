@@ -161,7 +161,7 @@ impl Trainer {
         }
         drop(alone);
         bound_policy(&recipe, &model)?;
-        let learner = Learner::new(model, &recipe);
+        let learner = Learner::new(model, &recipe).with_further_devices(open_further(&recipe)?);
         write_text(&out.join(CONFIG), &recipe.to_toml())?;
         let log = Log::create(&out.join(LOG))?;
         Ok(Self {
@@ -206,7 +206,8 @@ impl Trainer {
         let (model, _) = halfseg_segmentor::load(&weights, Some(&recipe.model), &training)?;
         drop(alone);
         bound_policy(&recipe, &model)?;
-        let mut learner = Learner::new(model, &recipe);
+        let further = open_further(&recipe)?;
+        let mut learner = Learner::new(model, &recipe).with_further_devices(further);
         let path = state_path(&weights);
         let RunState { position, momentum } = RunState::load(&path)?;
         let wrong = |expected: &str, found: String| Error::State {
@@ -623,6 +624,12 @@ pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
         }),
         _ => Ok(needed),
     }
+}
+
+/// The devices that share batches with the first, with autodiff.
+fn open_further(recipe: &Recipe) -> Result<Vec<Device>, Error> {
+    let open = |choice: &crate::DeviceChoice| Ok(choice.open()?.autodiff());
+    recipe.further_devices.iter().map(open).collect()
 }
 
 /// The casting policy of `recipe`, bound to `model`.

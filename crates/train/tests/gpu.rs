@@ -64,7 +64,17 @@ fn moved(model: &Segmentor, device: &Device) -> Segmentor {
 
 /// The losses of three steps.
 fn train(model: Segmentor, recipe: &Recipe, device: &Device) -> Vec<f64> {
-    let mut learner = Learner::new(model, recipe);
+    train_with(model, recipe, device, Vec::new())
+}
+
+/// The same with further devices that share the batch.
+fn train_with(
+    model: Segmentor,
+    recipe: &Recipe,
+    device: &Device,
+    further: Vec<Device>,
+) -> Vec<f64> {
+    let mut learner = Learner::new(model, recipe).with_further_devices(further);
     let (images, labels) = batch(recipe.model.num_classes, device);
     let step = |_| learner.step(images.clone(), labels.clone()).loss;
     (0..3).map(step).collect()
@@ -116,6 +126,24 @@ fn recomputed_blocks_train_alike() {
                 2e-3
             };
             assert!((kept - recomputed).abs() <= bound * kept, "{precision}");
+        }
+    }
+}
+
+/// Each worker launches kernels of its own, and tensors pass between them and between the devices.
+#[test]
+fn workers_on_a_gpu_and_the_cpu_train_as_one_device() {
+    let Some(gpu) = gpu() else { return };
+    let (gpu, host) = (gpu.autodiff(), Device::flex().autodiff());
+    let recipe = recipe(Method::Fcn, Precision::F32);
+    let model = recipe.model.init(&host);
+    let expected = train(moved(&model, &gpu), &recipe, &gpu);
+    for (name, further) in [("another worker", &gpu), ("the CPU", &host)] {
+        let further = vec![further.clone()];
+        let found = train_with(moved(&model, &gpu), &recipe, &gpu, further);
+        eprintln!("{found:.6?} with {name}, {expected:.6?} alone");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() <= 2e-5 * expected, "with {name}");
         }
     }
 }

@@ -140,6 +140,44 @@ fn a_resumed_run_is_the_uninterrupted_run_bit_for_bit() {
     check_resume(Method::DeepLabV3Plus, "bf16", "512");
 }
 
+/// A checkpoint does not tell on how many devices it was written.
+#[test]
+fn a_run_on_two_devices_is_resumed_on_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let mut recipe = tiny(Method::PspNet, 3, "f16");
+    run(&recipe, &one, &mut ());
+    recipe.set("further_devices=[\"flex\"]").unwrap();
+    run(&recipe, &two, &mut StopAt(2, 0));
+    let device = DeviceChoice::Flex.open().unwrap();
+    let alone = |mut recipe: Recipe| {
+        recipe.further_devices.clear();
+        Ok(recipe)
+    };
+    let mut trainer = Trainer::resume(&device, &two, alone).unwrap();
+    assert!(matches!(
+        trainer.run(&mut ()).unwrap(),
+        Outcome::Finished(_)
+    ));
+    for name in ["iter_3.safetensors", "iter_3.state.safetensors"] {
+        let names = |out: &Path| -> Vec<_> {
+            let tensors = tensors(&out.join(name)).into_iter();
+            tensors.map(|(name, data)| (name, data.len())).collect()
+        };
+        assert_eq!(names(&one), names(&two));
+    }
+    let losses = |out: &Path| -> Vec<f64> {
+        let lines = Log::read(&out.join("log.jsonl"), "train").unwrap();
+        lines
+            .iter()
+            .map(|line| line["loss"].as_f64().unwrap())
+            .collect()
+    };
+    for (a, b) in losses(&one).iter().zip(losses(&two)) {
+        assert!((a - b).abs() < 5e-3 * a, "{a} on one device, {b} on two");
+    }
+}
+
 #[test]
 fn a_run_leaves_its_results_and_a_checkpoint_that_knows_itself() {
     let folder = tempfile::tempdir().unwrap();

@@ -41,10 +41,13 @@ fn resume(args: &TrainArgs) -> Result<Trainer> {
         return Err(Usage(why.into()).into());
     }
     // The device is this machine's, not that of the run's past.
-    let choice = args.recipe.device.unwrap_or_default();
+    let flags = &args.recipe;
+    let first = flags.device.or(flags.devices.first().copied());
+    let choice = first.unwrap_or_default();
     let device = choice.open()?;
     let change = |mut recipe: Recipe| {
         recipe.device = choice;
+        recipe.further_devices.clear();
         settings::apply(&args.recipe, args.policy.as_deref(), recipe)
     };
     Ok(Trainer::resume(&device, &args.out, change)?)
