@@ -39,7 +39,7 @@ pub enum Command {
     Export(ExportArgs),
     /// Rank the operations of a network by the error of half precision, and write a policy
     Audit(Box<AuditArgs>),
-    /// Print parameters, multiply-accumulates and activation memory
+    /// Print parameters, multiply-accumulates and the memory that training takes
     Info(InfoArgs),
     /// Measure the speed and memory of inference or of a training step
     Bench(Box<BenchArgs>),
@@ -299,6 +299,9 @@ pub struct InfoArgs {
     /// Size of the input image
     #[arg(long, value_name = "HxW", default_value = "512x1024")]
     pub size: Crop,
+    /// Images of a training step whose memory is predicted; 2 unless given
+    #[arg(long, value_name = "N")]
+    pub batch: Option<NonZeroUsize>,
     /// Write the numbers as JSON (`-`: to stdout)
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,

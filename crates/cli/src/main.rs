@@ -15,6 +15,7 @@ macro_rules! eprintln {
     }};
 }
 
+mod allocator;
 mod args;
 mod commands;
 mod failure;

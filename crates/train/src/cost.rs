@@ -27,7 +27,17 @@ impl Cost {
     /// Walks through the convolutions of the network, as `halfseg-backbone` and `halfseg-heads`
     /// lay them out, for an image of `size`.
     pub fn of(model: &SegmentorConfig, size: Crop) -> Self {
-        count(model, size)
+        let mut parts: Vec<(&'static str, PartCost)> = Vec::new();
+        for layer in layers(model, size) {
+            if parts.last().is_none_or(|(name, _)| *name != layer.part) {
+                parts.push((layer.part, PartCost::default()));
+            }
+            let (_, part) = parts.last_mut().expect("one was pushed");
+            part.parameters += layer.parameters;
+            part.macs += layer.macs;
+            part.map_elements += layer.output;
+        }
+        Self { parts }
     }
 
     /// The sum over the parts that run: all in `training`, else without the auxiliary head.
@@ -44,28 +54,37 @@ impl Cost {
     }
 }
 
+const DECODE: &str = "decode_head";
 const AUXILIARY: &str = "auxiliary_head";
 
 /// A lower bound of the memory that training takes: weights, gradients and momentum in f32, the
 /// maps that the backward pass reads, and the loss of one image.
 ///
 /// Of the maps, the outputs of all convolutions are counted, which every implementation keeps at
-/// least once (in half precision: at two bytes each), so that what is refused could not have run.
-/// Measured peaks lie above it: buffers of single operations and of the allocator come on top.
+/// least once (in half precision: at two bytes each), so that what is refused could not have run. With
+/// `checkpointing` only one map is counted for each residual block. Measured peaks lie above it; see
+/// [`MemoryPlan`](crate::MemoryPlan) for what is expected.
 pub fn training_memory(
     model: &SegmentorConfig,
     crop: Crop,
     batch: usize,
     precision: Precision,
+    checkpointing: bool,
 ) -> Bytes {
-    let cost = Cost::of(model, crop).total(true);
     let (element, casts) = match precision {
         Precision::F32 => (4, 0),
         Precision::F16 | Precision::Bf16 => (2, 2),
     };
+    let (mut parameters, mut maps) = (0, 0);
+    for layer in layers(model, crop) {
+        parameters += layer.parameters;
+        if !(checkpointing && layer.block.is_some_and(|block| !block.last)) {
+            maps += layer.output;
+        }
+    }
     let pixels = crop.height as u64 * crop.width as u64;
-    let weights = cost.parameters * (12 + casts);
-    let image = cost.map_elements * element + 3 * 4 * pixels;
+    let weights = parameters * (12 + casts);
+    let image = maps * element + 3 * 4 * pixels;
     // Logits at label size, their exponentials and their gradient, one image at a time.
     let loss = 3 * 4 * model.num_classes as u64 * pixels;
     Bytes(
@@ -75,122 +94,227 @@ pub fn training_memory(
     )
 }
 
-/// Adds up the convolutions of one part.
-#[derive(Default)]
-struct Part(PartCost);
+/// A convolution and what follows it, for one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layer {
+    /// The part of the network, as [`Cost::parts`] names it.
+    pub part: &'static str,
+    /// Values of the convolution's weight.
+    pub weight: u64,
+    /// Values of its weight, its bias and its normalisation.
+    pub parameters: u64,
+    /// Elements of the map that it reads.
+    pub input: u64,
+    /// Elements of the map that it writes.
+    pub output: u64,
+    pub macs: u64,
+    /// Whether it is normalised.
+    pub normalised: bool,
+    /// Whether the map that it reads was put together for it alone.
+    pub joined_input: bool,
+    /// Whether its normalised output is kept: not if all its readers only copy, resize or add it.
+    pub read_again: bool,
+    /// Where in a residual block it is.
+    pub block: Option<InBlock>,
+}
 
-impl Part {
-    /// A convolution without bias whose output of `area` pixels is normalised.
+/// A place in a residual block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InBlock {
+    /// The block's number in the network.
+    pub index: usize,
+    /// Whether the block ends with it.
+    pub last: bool,
+}
+
+/// Lists the convolutions of one part after the other.
+#[derive(Default)]
+struct Walk {
+    layers: Vec<Layer>,
+    part: &'static str,
+    block: Option<InBlock>,
+}
+
+impl Walk {
+    /// A convolution without bias from maps of `before` pixels to maps of `after`, normalised.
+    fn strided(&mut self, from: u64, to: u64, kernel: u64, [before, after]: [u64; 2]) {
+        let weight = from * to * kernel * kernel;
+        self.push(
+            weight,
+            weight + 2 * to,
+            [from * before, to * after],
+            weight * after,
+        );
+    }
+
+    /// The same with stride 1.
     fn conv(&mut self, from: u64, to: u64, kernel: u64, area: u64) {
-        self.add(from * to * kernel * kernel, to, area);
-        self.0.parameters += 2 * to;
+        self.strided(from, to, kernel, [area; 2]);
     }
 
     /// A 3x3 convolution of each channel by itself and a 1x1 convolution, both normalised.
     fn separable(&mut self, from: u64, to: u64, area: u64) {
-        self.add(from * 9, from, area);
-        self.0.parameters += 2 * from;
+        self.depthwise(from, area);
         self.conv(from, to, 1, area);
+    }
+
+    /// The same of a concatenation.
+    fn separable_of_joined(&mut self, from: u64, to: u64, area: u64) {
+        self.depthwise(from, area);
+        self.of_joined();
+        self.conv(from, to, 1, area);
+    }
+
+    fn depthwise(&mut self, from: u64, area: u64) {
+        let weight = from * 9;
+        self.push(weight, weight + 2 * from, [from * area; 2], weight * area);
     }
 
     /// A 1x1 convolution with bias.
     fn classifier(&mut self, from: u64, to: u64, area: u64) {
-        self.add(from * to, to, area);
-        self.0.parameters += to;
+        let weight = from * to;
+        self.push(weight, weight + to, [from * area, to * area], weight * area);
+        self.layers.last_mut().expect("one was pushed").normalised = false;
     }
 
-    fn add(&mut self, weights: u64, to: u64, area: u64) {
-        self.0.parameters += weights;
-        self.0.macs += weights * area;
-        self.0.map_elements += to * area;
+    fn push(&mut self, weight: u64, parameters: u64, [input, output]: [u64; 2], macs: u64) {
+        self.layers.push(Layer {
+            part: self.part,
+            weight,
+            parameters,
+            input,
+            output,
+            macs,
+            normalised: true,
+            joined_input: false,
+            read_again: true,
+            block: self.block,
+        });
+    }
+
+    /// The last convolution reads a concatenation.
+    fn of_joined(&mut self) {
+        self.layers.last_mut().expect("one was pushed").joined_input = true;
+    }
+
+    /// The last convolution's output is only copied, resized or added to something.
+    fn passed_on(&mut self) {
+        self.layers.last_mut().expect("one was pushed").read_again = false;
     }
 }
 
-fn count(model: &SegmentorConfig, size: Crop) -> Cost {
+/// The convolutions of the network in the order of their forward pass, as `halfseg-backbone` and
+/// `halfseg-heads` lay them out, for an image of `size`.
+pub(crate) fn layers(model: &SegmentorConfig, size: Crop) -> Vec<Layer> {
     let area = |stride: usize| (size.height.div_ceil(stride) * size.width.div_ceil(stride)) as u64;
-    let mut parts = Vec::new();
+    let mut walk = Walk::default();
 
     let stem = model.stem_channels as u64;
-    let mut part = Part::default();
-    part.conv(3, stem / 2, 3, area(2));
-    part.conv(stem / 2, stem / 2, 3, area(2));
-    part.conv(stem / 2, stem, 3, area(2));
-    parts.push(("stem", part.0));
+    walk.part = "stem";
+    walk.strided(3, stem / 2, 3, [area(1), area(2)]);
+    walk.conv(stem / 2, stem / 2, 3, area(2));
+    walk.conv(stem / 2, stem, 3, area(2));
 
     let expansion = model.backbone.expansion() as u64;
-    let names = ["layer1", "layer2", "layer3", "layer4"];
-    let (mut from, mut before) = (stem, area(4));
+    let (mut from, mut before, mut index) = (stem, area(4), 0);
     for (stage, blocks) in model.backbone.blocks().into_iter().enumerate() {
+        walk.part = ["layer1", "layer2", "layer3", "layer4"][stage];
         let width = (model.base_channels << stage) as u64;
         let (to, after) = (width * expansion, area(if stage == 0 { 4 } else { 8 }));
-        let mut part = Part::default();
         for block in 0..blocks {
+            let inside = InBlock { index, last: false };
+            walk.block = Some(inside);
+            let strided = [before, after];
             if model.backbone.has_bottlenecks() {
-                part.conv(from, width, 1, before);
-                part.conv(width, width, 3, after);
-                part.conv(width, to, 1, after);
+                walk.conv(from, width, 1, before);
+                walk.strided(width, width, 3, strided);
             } else {
-                part.conv(from, width, 3, after);
-                part.conv(width, width, 3, after);
+                walk.strided(from, width, 3, strided);
             }
             // A shortcut projects where the shape changes: stage 2 has the stride.
             if block == 0 && (from != to || stage == 1) {
-                part.conv(from, to, 1, after);
+                walk.strided(from, to, 1, strided);
+                walk.passed_on();
             }
-            (from, before) = (to, after);
+            walk.block = Some(InBlock {
+                last: true,
+                ..inside
+            });
+            let kernel = if model.backbone.has_bottlenecks() {
+                1
+            } else {
+                3
+            };
+            walk.conv(width, to, kernel, after);
+            (from, before, index) = (to, after, index + 1);
         }
-        parts.push((names[stage], part.0));
     }
+    walk.block = None;
 
     let c2 = model.base_channels as u64 * expansion;
     let (c4, c5) = (4 * c2, 8 * c2);
-    parts.push(("decode_head", decode_head(model, c2, c5, area(4), area(8))));
+    walk.part = DECODE;
+    decode_head(&mut walk, model, c2, c5, area(4), area(8));
     if model.aux_head {
-        let (aux, mut part) = (model.aux_channels as u64, Part::default());
-        part.conv(c4, aux, 3, area(8));
-        part.classifier(aux, model.num_classes as u64, area(8));
-        parts.push((AUXILIARY, part.0));
+        walk.part = AUXILIARY;
+        let aux = model.aux_channels as u64;
+        walk.conv(c4, aux, 3, area(8));
+        walk.classifier(aux, model.num_classes as u64, area(8));
     }
-    Cost { parts }
+    walk.layers
 }
 
-fn decode_head(model: &SegmentorConfig, c2: u64, c5: u64, quarter: u64, eighth: u64) -> PartCost {
+fn decode_head(
+    walk: &mut Walk,
+    model: &SegmentorConfig,
+    c2: u64,
+    c5: u64,
+    quarter: u64,
+    eighth: u64,
+) {
     let (head, classes) = (model.head_channels as u64, model.num_classes as u64);
-    let mut part = Part::default();
     let mut last_area = eighth;
     match model.method {
         Method::Fcn => {
-            part.conv(c5, head, 3, eighth);
-            part.conv(head, head, 3, eighth);
-            part.conv(c5 + head, head, 3, eighth);
+            walk.conv(c5, head, 3, eighth);
+            walk.conv(head, head, 3, eighth);
+            walk.passed_on();
+            walk.conv(c5 + head, head, 3, eighth);
+            walk.of_joined();
         }
         Method::PspNet => {
             for bin in [1, 2, 3, 6] {
-                part.conv(c5, head, 1, bin * bin);
+                walk.conv(c5, head, 1, bin * bin);
+                walk.passed_on();
             }
-            part.conv(c5 + 4 * head, head, 3, eighth);
+            walk.conv(c5 + 4 * head, head, 3, eighth);
+            walk.of_joined();
         }
         Method::DeepLabV3 | Method::DeepLabV3Plus => {
-            part.conv(c5, head, 1, 1);
+            walk.conv(c5, head, 1, 1);
+            walk.passed_on();
             for &dilation in &model.dilations {
                 match (dilation, model.method) {
-                    (1, _) => part.conv(c5, head, 1, eighth),
-                    (_, Method::DeepLabV3) => part.conv(c5, head, 3, eighth),
-                    _ => part.separable(c5, head, eighth),
+                    (1, _) => walk.conv(c5, head, 1, eighth),
+                    (_, Method::DeepLabV3) => walk.conv(c5, head, 3, eighth),
+                    _ => walk.separable(c5, head, eighth),
                 }
+                walk.passed_on();
             }
-            part.conv((model.dilations.len() as u64 + 1) * head, head, 3, eighth);
+            walk.conv((model.dilations.len() as u64 + 1) * head, head, 3, eighth);
+            walk.of_joined();
             if model.method == Method::DeepLabV3Plus {
+                walk.passed_on();
                 let c1 = model.c1_channels as u64;
-                part.conv(c2, c1, 1, quarter);
-                part.separable(head + c1, head, quarter);
-                part.separable(head, head, quarter);
+                walk.conv(c2, c1, 1, quarter);
+                walk.passed_on();
+                walk.separable_of_joined(head + c1, head, quarter);
+                walk.separable(head, head, quarter);
                 last_area = quarter;
             }
         }
     }
-    part.classifier(head, classes, last_area);
-    part.0
+    walk.classifier(head, classes, last_area);
 }
 
 #[cfg(test)]
@@ -408,6 +532,7 @@ mod tests {
                 },
                 batch,
                 precision,
+                false,
             )
             .0
         };

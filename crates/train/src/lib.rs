@@ -9,6 +9,7 @@ mod inference;
 mod learner;
 mod log;
 mod memory;
+mod memory_plan;
 mod overrides;
 mod parameters;
 mod poly;
@@ -27,6 +28,7 @@ pub use inference::{Evaluated, Predictor};
 pub use learner::{Learner, Step};
 pub use log::Log;
 pub use memory::{Bytes, available_memory, resident_memory};
+pub use memory_plan::MemoryPlan;
 pub use parameters::parameters;
 pub use poly::PolySchedule;
 pub use recipe::{

@@ -612,6 +612,7 @@ pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
         recipe.data.crop,
         recipe.train.batch,
         recipe.precision.dtype,
+        recipe.train.gradient_checkpointing,
     );
     // The memory of a GPU is not known before its first use.
     let on_host = recipe.device == crate::DeviceChoice::Flex;

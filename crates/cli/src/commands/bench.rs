@@ -7,11 +7,13 @@ use anyhow::{Context, Result};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use halfseg_train::{
-    Bytes, Cost, DeviceChoice, Learner, Predictor, Recipe, parameters, resident_memory,
+    Bytes, Cost, DeviceChoice, Learner, MemoryPlan, Predictor, Recipe, parameters, resident_memory,
 };
 use serde_json::json;
 
+use crate::allocator;
 use crate::args::BenchArgs;
+use crate::commands::info::memory_plan;
 use crate::failure::{Interrupted, Usage};
 use crate::interrupt;
 use crate::output::write_json;
@@ -64,7 +66,12 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         parameters,
         memory,
         memory_source,
+        allocated,
+        saved,
     } = measured;
+    recipe.data.crop = args.size;
+    recipe.train.batch = batch;
+    let plan = args.train.then(|| MemoryPlan::of(&recipe));
     let times = Times::of(seconds);
 
     let macs = macs(&recipe.model, args, batch);
@@ -86,6 +93,17 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         "peak memory",
         memory.map_or("unknown".into(), |peak: Bytes| peak.to_string()),
     );
+    if let Some(allocated) = allocated {
+        row("allocated at most", allocated.to_string());
+    }
+    if let Some(saved) = saved {
+        row("kept for backward", saved.to_string());
+    }
+    if let Some(plan) = &plan {
+        row("predicted peak", Bytes(plan.peak).to_string());
+        let kept = Bytes(plan.saved + plan.casts);
+        row("predicted to be kept", kept.to_string());
+    }
 
     if let Some(path) = &args.json {
         let json = json!({
@@ -114,6 +132,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             "share_of_floor": floor_s.map(|floor_s| floor_s / times.median),
             "peak_bytes": memory.map(|peak| peak.0),
             "peak_source": memory_source,
+            "allocated_peak_bytes": allocated.map(|bytes| bytes.0),
+            "saved_bytes": saved.map(|bytes| bytes.0),
+            "predicted": plan.as_ref().map(memory_plan),
         });
         write_json(path, &json)?;
     }
@@ -152,6 +173,12 @@ struct Measured {
     /// The most that was held.
     memory: Option<Bytes>,
     memory_source: &'static str,
+    /// The most that tensors took of the host's memory, without what the allocator wastes; only on
+    /// the CPU.
+    allocated: Option<Bytes>,
+    /// What the last step kept between its forward and its backward pass: maps, and weights in half
+    /// precision.
+    saved: Option<Bytes>,
 }
 
 impl Measured {
@@ -170,6 +197,20 @@ impl Measured {
             parameters,
             memory,
             memory_source,
+            allocated: (choice == DeviceChoice::Flex).then(|| Bytes(allocator::peak())),
+            saved: None,
+        }
+    }
+}
+
+/// Bytes in use on the device.
+fn in_use(choice: DeviceChoice, device: &Device) -> Option<u64> {
+    match choice {
+        DeviceChoice::Flex => Some(allocator::allocated()),
+        _ => {
+            // Kernels allocate when they are started, which lags behind.
+            device.sync().ok()?;
+            Some(device.memory_pool_usage()?.bytes_in_use)
         }
     }
 }
@@ -202,7 +243,16 @@ fn measure_training(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<M
         // The losses are read before the optimizer runs.
         device.sync().context("the device failed")
     })?;
-    Ok(Measured::new(seconds, parameters, args.device, &device))
+    let mut measured = Measured::new(seconds, parameters, args.device, &device);
+    // In a step of its own: on a GPU asking waits for all kernels.
+    let before = in_use(args.device, &device);
+    let mut kept = None;
+    learner.step_with(images, labels, || kept = in_use(args.device, &device));
+    let saved = before
+        .zip(kept)
+        .map(|(before, kept)| Bytes(kept.saturating_sub(before)));
+    measured.saved = saved;
+    Ok(measured)
 }
 
 /// `[batch, 3, height, width]`, as normalised pictures are.

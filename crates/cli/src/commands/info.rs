@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{Bytes, Cost, PartCost, Precision, training_memory};
+use halfseg_train::{Bytes, Cost, Crop, MemoryPlan, PartCost, Precision, training_memory};
 use serde_json::{Map, Value, json};
 
 use crate::args::InfoArgs;
@@ -35,9 +35,29 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     }
     row("inference", &cost.total(false));
     row("training", &cost.total(true));
-    for precision in [Precision::F32, Precision::F16] {
-        let memory = training_memory(&config, args.size, 1, precision);
-        eprintln!("training one such image in {precision} needs at least {memory}");
+    let batch = args.batch.map_or(2, usize::from);
+    eprintln!("\npredicted memory of a training step with {batch} such image(s)");
+    eprintln!(
+        "{:<26}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}",
+        "", "weights", "momentum", "gradients", "casts", "maps", "work", "peak"
+    );
+    for (precision, checkpointing) in plans() {
+        let plan = MemoryPlan::new(&config, args.size, batch, precision, checkpointing);
+        let name = match checkpointing {
+            true => format!("{precision}, checkpointing"),
+            false => precision.to_string(),
+        };
+        let bytes = [
+            plan.weights,
+            plan.momentum,
+            plan.gradients,
+            plan.casts,
+            plan.saved,
+            plan.workspace,
+            plan.peak,
+        ];
+        let columns = bytes.map(|bytes| format!("{:>10}", Bytes(bytes).to_string()));
+        eprintln!("{name:<26}{}", columns.concat());
     }
     if let Some(path) = &args.json {
         let parts: Map<_, _> = cost
@@ -45,7 +65,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             .iter()
             .map(|(name, part)| ((*name).to_owned(), object(part)))
             .collect();
-        let memory = |precision| training_memory(&config, args.size, 1, precision).0;
+        let memory = |precision| training_memory(&config, args.size, 1, precision, false).0;
         let json = json!({
             "method": config.method.to_string(),
             "backbone": config.backbone.to_string(),
@@ -54,6 +74,8 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "parts": parts,
             "inference": object(&cost.total(false)),
             "training": object(&cost.total(true)),
+            "batch": batch,
+            "memory": memory_plans(&config, args.size, batch),
             "training_bytes": {
                 "f32": memory(Precision::F32),
                 "f16": memory(Precision::F16),
@@ -63,6 +85,38 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         write_json(path, &json)?;
     }
     Ok(())
+}
+
+/// Precisions, each without and with gradient checkpointing.
+fn plans() -> impl Iterator<Item = (Precision, bool)> {
+    let precisions = [Precision::F32, Precision::F16, Precision::Bf16];
+    let both = |precision| [false, true].map(|checkpointing| (precision, checkpointing));
+    precisions.into_iter().flat_map(both)
+}
+
+fn memory_plans(config: &SegmentorConfig, size: Crop, batch: usize) -> Vec<Value> {
+    let plan = |(precision, checkpointing): (Precision, bool)| {
+        let plan = MemoryPlan::new(config, size, batch, precision, checkpointing);
+        let mut object = memory_plan(&plan);
+        object["precision"] = precision.to_string().into();
+        object["gradient_checkpointing"] = checkpointing.into();
+        object
+    };
+    plans().map(plan).collect()
+}
+
+/// A plan as JSON, in bytes.
+pub fn memory_plan(plan: &MemoryPlan) -> Value {
+    json!({
+        "weights": plan.weights,
+        "momentum": plan.momentum,
+        "gradients": plan.gradients,
+        "casts": plan.casts,
+        "batch": plan.batch,
+        "saved": plan.saved,
+        "workspace": plan.workspace,
+        "peak": plan.peak,
+    })
 }
 
 fn row(name: &str, part: &PartCost) {

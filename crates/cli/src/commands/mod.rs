@@ -6,7 +6,7 @@ mod config;
 mod demo;
 mod eval;
 mod export;
-mod info;
+pub mod info;
 mod predict;
 mod score;
 mod train;
