@@ -73,6 +73,45 @@ fn a_training_step_counts_three_passes_and_the_auxiliary_head() {
     assert!(macs(&training) < 4.0 * macs(&inference));
 }
 
+/// Larger sizes and other networks are in `docs/MEASURED.md`.
+#[test]
+fn a_training_steps_memory_is_measured_beside_its_prediction() {
+    let network = [
+        "--method",
+        "fcn",
+        "--backbone",
+        "resnet18",
+        "--size",
+        "96x192",
+    ];
+    let step = [
+        "--iterations",
+        "1",
+        "--peak-gflops",
+        "100",
+        "--json",
+        "-",
+        "--train",
+    ];
+    let bench = ["bench", "--gradient-checkpointing"];
+    let found = json(&[&bench[..], &network, &step].concat());
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{found:#}"));
+    let predicted = &found["predicted"];
+    let peak = number(&found["allocated_peak_bytes"]) / number(&predicted["peak"]);
+    assert!((0.9..1.1).contains(&peak), "{found:#}");
+    let kept = number(&predicted["saved"]) + number(&predicted["casts"]);
+    let kept = number(&found["saved_bytes"]) / kept;
+    assert!((0.9..1.1).contains(&kept), "{found:#}");
+
+    let info = json(&[&["info"], &network[..], &["--json", "-"]].concat());
+    let plans = info["memory"].as_array().expect("a list");
+    assert_eq!(plans.len(), 6);
+    let same = plans
+        .iter()
+        .find(|plan| plan["precision"] == "f32" && plan["gradient_checkpointing"] == true);
+    assert_eq!(same.expect("this one, too")["peak"], predicted["peak"]);
+}
+
 #[test]
 fn what_cannot_be_measured_is_bad_usage() {
     for (args, expect) in [

@@ -964,6 +964,37 @@ fn bad_usage_ends_with_2_and_names_what_is_meant() {
 
 #[cfg(not(feature = "cuda"))]
 #[test]
+fn two_devices_and_recomputed_blocks_train_as_one_device_does() {
+    let folder = TempDir::new().unwrap();
+    let losses = |name: &str, flags: &[&str]| -> Vec<f64> {
+        let out = folder.path().join(name);
+        let begin = ["train", "--method", "pspnet", "--out", text(&out)];
+        check(
+            &[&begin[..], &TINY, &["--precision", "f32"], flags].concat(),
+            0,
+            &[],
+        );
+        let log = fs::read_to_string(out.join("log.jsonl")).unwrap();
+        let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
+        let lines = lines.filter(|line: &Value| line["event"] == "train");
+        lines.map(|line| line["loss"].as_f64().unwrap()).collect()
+    };
+    let alone = losses("alone", &["--device", "flex"]);
+    let shared = losses("shared", &["--devices", "flex,flex"]);
+    assert_eq!(alone.len(), 2);
+    for (alone, shared) in alone.iter().zip(shared) {
+        assert!((alone - shared).abs() < 1e-5 * alone, "{alone}, {shared}");
+    }
+    assert_eq!(alone, losses("recomputed", &["--gradient-checkpointing"]));
+
+    let out = folder.path().join("three");
+    let begin = ["train", "--method", "fcn", "--out", text(&out)];
+    let three = ["--devices", "flex,flex,flex"];
+    let expect = "a multiple of 3, the number of devices, found 2";
+    check(&[&begin[..], &TINY, &three].concat(), 2, &[expect]);
+}
+
+#[test]
 fn a_gpu_that_this_program_cannot_use_is_explained() {
     let args = [
         "train", "--method", "fcn", "--device", "cuda", "--out", "nowhere",
