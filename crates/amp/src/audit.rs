@@ -19,6 +19,7 @@ thread_local! {
 /// An audit that is under way on this thread.
 struct Audit {
     dtype: FloatDType,
+    policy: Policy,
     rows: Vec<AuditRow>,
     /// The row of each operation, by the parameter or name that identifies it.
     places: HashMap<(Op, Key), usize>,
@@ -41,7 +42,7 @@ pub struct AuditRow {
     pub is_module: bool,
     /// The operation.
     pub op: Op,
-    /// The precision that the audited policy gives it.
+    /// The precision that the audited policy gives it, by the module if that has one of its own.
     pub policy: Precision,
     /// How often it ran.
     pub calls: usize,
@@ -95,7 +96,8 @@ pub struct AuditReport {
 ///
 /// # Panics
 ///
-/// If the policy is disabled, or inside another audit.
+/// If the policy is disabled, or inside another audit; and as [`autocast`](crate::autocast) of a policy
+/// that names modules and is not bound to the model.
 pub fn audit<M: Module, R>(
     model: &M,
     policy: &Policy,
@@ -111,6 +113,7 @@ pub fn audit<M: Module, R>(
         .collect();
     let audit = Audit {
         dtype,
+        policy: policy.clone(),
         rows: Vec::new(),
         places: HashMap::new(),
         paths,
@@ -133,9 +136,6 @@ pub fn audit<M: Module, R>(
     snapshot.restore(model);
 
     let mut rows = AUDIT.take().expect("the audit is still there").rows;
-    for row in &mut rows {
-        row.policy = policy.precision(row.op);
-    }
     rows.sort_by(|a, b| {
         let badness = |row: &AuditRow| (row.non_finite > 0, row.relative_error);
         let (a, b) = (badness(a), badness(b));
@@ -236,10 +236,10 @@ impl Audit {
             Site::Param(id) => Key::Param(id),
             Site::Name(name) => Key::Name(name.to_owned()),
         };
-        let paths = &self.paths;
+        let (paths, policy) = (&self.paths, &self.policy);
         let rows = &mut self.rows;
         let place = *self.places.entry((op, key)).or_insert_with(|| {
-            let (site, is_module) = match site {
+            let (name, is_module) = match site {
                 Site::Name(name) => (name.to_owned(), false),
                 Site::Param(id) => match paths.get(&id).map(|path| path.rsplit_once('.')) {
                     // The path of the module is that of its parameter without the last name.
@@ -247,11 +247,15 @@ impl Audit {
                     _ => (op.to_string(), false),
                 },
             };
+            let exception = match site {
+                Site::Param(id) => policy.module_precision(id),
+                Site::Name(_) => None,
+            };
             rows.push(AuditRow {
-                site,
+                site: name,
                 is_module,
                 op,
-                policy: Precision::Input,
+                policy: exception.unwrap_or_else(|| policy.precision(op)),
                 calls: 0,
                 elements: 0,
                 relative_error: 0.0,

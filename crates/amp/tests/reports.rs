@@ -110,6 +110,27 @@ fn an_audit_finds_what_overflows_and_writes_a_policy_without_it() {
 }
 
 #[test]
+fn an_audit_tells_which_modules_are_exempt() {
+    let model = Net::new(&device());
+    let mut policy = Policy::f16()
+        .with_module("conv", Precision::F32)
+        .with_module("bn", Precision::F32);
+    assert_eq!(policy.bind(&model), []);
+    let x = values([2, 3, 6, 6], 1, &device());
+    let (_, report) = audit(&model, &policy, || model.forward(x));
+    let of = |site: &str| report.rows.iter().find(|row| row.site == site);
+    let precision = |site| of(site).expect("the operation was audited").policy;
+    assert_eq!(precision("conv"), Precision::F32);
+    assert_eq!(precision("bn"), Precision::F32);
+    assert_eq!(precision("head"), Precision::F16);
+    // What is exempt already is not proposed again, and stays.
+    assert_eq!(
+        report.policy(0.0).modules().keys().collect::<Vec<_>>(),
+        ["bn", "conv", "head"]
+    );
+}
+
+#[test]
 fn an_audit_covers_what_the_policy_runs_in_f32() {
     let device = Device::flex();
     let model = LinearConfig::new(4, 4).init(&device);
