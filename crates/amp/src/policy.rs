@@ -360,7 +360,8 @@ impl Policy {
         };
         let object: serde_json::Map<String, Value> = serde_json::from_str(&text).map_err(parse)?;
         check_file(path, &object)?;
-        serde_json::from_value(Value::Object(object)).map_err(parse)
+        // From the text: the object has kept only the last of several equal keys.
+        serde_json::from_str(&text).map_err(parse)
     }
 
     /// Writes the policy to a JSON file, which is complete or absent: it is written under a

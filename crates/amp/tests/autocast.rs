@@ -893,6 +893,10 @@ fn policies_survive_files() {
     refused("{}}", &["line 1"]);
     refused("[]", &["expected a map"]);
     refused(
+        r#"{"compute": "f16", "compute": "bf16"}"#,
+        &["duplicate field `compute`"],
+    );
+    refused(
         "{}",
         &["`compute`: expected f16, bf16, f32 or input, found nothing"],
     );
