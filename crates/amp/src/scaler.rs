@@ -147,6 +147,8 @@ impl std::fmt::Display for StepOutcome {
                     OverflowPass::Forward => "forward",
                     OverflowPass::Backward => "backward",
                 };
+                // An f32 is printed with the digits that tell it apart, 2^32 as 4294967300.
+                let [scale, next_scale] = [scale, next_scale].map(|scale| f64::from(*scale));
                 write!(
                     f,
                     "skipped, {pass} overflow at scale {scale} (now {next_scale}) in "
@@ -320,6 +322,9 @@ impl GradScaler {
 
     /// Divides gradients by the scale, checks that they are finite and takes their norm, on the
     /// device; waits for the device once, to read the results.
+    ///
+    /// What is finite while scaled, but no longer once it is unscaled, counts as an overflow: with a
+    /// scale below 1 that can be.
     ///
     /// # Panics
     ///

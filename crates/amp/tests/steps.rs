@@ -145,6 +145,18 @@ fn an_outcome_tells_people_and_programs_what_overflowed() {
     });
     assert_eq!(json, expected);
 
+    // Scales are printed to the last digit.
+    let mut scaler = GradScaler::dynamic(DynamicScale::megatron());
+    let model = Net::new(&device());
+    let (_, outcome) = step(&mut scaler, &mut optimizer, 0.1, model, |model| {
+        model.overflowing()
+    });
+    let said = outcome.to_string();
+    assert!(
+        said.contains("at scale 4294967296 (now 4294967296)"),
+        "{said}"
+    );
+
     // Weights that are infinite make the loss infinite: all gradients with it.
     let model = Net::new(&device());
     let (_, outcome) = step(&mut scaler, &mut optimizer, 0.1, model, |model| {

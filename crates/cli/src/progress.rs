@@ -112,7 +112,8 @@ impl Observer for Console {
         let seconds = self.seconds.add(timing.total.as_secs_f64());
         let waited = self.waited.add(timing.waited.as_secs_f64());
         let mut message = format!(
-            "loss {loss:.3}  scale {scale}  {:.2} images/s  data wait {:.0}%",
+            "loss {loss:.3}  scale {}  {:.2} images/s  data wait {:.0}%",
+            f64::from(scale),
             timing.images as f64 / seconds.max(1e-9),
             100.0 * waited / seconds.max(1e-9)
         );
