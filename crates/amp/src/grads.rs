@@ -4,6 +4,8 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+#[cfg(feature = "flex")]
+use burn::backend::{Flex, flex::FlexTensor};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Device, FloatDType, Gradients, Tensor};
@@ -17,18 +19,24 @@ use crate::underflow::{Losses, UnderflowReport, UnderflowRow};
 trait Slot: Send {
     /// Whether all values are finite, as a 1 or a 0 on `device`.
     fn finite(&self, device: &Device) -> Tensor<1>;
-    /// The sum of squares in f32, on `device`.
-    fn sum_squares(&self, device: &Device) -> Tensor<1>;
+    /// The sum of squares of the values times `factor`, in f32, on `device`.
+    fn sum_squares(&self, factor: f32, device: &Device) -> Tensor<1>;
     /// The number of values.
     fn elements(&self) -> usize;
     /// How many values are not zero.
     fn non_zero(&self, device: &Device) -> Tensor<1>;
     /// How many values, times `scale`, become zero, subnormal and infinite in `precision`.
     fn losses(&self, precision: FloatDType, scale: f32, device: &Device) -> Tensor<1>;
-    fn scale(self: Box<Self>, factor: f32) -> Box<dyn Slot>;
+    fn scale(&mut self, factor: f32);
     fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot>;
     fn register(self: Box<Self>, id: ParamId, grads: &mut GradientsParams);
     fn device(&self) -> Device;
+    /// Takes the values out, if they are f32 in the memory of this machine. They go back with
+    /// [`put`](Self::put).
+    #[cfg(feature = "flex")]
+    fn take(&mut self) -> Option<FlexTensor>;
+    #[cfg(feature = "flex")]
+    fn put(&mut self, values: FlexTensor);
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
 
@@ -37,9 +45,14 @@ impl<const D: usize> Slot for Tensor<D> {
         finite_flag(self.clone(), device)
     }
 
-    fn sum_squares(&self, device: &Device) -> Tensor<1> {
-        self.clone()
-            .mul(self.clone())
+    fn sum_squares(&self, factor: f32, device: &Device) -> Tensor<1> {
+        let mut values = self.clone();
+        if factor != 1.0 {
+            values = values.mul_scalar(factor);
+        }
+        values
+            .clone()
+            .mul(values)
             .sum()
             .cast(FloatDType::F32)
             .to_device(device)
@@ -75,8 +88,9 @@ impl<const D: usize> Slot for Tensor<D> {
         Tensor::cat(counts.to_vec(), 0)
     }
 
-    fn scale(self: Box<Self>, factor: f32) -> Box<dyn Slot> {
-        Box::new(self.mul_scalar(factor))
+    fn scale(&mut self, factor: f32) {
+        let nothing = Tensor::empty([0; D], &Tensor::device(self));
+        *self = std::mem::replace(self, nothing).mul_scalar(factor);
     }
 
     fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot> {
@@ -92,6 +106,16 @@ impl<const D: usize> Slot for Tensor<D> {
 
     fn device(&self) -> Device {
         Tensor::device(self)
+    }
+
+    #[cfg(feature = "flex")]
+    fn take(&mut self) -> Option<FlexTensor> {
+        crate::host::take(self)
+    }
+
+    #[cfg(feature = "flex")]
+    fn put(&mut self, values: FlexTensor) {
+        *self = Tensor::from_primitive::<Flex>(values);
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
@@ -116,6 +140,51 @@ struct Grad {
     id: ParamId,
     path: String,
     value: Box<dyn Slot>,
+}
+
+/// Multiplies gradients by `factor`. Gives the sum of squares of the products of those that are in the
+/// memory of this machine, which is finite just when all products are; the others stay on their device.
+fn scale_all(grads: &mut [Grad], factor: f32) -> Vec<Option<f64>> {
+    let sums = scale_on_host(grads, factor);
+    for (grad, sum) in grads.iter_mut().zip(&sums) {
+        if sum.is_none() && factor != 1.0 {
+            grad.value.scale(factor);
+        }
+    }
+    sums
+}
+
+#[cfg(feature = "flex")]
+fn scale_on_host(grads: &mut [Grad], factor: f32) -> Vec<Option<f64>> {
+    let mut sums = vec![None; grads.len()];
+    let (places, mut values): (Vec<_>, Vec<_>) = grads
+        .iter_mut()
+        .enumerate()
+        .filter_map(|(place, grad)| Some((place, grad.value.take()?)))
+        .unzip();
+    let found = crate::host::scale(&mut values, factor);
+    for ((place, values), sum) in places.into_iter().zip(values).zip(found) {
+        grads[place].value.put(values);
+        sums[place] = Some(sum);
+    }
+    sums
+}
+
+#[cfg(not(feature = "flex"))]
+fn scale_on_host(grads: &mut [Grad], _: f32) -> Vec<Option<f64>> {
+    vec![None; grads.len()]
+}
+
+/// Waits for the device and reads numbers, in one transfer. Nothing else in this crate reads while a
+/// step is taken.
+fn read_back(numbers: Vec<Tensor<1>>) -> Vec<f32> {
+    if numbers.is_empty() {
+        return Vec::new();
+    }
+    #[cfg(test)]
+    tests::READBACKS.set(tests::READBACKS.get() + 1);
+    let numbers = Tensor::cat(numbers, 0).into_data();
+    numbers.try_into_vec().expect("the numbers are f32")
 }
 
 /// A flag on the device that says whether something computed in the forward pass is finite.
@@ -410,7 +479,7 @@ impl ScaledGrads {
     pub(crate) fn unscale(self) -> UnscaledGrads {
         let Round { scale, checked, .. } = self.round;
         let mut grads = UnscaledGrads {
-            grads: Vec::with_capacity(self.grads.len()),
+            grads: self.grads,
             round: self.round,
             culprits: Vec::new(),
             non_finite_forward: Vec::new(),
@@ -418,61 +487,81 @@ impl ScaledGrads {
             clipped: false,
         };
         if !checked {
-            grads.grads = self.grads;
             return grads;
         }
-        let device = match (self.forward.first(), self.grads.first()) {
+        let device = match (self.forward.first(), grads.grads.first()) {
             (Some(flag), _) => flag.finite.device(),
             (None, Some(grad)) => grad.value.device(),
             (None, None) => return grads,
         };
-        let mut flags: Vec<_> = self
-            .forward
-            .iter()
-            .map(|flag| flag.finite.clone())
-            .collect();
-        let mut squares = Vec::with_capacity(self.grads.len());
         // The reciprocal in f64 first, as PyTorch does, so that odd scales round the same.
         let inverse = (1.0 / f64::from(scale)) as f32;
-        for grad in self.grads {
-            flags.push(grad.value.finite(&device));
-            let value = if inverse == 1.0 {
-                grad.value
-            } else {
-                grad.value.scale(inverse)
-            };
-            squares.push(value.sum_squares(&device));
-            grads.grads.push(Grad { value, ..grad });
-        }
-        let split = flags.len();
-        flags.extend(squares);
-        let numbers = Tensor::cat(flags, 0).into_data();
-        let numbers = numbers.as_slice::<f32>().expect("the flags are f32");
+        let sums = scale_all(&mut grads.grads, inverse);
 
-        let (finite, squares) = numbers.split_at(split);
-        let (forward, backward) = finite.split_at(self.forward.len());
+        let flags = self.forward.iter().map(|flag| flag.finite.clone());
+        // After the multiplication: by the inverse of a scale below 1 a gradient may overflow.
+        let measured = grads
+            .grads
+            .iter()
+            .zip(&sums)
+            .filter(|(_, sum)| sum.is_none());
+        let measured = measured.flat_map(|(grad, _)| {
+            let value = &grad.value;
+            [value.finite(&device), value.sum_squares(1.0, &device)]
+        });
+        let numbers = read_back(flags.chain(measured).collect());
+        let (forward, measured) = numbers.split_at(self.forward.len());
         for (flag, finite) in self.forward.into_iter().zip(forward) {
             if *finite == 0.0 && !grads.non_finite_forward.contains(&flag.name) {
                 grads.non_finite_forward.push(flag.name);
             }
         }
-        for (grad, finite) in grads.grads.iter().zip(backward) {
-            if *finite == 0.0 {
+        let mut measured = measured.chunks_exact(2);
+        let mut squares = Vec::with_capacity(sums.len());
+        for (grad, sum) in grads.grads.iter().zip(sums) {
+            let (finite, square) = match sum {
+                Some(sum) => (sum.is_finite(), sum),
+                None => {
+                    let pair = measured.next().expect("two numbers a gradient");
+                    (pair[0] != 0.0, f64::from(pair[1]))
+                }
+            };
+            if !finite {
                 grads.culprits.push(grad.path.clone());
             }
+            squares.push(square);
+        }
+        if grads.is_finite() {
+            measure_large(&grads.grads, &mut squares);
         }
         grads.norm = Some(total_norm(squares));
         grads
     }
 }
 
-/// The global norm from the sums of squares.
-fn total_norm(squares: &[f32]) -> f32 {
-    squares
-        .iter()
-        .map(|square| f64::from(*square))
-        .sum::<f64>()
-        .sqrt() as f32
+/// Measures gradients again whose squares were too large for the f32 of their device: the sums of
+/// squares, which are infinite for them. That takes a second transfer.
+fn measure_large(grads: &[Grad], squares: &mut [f64]) {
+    // The largest f32 becomes 2.7e11, and the smallest whose squares sum up to infinity 1e-8 or so.
+    let factor = 2f32.powi(-90);
+    let large = grads.iter().zip(squares);
+    let large: Vec<_> = large.filter(|(_, square)| !square.is_finite()).collect();
+    let Some(device) = large.first().map(|(grad, _)| grad.value.device()) else {
+        return;
+    };
+    let (grads, squares): (Vec<_>, Vec<_>) = large.into_iter().unzip();
+    let measured = grads
+        .into_iter()
+        .map(|grad| grad.value.sum_squares(factor, &device));
+    let measured = read_back(measured.collect());
+    for (square, measured) in squares.into_iter().zip(measured) {
+        *square = f64::from(measured) / f64::from(factor).powi(2);
+    }
+}
+
+/// The global norm from the sums of squares. In f64, which the norm of no f32 gradients leaves.
+fn total_norm(squares: impl IntoIterator<Item = f64>) -> f64 {
+    squares.into_iter().sum::<f64>().sqrt()
 }
 
 /// Gradients divided by the scale, from [`GradScaler::unscale`](crate::GradScaler::unscale).
@@ -515,7 +604,7 @@ pub struct UnscaledGrads {
     pub(crate) culprits: Vec<String>,
     /// The results of the forward pass that are not finite.
     pub(crate) non_finite_forward: Vec<String>,
-    norm: Option<f32>,
+    norm: Option<f64>,
     clipped: bool,
 }
 
@@ -530,34 +619,48 @@ impl UnscaledGrads {
         &self.culprits
     }
 
-    /// The l2 norm of all gradients together, before any clipping; not finite after an overflow.
+    /// The l2 norm of all gradients together, before any clipping; not finite after an overflow, nor
+    /// if it is no f32.
     ///
     /// Costs a readback only if the scaler is disabled.
     pub fn norm(&mut self) -> f32 {
+        self.exact_norm() as f32
+    }
+
+    /// The norm, which f64 holds for all finite gradients.
+    fn exact_norm(&mut self) -> f64 {
         if let Some(norm) = self.norm {
             return norm;
         }
-        let norm = match self.grads.first() {
-            Some(first) => {
-                let device = first.value.device();
-                let squares: Vec<_> = self
-                    .grads
-                    .iter()
-                    .map(|grad| grad.value.sum_squares(&device))
-                    .collect();
-                let squares = Tensor::cat(squares, 0).into_data();
-                total_norm(squares.as_slice::<f32>().expect("the sums are f32"))
-            }
-            None => 0.0,
+        let sums = scale_all(&mut self.grads, 1.0);
+        let measured = self
+            .grads
+            .iter()
+            .zip(&sums)
+            .filter(|(_, sum)| sum.is_none());
+        let measured = match self.grads.first().map(|grad| grad.value.device()) {
+            Some(device) => measured
+                .map(|(grad, _)| grad.value.sum_squares(1.0, &device))
+                .collect(),
+            None => Vec::new(),
         };
+        let mut measured = read_back(measured).into_iter().map(f64::from);
+        let mut squares: Vec<f64> = sums
+            .into_iter()
+            .map(|sum| sum.unwrap_or_else(|| measured.next().expect("a number a gradient")))
+            .collect();
+        measure_large(&self.grads, &mut squares);
+        let norm = total_norm(squares);
         self.norm = Some(norm);
         norm
     }
 
     /// Scales all gradients so that their global l2 norm is at most `max`.
     ///
-    /// As `torch.nn.utils.clip_grad_norm_`: the factor is `max / (norm + 1e-6)`, at most 1.
-    /// Gradients with an overflow are left alone; their step is skipped.
+    /// As `torch.nn.utils.clip_grad_norm_`: the factor is `max / (norm + 1e-6)`, at most 1. The norm
+    /// is an f64, though: where PyTorch's becomes infinite, and the gradients zero, these are
+    /// clipped. Gradients with an overflow are left alone; their step is skipped, unless the scaler
+    /// is disabled.
     ///
     /// # Panics
     ///
@@ -567,18 +670,21 @@ impl UnscaledGrads {
             max > 0.0,
             "the largest gradient norm must be positive, got {max}"
         );
-        let norm = self.norm();
-        let factor = max / (norm + 1e-6);
-        if self.is_finite() && factor < 1.0 {
+        let norm = self.exact_norm();
+        let factor = match norm as f32 {
+            narrow if narrow.is_finite() => max / (narrow + 1e-6),
+            _ => (f64::from(max) / norm) as f32,
+        };
+        if norm.is_finite() && factor < 1.0 {
             self.clipped = true;
-            self.grads = self
-                .grads
-                .into_iter()
-                .map(|grad| Grad {
-                    value: grad.value.scale(factor),
-                    ..grad
-                })
-                .collect();
+            if factor >= f32::MIN_POSITIVE {
+                scale_all(&mut self.grads, factor);
+            } else {
+                // Too small for an f32 of full precision: in two steps.
+                let half = (f64::from(max) / norm).sqrt() as f32;
+                scale_all(&mut self.grads, half);
+                scale_all(&mut self.grads, half);
+            }
         }
         self
     }
@@ -606,8 +712,7 @@ impl UnscaledGrads {
                     .map(|scale| grad.value.losses(dtype, *scale, &device));
                 counts.extend(losses);
             }
-            let data = Tensor::cat(counts, 0).into_data();
-            let data = data.as_slice::<f32>().expect("the counts are f32");
+            let data = read_back(counts);
             let rows = self.grads.iter().zip(data.chunks(1 + 3 * scales.len()));
             let rows = rows.map(|(grad, counts)| {
                 let (non_zero, counts) = counts.split_first().expect("a chunk is not empty");
@@ -646,7 +751,7 @@ impl UnscaledGrads {
 
     /// The norm, if it is known without a readback.
     pub(crate) fn known_norm(&self) -> Option<f32> {
-        self.norm
+        self.norm.map(|norm| norm as f32)
     }
 
     /// Whether the forward pass had overflowed already.
@@ -661,5 +766,94 @@ impl UnscaledGrads {
             grad.value.register(grad.id, &mut params);
         }
         params
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use burn::nn::{BatchNorm, BatchNormConfig};
+    use burn::optim::SgdConfig;
+
+    use super::*;
+    use crate::{DynamicScale, GradScaler, Policy, autocast, nn, ops};
+
+    thread_local! {
+        /// Readbacks of this thread.
+        pub static READBACKS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    fn readbacks<R>(body: impl FnOnce() -> R) -> (R, usize) {
+        let before = READBACKS.get();
+        let result = body();
+        (result, READBACKS.get() - before)
+    }
+
+    #[derive(Module, Debug)]
+    struct Model {
+        norm: BatchNorm,
+        /// In the memory of this machine.
+        near: Param<Tensor<2>>,
+        /// f64, which is left to Burn's operations as if it were on another device.
+        far: Param<Tensor<2>>,
+    }
+
+    impl Model {
+        fn new(device: &Device) -> Self {
+            let far = Tensor::from_data([[1.0, 2.0]], (device, DType::F64));
+            Self {
+                norm: BatchNormConfig::new(2).init(device),
+                near: Param::from_tensor(Tensor::from_data([[3.0, 4.0]], device)),
+                far: Param::from_tensor(far),
+            }
+        }
+
+        fn loss(&self, factor: f32) -> Tensor<1> {
+            let x = Tensor::from_data([[1.0, 2.0], [3.0, 5.0]], &self.near.device());
+            let x = nn::batch_norm(&self.norm, x).matmul(self.near.val().transpose());
+            let far = self.far.val().mul_scalar(factor).sum();
+            ops::mean(x) + far.cast(FloatDType::F32)
+        }
+    }
+
+    #[test]
+    fn a_step_waits_for_the_device_once() {
+        let device = Device::flex().autodiff();
+        for (factor, steps) in [(1.0, 1), (f32::INFINITY, 0)] {
+            let mut optimizer = SgdConfig::new().init();
+            let mut scaler = GradScaler::dynamic(DynamicScale::torch());
+            let model = Model::new(&device);
+            let ((_, outcome), count) = readbacks(|| {
+                scaler.begin(&model);
+                let loss = autocast(&Policy::f16(), || model.loss(factor));
+                let first = scaler.scale(loss).backward(&model);
+                let loss = autocast(&Policy::f16(), || model.loss(factor));
+                let second = scaler.scale(loss).backward(&model);
+                let grads = scaler.unscale(first.accumulate(second)).clip_norm(0.1);
+                scaler.step(&mut optimizer, 0.1, model, grads)
+            });
+            assert_eq!((scaler.steps(), outcome.stepped()), (steps, steps == 1));
+            assert_eq!(count, 1);
+        }
+    }
+
+    #[test]
+    fn a_disabled_scaler_waits_for_clipping_only() {
+        let device = Device::flex().autodiff();
+        for (clip, reads) in [(false, 0), (true, 1)] {
+            let mut scaler = GradScaler::disabled();
+            let model = Model::new(&device);
+            let (_, count) = readbacks(|| {
+                scaler.begin(&model);
+                let grads = scaler.scale(model.loss(1.0)).backward(&model);
+                let mut grads = scaler.unscale(grads);
+                if clip {
+                    grads = grads.clip_norm(0.1);
+                }
+                scaler.step(&mut SgdConfig::new().init(), 0.1, model, grads)
+            });
+            assert_eq!(count, reads);
+        }
     }
 }

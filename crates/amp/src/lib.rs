@@ -5,6 +5,8 @@ mod cache;
 mod error;
 mod grads;
 pub mod guide;
+#[cfg(feature = "flex")]
+mod host;
 pub mod nn;
 mod op;
 pub mod ops;

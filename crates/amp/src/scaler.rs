@@ -321,7 +321,8 @@ impl GradScaler {
     }
 
     /// Divides gradients by the scale, checks that they are finite and takes their norm, on the
-    /// device; waits for the device once, to read the results.
+    /// device; waits for the device once, to read the results. Only where the squares of finite
+    /// gradients are too large for the device's f32 it waits twice, to tell their norm all the same.
     ///
     /// What is finite while scaled, but no longer once it is unscaled, counts as an overflow: with a
     /// scale below 1 that can be.
