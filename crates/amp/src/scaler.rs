@@ -433,7 +433,8 @@ impl GradScaler {
         (model, outcome)
     }
 
-    /// Closes a step of several optimizers: adapts the scale once, whichever of them overflowed.
+    /// Closes a step of several optimizers: adapts the scale once, whichever of them overflowed. To
+    /// choose the scale instead, call [`set_scale`](Self::set_scale).
     ///
     /// # Panics
     ///
@@ -456,6 +457,47 @@ impl GradScaler {
         }
     }
 
+    /// Sets the scale of the next step, as `update(new_scale)` does in PyTorch: after
+    /// [`step`](Self::step), or in place of [`update`](Self::update), which it then is. Clean steps
+    /// and forgiven overflows count on from where they were. A disabled scaler stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`AmpError::Setting`] if the scale is out of the bounds of the settings, or not from 2^-126 to
+    /// 2^126; nothing is changed then.
+    ///
+    /// # Panics
+    ///
+    /// If a step is open whose gradients were not applied yet: they belong to the scale that is.
+    pub fn set_scale(&mut self, scale: f32) -> Result<(), AmpError> {
+        assert!(
+            self.open.as_ref().is_none_or(|open| open.applied),
+            "`set_scale` within a step: call it after `step`, or in place of `update`"
+        );
+        match &mut self.state.scaling {
+            Scaling::Disabled => {}
+            Scaling::Fixed(fixed) => {
+                Scaling::Fixed(scale).validate()?;
+                *fixed = scale;
+                self.state.scale = scale;
+            }
+            Scaling::Dynamic(dynamic) => {
+                if !(dynamic.min..=dynamic.max).contains(&scale) {
+                    return Err(AmpError::Setting {
+                        setting: "scale",
+                        found: scale.into(),
+                        expected: "a number from min to max of the settings",
+                    });
+                }
+                self.state.scale = scale;
+            }
+        }
+        if let Some(open) = self.open.take() {
+            self.state.count(open.overflow);
+        }
+        Ok(())
+    }
+
     fn open(&self, call: &str) -> &Open {
         self.open.as_ref().unwrap_or_else(|| {
             panic!(
@@ -475,14 +517,18 @@ impl GradScaler {
 }
 
 impl State {
+    fn count(&mut self, overflow: bool) {
+        if overflow {
+            self.skips += 1;
+        } else {
+            self.steps += 1;
+        }
+    }
+
     /// The state after a step, and whether the lower bound held the scale up.
     fn after(&self, overflow: bool) -> (State, bool) {
         let mut next = self.clone();
-        if overflow {
-            next.skips += 1;
-        } else {
-            next.steps += 1;
-        }
+        next.count(overflow);
         let Scaling::Dynamic(dynamic) = &self.scaling else {
             return (next, false);
         };

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::trajectory;
+use burn::tensor::Tensor;
+use common::{Weights, trajectory};
 use halfseg_amp::{DynamicScale, GradScaler, StepOutcome};
 
 const K: f32 = 1024.0;
@@ -92,6 +93,65 @@ fn check_06_a_static_scale_stays_and_still_skips() {
 fn user_bounds_hold() {
     let settings = DynamicScale::apex().with_init(8388608.0).with_interval(1);
     check(settings, "....", &[16777216.0; 4]);
+}
+
+#[test]
+fn a_chosen_scale_leaves_the_interval_as_it_was() {
+    let settings = DynamicScale::torch().with_init(1024.0).with_interval(3);
+    let mut scaler = GradScaler::dynamic(settings);
+    assert_eq!(trajectory(&mut scaler, "..").0, [1024.0; 2]);
+    scaler.set_scale(64.0).unwrap();
+    // The third clean step grows.
+    assert_eq!(trajectory(&mut scaler, ".x.").0, [128.0, 64.0, 64.0]);
+    assert_eq!((scaler.steps(), scaler.skips()), (4, 1));
+
+    for wrong in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-45] {
+        assert!(scaler.set_scale(wrong).is_err(), "{wrong}");
+    }
+    let mut bounded = GradScaler::dynamic(DynamicScale::torch().with_min(2.0));
+    let error = bounded.set_scale(1.0).unwrap_err().to_string();
+    assert!(error.contains("from min to max"), "{error}");
+    assert_eq!(bounded.current_scale(), 65536.0);
+
+    let mut fixed = GradScaler::mmcv_static();
+    fixed.set_scale(8.0).unwrap();
+    assert_eq!(trajectory(&mut fixed, ".x").0, [8.0; 2]);
+    assert_eq!(fixed, {
+        let saved = serde_json::to_string(&fixed).unwrap();
+        serde_json::from_str(&saved).unwrap()
+    });
+
+    let mut disabled = GradScaler::disabled();
+    disabled.set_scale(8.0).unwrap();
+    assert_eq!(disabled, GradScaler::disabled());
+}
+
+#[test]
+fn a_chosen_scale_takes_the_place_of_an_update() {
+    // As PyTorch's `update(new_scale)`: the growth tracker neither counts the step nor is reset.
+    let settings = DynamicScale::torch().with_init(1024.0).with_interval(2);
+    let device = common::device();
+    let model = Weights::new([1.0], &device);
+    for (gradient, counts) in [(1e-30, (2, 0)), (f32::INFINITY, (1, 1))] {
+        let mut scaler = GradScaler::dynamic(settings.clone());
+        trajectory(&mut scaler, ".");
+        scaler.begin(&model);
+        let loss = model.loss(Tensor::from_floats([gradient], &device));
+        let grads = scaler.scale(loss).backward(&model);
+        let grads = scaler.unscale(grads);
+        let _ = scaler.apply_with(model.clone(), grads, |model, _| model);
+        scaler.set_scale(16.0).unwrap();
+        assert_eq!((scaler.steps(), scaler.skips()), counts);
+        assert_eq!(trajectory(&mut scaler, ".").0, [32.0]);
+    }
+}
+
+#[test]
+#[should_panic(expected = "`set_scale` within a step")]
+fn a_scale_is_not_chosen_while_a_step_is_open() {
+    let mut scaler = GradScaler::mmcv_static();
+    scaler.begin(&Weights::new([1.0], &common::device()));
+    let _ = scaler.set_scale(1.0);
 }
 
 /// The file that `record_scalers.py` wrote; see there for its format.
