@@ -147,7 +147,8 @@ pub struct TrainArgs {
     /// Folder for checkpoints, log, scores and pictures
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Take the precision from a policy file (see `halfseg audit`), in place of the configuration's
+    /// Take the precision from a policy file (see `halfseg audit`), in place of the configuration's;
+    /// a --precision that contradicts it is refused
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
     /// Continue the run in --out from its last checkpoint
@@ -164,7 +165,8 @@ pub struct ConfigArgs {
     /// The recipe
     #[command(flatten)]
     pub recipe: RecipeArgs,
-    /// Take the precision from a policy file (see `halfseg audit`), in place of the configuration's
+    /// Take the precision from a policy file (see `halfseg audit`), in place of the configuration's;
+    /// a --precision that contradicts it is refused
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
 }
@@ -198,7 +200,8 @@ pub struct InferenceArgs {
     /// not say
     #[arg(long)]
     pub precision: Option<Precision>,
-    /// Take the precision from a policy file (see `halfseg audit`), in place of the checkpoint's
+    /// Take the precision from a policy file (see `halfseg audit`), in place of the checkpoint's; a
+    /// --precision that contradicts it is refused
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
     /// flex, cuda, cuda:N, wgpu or wgpu:N

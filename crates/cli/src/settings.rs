@@ -65,7 +65,7 @@ pub fn apply(
 ) -> Result<Recipe, Error> {
     apply_model(&args.model, &mut recipe);
     if let Some(policy) = policy {
-        recipe.read_policy(policy)?;
+        read_policy(policy, args.precision, &mut recipe)?;
     }
     // Flags are assignments to keys, so that they go through the same checks as files.
     let mut assignments = Vec::new();
@@ -116,6 +116,26 @@ pub fn apply(
         recipe.set(assignment)?;
     }
     Ok(recipe)
+}
+
+/// Takes the precision from a policy file. A `--precision` that says otherwise is refused: the file's
+/// exceptions were found for its own dtype.
+fn read_policy(
+    path: &Path,
+    precision: Option<Precision>,
+    recipe: &mut Recipe,
+) -> Result<(), Error> {
+    recipe.read_policy(path)?;
+    let dtype = recipe.precision.dtype;
+    match precision {
+        Some(precision) if precision != dtype => Err(Error::Value {
+            key: "--precision".into(),
+            origin: "the flags".into(),
+            expected: format!("{dtype}, as `--policy {}` has it, or none", path.display()),
+            found: format!("`{precision}`"),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn apply_model(args: &ModelArgs, recipe: &mut Recipe) {
@@ -189,7 +209,7 @@ impl Loaded {
             data.clone_into(&mut recipe.data.source);
         }
         if let Some(policy) = &args.policy {
-            recipe.read_policy(policy)?;
+            read_policy(policy, args.precision, &mut recipe)?;
         }
         if let Some(precision) = args.precision {
             recipe.precision.dtype = precision;

@@ -718,6 +718,9 @@ fn an_audit_ranks_operations_and_writes_a_policy_that_training_obeys() {
     let with_policy = miou(&["--policy", text(&plain)]);
     assert_eq!(with_policy["precision"], "bf16");
     assert_eq!(with_policy["policy"]["modules"], Value::Null);
+    let eval = ["eval", "--checkpoint", text(&out), "--precision", "f16"];
+    let eval = [&eval[..], &["--policy", text(&plain)]].concat();
+    check(&eval, 2, &["`--precision` in the flags: expected bf16"]);
     // Resuming keeps the exceptions, too.
     let more = [
         "train",
@@ -776,6 +779,28 @@ fn policies_that_cannot_be_are_explained() {
         r#"{"compute": "f16", "param": "f16"}"#,
         &["`param`", "expected f32"],
     );
+
+    // What contradicts the file is refused, by every command; what agrees with it is not.
+    fs::write(&file, r#"{"compute": "bf16"}"#).unwrap();
+    let contradiction = [
+        "`--precision` in the flags: expected bf16, as `--policy ",
+        "policy.json` has it, or none, found `f32`",
+    ];
+    let f32 = ["--precision", "f32"];
+    check(&[&train[..], &f32].concat(), 2, &contradiction);
+    assert!(!out.join("log.jsonl").exists());
+    let config = ["config", "--policy", text(&file)];
+    check(&[&config[..], &f32].concat(), 2, &contradiction);
+    let dtype = |flags: &[&str]| {
+        let output = run(&[&config[..], flags].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let dtype = printed.lines().find(|line| line.starts_with("dtype = "));
+        dtype.expect("a configuration has a dtype").to_owned()
+    };
+    assert_eq!(dtype(&["--precision", "bf16"]), "dtype = \"bf16\"");
+    // `--set` is above all flags.
+    assert_eq!(dtype(&["--set", "precision.dtype=f32"]), "dtype = \"f32\"");
 
     let audit = ["audit", "--method", "fcn", "--data", "synthetic"];
     let fails = |flags: &[&str], code: i32, expect: &[&str]| {

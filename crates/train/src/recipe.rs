@@ -388,8 +388,9 @@ impl Recipe {
         Ok(())
     }
 
-    /// Takes dtype and exceptions from a policy file, such as `halfseg audit --policy` writes; they
-    /// are part of the recipe from then on, and the file is not needed any more.
+    /// Takes dtype and exceptions from a policy file, such as `halfseg audit --policy` writes, in
+    /// place of the recipe's own; they are part of the recipe from then on, and the file is not
+    /// needed any more.
     ///
     /// # Errors
     ///
