@@ -1,5 +1,13 @@
 //! The number formats that convolutions read and write; all arithmetic is f32.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    __m512, _MM_FROUND_TO_NEAREST_INT, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16,
+    _mm512_castsi512_ps, _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_cvtps_ph, _mm512_loadu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_slli_epi32, _mm512_storeu_ps,
+};
+
 use half::{bf16, f16};
 
 use super::isa::Isa;
@@ -35,9 +43,37 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
             *target = Self::narrow(*source);
         }
     }
+
+    /// Widens the values of `source` that `mask` has; the others are 0.
+    ///
+    /// # Safety
+    /// Those values are readable; the processor has AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load_lanes(source: *const Self, mask: u16) -> __m512;
+
+    /// Rounds the values that `mask` has into `target`.
+    ///
+    /// # Safety
+    /// Those are writable; the processor has AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn store_lanes(values: __m512, mask: u16, target: *mut Self);
 }
 
 impl Element for f32 {
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load_lanes(source: *const Self, mask: u16) -> __m512 {
+        // SAFETY: the caller's promises.
+        unsafe { _mm512_maskz_loadu_ps(mask, source) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn store_lanes(values: __m512, mask: u16, target: *mut Self) {
+        // SAFETY: the caller's promises.
+        unsafe { _mm512_mask_storeu_ps(target, mask, values) }
+    }
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -50,6 +86,29 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load_lanes(source: *const Self, mask: u16) -> __m512 {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, source.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn store_lanes(values: __m512, mask: u16, target: *mut Self) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let mut wide = [0f32; 16];
+            _mm512_storeu_ps(wide.as_mut_ptr(), values);
+            let bits = wide.map(|value| i32::from(Self::narrow(value).to_bits()));
+            let bits = _mm512_cvtepi32_epi16(_mm512_loadu_epi32(bits.as_ptr()));
+            _mm256_mask_storeu_epi16(target.cast(), mask, bits);
+        }
+    }
+
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -71,6 +130,23 @@ impl Element for bf16 {
 }
 
 impl Element for f16 {
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load_lanes(source: *const Self, mask: u16) -> __m512 {
+        // SAFETY: the caller's promises.
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, source.cast())) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn store_lanes(values: __m512, mask: u16, target: *mut Self) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let half = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values);
+            _mm256_mask_storeu_epi16(target.cast(), mask, half);
+        }
+    }
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self.to_f32()

@@ -275,6 +275,9 @@ mod x86 {
         }
     }
 
+    /// Values of the left operand that are fetched ahead of those that are multiplied.
+    const FETCHED: usize = 256;
+
     /// `MR` rows of `VECTORS` registers; 24 sums leave room for the operands and hide the latency of
     /// their additions.
     pub struct Avx512<const MR: usize, const VECTORS: usize>;
@@ -310,6 +313,9 @@ mod x86 {
     ) {
         // SAFETY: every address is one that the caller promises.
         unsafe {
+            for line in (0..MR * VECTORS * 16).step_by(16) {
+                _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(line).cast());
+            }
             let mut sums = [[_mm512_setzero_ps(); VECTORS]; MR];
             for row in 0..walk.rows {
                 let mut a = left.add(row * walk.left_row);
@@ -325,6 +331,7 @@ mod x86 {
                             *sum = _mm512_fmadd_ps(value, column, *sum);
                         }
                     }
+                    _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(FETCHED).cast());
                     a = a.wrapping_add(MR);
                     b = b.wrapping_add(walk.right_step);
                 }

@@ -298,20 +298,47 @@ fn forward_with<E: Element, W: Element>(
     // Not cleared first: that would be a pass over the memory.
     let mut output = Vec::with_capacity(length);
     let target = Shared(output.as_mut_ptr());
+    let kernels = winograd::Kernels::forward(&geometry, weight);
     // SAFETY: the target has room for the output.
     unsafe {
-        if exactness == Exactness::Output
-            && !multiplies_tiles::<E>(isa)
-            && winograd::pays(&geometry)
-        {
-            with_wide_core!(isa, C => winograd::forward::<C, E, W>(&geometry, x, weight, tail, target));
-        } else {
-            with_core!(isa, E, C => taps::forward::<C, E, W>(&geometry, x, weight, tail, target));
+        match filter::<E>(isa, &geometry, exactness) {
+            Filter::Direct => {
+                with_core!(isa, E, C => taps::forward::<C, E, W>(&geometry, x, weight, tail, target))
+            }
+            Filter::Tiles2 => {
+                with_wide_core!(isa, C => winograd::forward::<C, E, W, 2, 4>(&geometry, x, kernels, tail, target))
+            }
+            Filter::Tiles4 => {
+                with_wide_core!(isa, C => winograd::forward::<C, E, W, 4, 6>(&geometry, x, kernels, tail, target))
+            }
         }
     }
     // SAFETY: both ways write every output.
     unsafe { output.set_len(length) };
     output
+}
+
+/// How the products of a convolution of maps are made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Filter {
+    /// One for each tap.
+    Direct,
+    /// F(2x2, 3x3).
+    Tiles2,
+    /// F(4x4, 3x3).
+    Tiles4,
+}
+
+fn filter<E: Element>(isa: Isa, geometry: &Geometry, exactness: Exactness) -> Filter {
+    if multiplies_tiles::<E>(isa) {
+        Filter::Direct
+    } else if exactness == Exactness::Output && winograd::pays::<4>(geometry) {
+        Filter::Tiles4
+    } else if winograd::pays::<2>(geometry) {
+        Filter::Tiles2
+    } else {
+        Filter::Direct
+    }
 }
 
 /// Tiles of bf16 are faster than any way to save products of f32.
@@ -350,7 +377,17 @@ fn input_gradient_with<E: Element>(
     let target = Shared(result.as_mut_ptr());
     // SAFETY: the target has room for the result; without a stride all of it is written.
     unsafe {
-        with_core!(isa, E, C => taps::input_gradient::<C, E>(&geometry, weight, gradient, target));
+        match winograd::Kernels::input_gradient(&geometry, weight) {
+            Some((turned, kernels))
+                if filter::<E>(isa, &turned, Exactness::Summed) == Filter::Tiles2 =>
+            {
+                let tail = Tail::none();
+                with_wide_core!(isa, C => winograd::forward::<C, E, E, 2, 4>(&turned, gradient, kernels, tail, target));
+            }
+            _ => {
+                with_core!(isa, E, C => taps::input_gradient::<C, E>(&geometry, weight, gradient, target));
+            }
+        }
         result.set_len(length);
     }
     result
@@ -426,6 +463,19 @@ fn inside(count: usize, step: usize, offset: isize, size: usize) -> std::ops::Ra
     };
     let last = last.min(count);
     first.min(last)..last
+}
+
+/// Asks for the cache lines of `count` values, some of which may not exist.
+#[inline(always)]
+fn prefetch<E>(values: &[E], first: usize, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..count).step_by((64 / size_of::<E>()).max(1)) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(first + at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, first, count);
 }
 
 /// A cache line.

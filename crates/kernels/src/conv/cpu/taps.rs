@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::isa::{Work, compiled};
 use super::micro::{Core, Walk};
-use super::{Aligned, Element, Geometry, Shared, Tail, Weight, inside, with_scratch};
+use super::{Aligned, Element, Geometry, Shared, Tail, Weight, inside, prefetch, with_scratch};
 
 /// Values of the left operand that stay in the second-level cache beside the strip.
 const CHUNK: usize = 96 << 10;
@@ -15,19 +15,6 @@ const CHUNK: usize = 96 << 10;
 /// Channels that are fetched ahead of those that are packed: each lies in pages of its own, where the
 /// processor does not look ahead by itself.
 const AHEAD: usize = 2;
-
-/// Asks for the cache lines of `count` values, some of which may not exist.
-#[inline(always)]
-fn prefetch<E>(values: &[E], first: usize, count: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for at in (0..count).step_by((64 / size_of::<E>()).max(1)) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(first + at).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, first, count);
-}
 
 /// One tap: which of the kernel's, and how far its input pixel is from the position of the output.
 #[derive(Clone, Copy)]

@@ -187,57 +187,93 @@ fn long_sums_stay_within_their_bound() {
     println!("1x1: {:?}", compare::<f32>(&geometry, 1e-5, &mut random));
 }
 
-fn winograd_with<E: Element>(
+fn winograd_with<E: Element, const TILE: usize, const WINDOW: usize>(
     isa: Isa,
     geometry: &Geometry,
     x: &[E],
-    weight: &[E],
+    kernels: winograd::Kernels<'_, E>,
     tail: Tail<'_, E>,
-    found: &mut [E],
-) {
-    let weight = Weight::plain(weight);
-    let found = super::Shared(found.as_mut_ptr());
+) -> Vec<E>
+where
+    winograd::Minimal: winograd::Scheme<TILE, WINDOW>,
+{
+    let mut found = vec![E::default(); geometry.output_shape().iter().product()];
+    let target = super::Shared(found.as_mut_ptr());
     // SAFETY: what was found has the output's size; the instruction set is available.
     unsafe {
-        with_wide_core!(isa, C => winograd::forward::<C, E, E>(geometry, x, weight, tail, found));
+        with_wide_core!(isa, C => {
+            winograd::forward::<C, E, E, TILE, WINDOW>(geometry, x, kernels, tail, target)
+        });
     }
+    found
 }
 
 #[test]
-fn fewer_products_give_the_same_output_within_their_bound() {
-    for seed in 0..60 {
+fn fewer_products_give_the_same_maps_within_their_bounds() {
+    for seed in 0..80 {
         let mut random = Random(1000 + seed);
-        let dilation = 1 + random.below(5);
+        let dilations = [1, 1, 2, 3, 4, 5];
+        let dilation: [usize; 2] = std::array::from_fn(|_| dilations[random.below(6)]);
         let options = Conv2dOptions {
-            padding: [random.below(7), random.below(7)],
-            dilation: [dilation, 1 + random.below(5)],
+            padding: std::array::from_fn(|axis| random.below(2 * dilation[axis] + 1)),
+            dilation,
             ..Conv2dOptions::default()
         };
         let size = [11 + random.below(30), 11 + random.below(40)];
         let (c, m) = (1 + random.below(40), 1 + random.below(40));
-        let c = if seed == 0 { 300 } else { c };
+        let (c, size) = if seed == 0 {
+            (1100, [9, 60])
+        } else {
+            (c, size)
+        };
         let x = [1 + random.below(3), c, size[0], size[1]];
         let geometry = Geometry::new(x, [m, c, 3, 3], options);
         let x: Vec<f32> = random.values(geometry.input_shape().iter().product());
         let weight: Vec<f32> = random.values(geometry.weight_shape().iter().product());
         let bias: Vec<f32> = random.values(m);
-        let mut expected = vec![0f64; geometry.output_shape().iter().product()];
+        let gradient: Vec<f32> = random.values(geometry.output_shape().iter().product());
+        let mut expected = vec![0f64; gradient.len()];
+        let mut expected_gradient = vec![0f64; x.len()];
         let plane = geometry.output[0] * geometry.output[1];
         for (i, value) in expected.iter_mut().enumerate() {
             *value = f64::from(bias[i / plane % m]);
         }
         each_product(&geometry, |i, w, o| {
             expected[o] += f64::from(x[i]) * f64::from(weight[w]);
+            expected_gradient[i] += f64::from(gradient[o]) * f64::from(weight[w]);
         });
         let tail = Tail {
             bias: Some(&bias),
             ..Tail::none()
         };
+        let kernels = winograd::Kernels::forward(&geometry, Weight::plain(&weight[..]));
+        let (turned, turned_kernels) = winograd::Kernels::input_gradient(&geometry, &weight)
+            .expect("the padding is less than the window");
         for isa in Isa::available() {
-            let mut found = vec![0f32; expected.len()];
-            winograd_with(isa, &geometry, &x, &weight, tail, &mut found);
-            let error = distance(&found, &expected);
-            assert!(error <= 1e-5, "{error:e} for {isa:?}, {geometry:?}");
+            let errors = [
+                distance(
+                    &winograd_with::<f32, 2, 4>(isa, &geometry, &x, kernels, tail),
+                    &expected,
+                ),
+                distance(
+                    &winograd_with::<f32, 2, 4>(
+                        isa,
+                        &turned,
+                        &gradient,
+                        turned_kernels,
+                        Tail::none(),
+                    ),
+                    &expected_gradient,
+                ),
+                distance(
+                    &winograd_with::<f32, 4, 6>(isa, &geometry, &x, kernels, tail),
+                    &expected,
+                ),
+            ];
+            assert!(
+                errors[0] <= 1e-6 && errors[1] <= 1e-6 && errors[2] <= 1e-5,
+                "{errors:?} for {isa:?}, {geometry:?}"
+            );
         }
     }
 }
@@ -272,9 +308,9 @@ fn what_follows_the_sums_is_added_before_they_are_rounded() {
             skip: Some(&skip),
             relu: true,
         };
+        let plain = Weight::plain(&weight[..]);
         for isa in Isa::available() {
             for exactness in [Exactness::Summed, Exactness::Output] {
-                let plain = Weight::plain(&weight[..]);
                 let found = forward_with(isa, &geometry, &x, plain, tail, exactness);
                 let error = distance(&found, &expected);
                 assert!(
@@ -283,9 +319,13 @@ fn what_follows_the_sums_is_added_before_they_are_rounded() {
                 );
             }
             if geometry.options.groups == 1 && geometry.kernel == [3, 3] {
-                let mut found = vec![f16::ZERO; expected.len()];
-                winograd_with(isa, &geometry, &x, &weight, tail, &mut found);
-                assert!(distance(&found, &expected) <= 2f64.powi(-11));
+                let kernels = winograd::Kernels::forward(&geometry, plain);
+                for found in [
+                    winograd_with::<f16, 2, 4>(isa, &geometry, &x, kernels, tail),
+                    winograd_with::<f16, 4, 6>(isa, &geometry, &x, kernels, tail),
+                ] {
+                    assert!(distance(&found, &expected) <= 2f64.powi(-11));
+                }
             }
         }
     }
@@ -307,17 +347,16 @@ fn fewer_products_are_chosen_where_they_pay() {
         dilation: [dilation; 2],
         ..Conv2dOptions::default()
     };
-    let pays = |channels: usize, kernel: usize, dilation: usize| {
-        let x = [1, channels, 64, 128];
-        winograd::pays(&Geometry::new(
-            x,
-            [channels, channels, kernel, kernel],
-            options(dilation),
-        ))
+    let geometry = |channels: usize, kernel: usize, dilation: usize| {
+        let weight = [channels, channels, kernel, kernel];
+        Geometry::new([1, channels, 64, 128], weight, options(dilation))
     };
-    assert!(pays(256, 3, 1) && pays(512, 3, 4));
-    // A 1x1 kernel, too few channels, and a dilation whose taps mostly lie in the padding.
-    assert!(!pays(256, 1, 1) && !pays(8, 3, 1) && !pays(512, 3, 36));
+    for pays in [winograd::pays::<2>, winograd::pays::<4>] {
+        assert!(pays(&geometry(256, 3, 1)) && pays(&geometry(512, 3, 4)));
+        // A 1x1 kernel, too few channels, and a dilation whose taps mostly lie in the padding.
+        assert!(!pays(&geometry(256, 1, 1)) && !pays(&geometry(8, 3, 1)));
+        assert!(!pays(&geometry(512, 3, 36)));
+    }
 }
 
 #[test]
