@@ -230,6 +230,21 @@ macro_rules! with_core {
     };
 }
 
+/// As [`with_wide_core`], for weight gradients.
+macro_rules! with_weight_core {
+    ($isa:expr, $C:ident => $body:expr) => {
+        match $isa {
+            // 32 columns divide the usual numbers of channels.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Amx => {
+                type $C = micro::Avx512<12, 2>;
+                $body
+            }
+            isa => with_wide_core!(isa, $C => $body),
+        }
+    };
+}
+
 /// Runs `$body` with `$C` bound to the best way to multiply f32.
 macro_rules! with_wide_core {
     ($isa:expr, $C:ident => $body:expr) => {
@@ -416,16 +431,11 @@ fn weight_gradient_with<E: Element>(
                 // SAFETY: the processor has tiles.
                 unsafe { tiles::weight_gradient(&geometry, x, gradient, &mut result) }
             }
-            // 32 columns divide the usual numbers of channels.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => weights::weight_gradient::<micro::Avx512<12, 2>, E>(
-                &geometry,
-                x,
-                gradient,
-                &mut result,
-            ),
+            _ if filter::<E>(isa, &geometry, Exactness::Summed) == Filter::Tiles2 => {
+                with_weight_core!(isa, C => winograd::weight_gradient::<C, E>(&geometry, x, gradient, &mut result))
+            }
             _ => {
-                with_wide_core!(isa, C => weights::weight_gradient::<C, E>(&geometry, x, gradient, &mut result))
+                with_weight_core!(isa, C => weights::weight_gradient::<C, E>(&geometry, x, gradient, &mut result))
             }
         }
     }

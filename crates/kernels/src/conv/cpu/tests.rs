@@ -234,6 +234,7 @@ fn fewer_products_give_the_same_maps_within_their_bounds() {
         let gradient: Vec<f32> = random.values(geometry.output_shape().iter().product());
         let mut expected = vec![0f64; gradient.len()];
         let mut expected_gradient = vec![0f64; x.len()];
+        let mut expected_weight = vec![0f64; weight.len()];
         let plane = geometry.output[0] * geometry.output[1];
         for (i, value) in expected.iter_mut().enumerate() {
             *value = f64::from(bias[i / plane % m]);
@@ -241,6 +242,7 @@ fn fewer_products_give_the_same_maps_within_their_bounds() {
         each_product(&geometry, |i, w, o| {
             expected[o] += f64::from(x[i]) * f64::from(weight[w]);
             expected_gradient[i] += f64::from(gradient[o]) * f64::from(weight[w]);
+            expected_weight[w] += f64::from(gradient[o]) * f64::from(x[i]);
         });
         let tail = Tail {
             bias: Some(&bias),
@@ -250,7 +252,12 @@ fn fewer_products_give_the_same_maps_within_their_bounds() {
         let (turned, turned_kernels) = winograd::Kernels::input_gradient(&geometry, &weight)
             .expect("the padding is less than the window");
         for isa in Isa::available() {
+            let mut found = vec![0f32; weight.len()];
+            with_weight_core!(isa, C => {
+                winograd::weight_gradient::<C, f32>(&geometry, &x, &gradient, &mut found)
+            });
             let errors = [
+                distance(&found, &expected_weight),
                 distance(
                     &winograd_with::<f32, 2, 4>(isa, &geometry, &x, kernels, tail),
                     &expected,
@@ -271,7 +278,7 @@ fn fewer_products_give_the_same_maps_within_their_bounds() {
                 ),
             ];
             assert!(
-                errors[0] <= 1e-6 && errors[1] <= 1e-6 && errors[2] <= 1e-5,
+                errors[..3].iter().all(|&error| error <= 1e-6) && errors[3] <= 1e-5,
                 "{errors:?} for {isa:?}, {geometry:?}"
             );
         }

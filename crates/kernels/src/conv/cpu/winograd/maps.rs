@@ -10,11 +10,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::isa::{Isa, Work, compiled};
-use super::super::micro::{Core, LANES, Walk};
+use super::super::micro::{Core, LANES};
 use super::super::{Aligned, Element, Geometry, Shared, Tail, Weight, prefetch, with_scratch};
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
-use super::{Lanes, Minimal, Scheme, Tile, both_axes, direct_products, tiles, tiles_along};
+use super::{
+    APART, Lanes, Minimal, Multiply, Scheme, Tile, both_axes, direct_products, tiles, tiles_along,
+};
 
 /// Input channels that are summed in one go: longer than in direct sums, because sums are held for
 /// all points at once and go through memory.
@@ -24,12 +26,10 @@ const DEPTH: usize = 512;
 const HELD: usize = 4 << 20;
 /// Values of kernels that share a panel of inputs in the cache.
 const CHUNK: usize = 96 << 10;
-/// Values between points: at a power of two, all points of a tile would meet in one set of the cache.
-const APART: usize = 1040;
-/// Channels that are fetched ahead of those that are transformed.
-const AHEAD: usize = 2;
 /// Kernels of an output channel that are read in one go.
 const FETCHED: usize = 16;
+/// Channels that are fetched ahead of those that are transformed.
+const AHEAD: usize = 2;
 /// The most columns of a window.
 #[cfg(target_arch = "x86_64")]
 const MOST: usize = 6;
@@ -215,9 +215,10 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
                     right: &inputs[point * layout.inputs..][..layout.inputs],
                     sums: Shared(target.at(point * layout.sums)),
                     rows: first..layout.rows.min(first + chunk),
-                    panels: block.len().div_ceil(C::NR),
+                    panels: 0..block.len().div_ceil(C::NR),
+                    all_panels: layout.panels,
                     depth: channels.len(),
-                    layout,
+                    slice: depth,
                     add: cut > 0,
                     core: PhantomData,
                 };
@@ -565,39 +566,6 @@ fn every<const STEP: usize>(line: &[f32], run: &Run, lanes: &mut Lanes) {
     for lane in 0..LANES {
         let wanted = lane >= run.first && lane < run.last;
         lanes[lane] = if wanted { values[lane] } else { lanes[lane] };
-    }
-}
-
-/// Adds the products of one point to its sums, `[panel of MR channels][panel of tiles][MR][NR]`.
-struct Multiply<'a, C> {
-    left: &'a [f32],
-    right: &'a [f32],
-    sums: Shared<f32>,
-    /// Panels of output channels.
-    rows: Range<usize>,
-    /// Panels of tiles.
-    panels: usize,
-    depth: usize,
-    layout: Layout,
-    add: bool,
-    core: PhantomData<C>,
-}
-
-impl<C: Core<Value = f32>> Work for Multiply<'_, C> {
-    /// # Safety
-    /// The sums have room for all blocks, of which no other thread touches these rows.
-    #[inline(always)]
-    unsafe fn run(self) {
-        let walk = Walk::packed::<C>(self.depth);
-        for panel in 0..self.panels {
-            let right = &self.right[panel * self.depth * C::NR..][..self.depth * C::NR];
-            for row in self.rows.clone() {
-                let left = &self.left[row * self.depth * C::MR..][..self.depth * C::MR];
-                let block = self.sums.at((row * self.layout.panels + panel) * C::BLOCK);
-                // SAFETY: the slices hold `depth` products; the rest is the caller's promise.
-                unsafe { C::multiply(walk, left.as_ptr(), right.as_ptr(), block, self.add) };
-            }
-        }
     }
 }
 

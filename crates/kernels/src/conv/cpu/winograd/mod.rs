@@ -9,11 +9,21 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod maps;
+mod weights;
 
 pub use maps::{Kernels, forward, pays};
+pub use weights::weight_gradient;
 
-use super::micro::LANES;
-use super::{Geometry, inside};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::isa::Work;
+use super::micro::{Core, LANES, Walk};
+use super::{Geometry, Shared, inside};
+
+/// Values between points: at a power of two, all points of a tile would meet in one set of a cache, and
+/// in one of those that keep where pages are.
+const APART: usize = 1040;
 
 /// Some values side by side.
 type Lanes = [f32; LANES];
@@ -159,13 +169,7 @@ struct Tile {
 
 /// All tiles; those that follow each other in a row of an interleaved map do so here.
 fn tiles(geometry: &Geometry, tile: usize) -> Vec<Tile> {
-    let starts = |axis: usize| -> Vec<usize> {
-        let (size, dilation) = (geometry.output[axis], geometry.options.dilation[axis]);
-        (0..dilation.min(size))
-            .flat_map(|residue| (residue..size).step_by(dilation * tile))
-            .collect()
-    };
-    let (rows, columns) = (starts(0), starts(1));
+    let (rows, columns) = (starts(geometry, 0, tile), starts(geometry, 1, tile));
     let mut tiles = Vec::with_capacity(geometry.batch * rows.len() * columns.len());
     for image in 0..geometry.batch {
         for &y in &rows {
@@ -173,6 +177,14 @@ fn tiles(geometry: &Geometry, tile: usize) -> Vec<Tile> {
         }
     }
     tiles
+}
+
+/// The first outputs of tiles along one axis, one interleaved map after the other.
+fn starts(geometry: &Geometry, axis: usize, tile: usize) -> Vec<usize> {
+    let (size, dilation) = (geometry.output[axis], geometry.options.dilation[axis]);
+    (0..dilation.min(size))
+        .flat_map(|residue| (residue..size).step_by(dilation * tile))
+        .collect()
 }
 
 /// Tiles of all interleaved maps along one axis.
@@ -194,4 +206,48 @@ fn direct_products(geometry: &Geometry) -> usize {
             .sum()
     };
     along(0) * along(1)
+}
+
+/// Adds the products of one point to its sums, `[panel of rows][panel of columns][MR][NR]`.
+struct Multiply<'a, C> {
+    /// `[panel][product][MR]`.
+    left: &'a [f32],
+    /// `[panel][product][NR]`.
+    right: &'a [f32],
+    sums: Shared<f32>,
+    /// Panels of rows, and of columns.
+    rows: Range<usize>,
+    panels: Range<usize>,
+    /// Panels of columns that the sums hold.
+    all_panels: usize,
+    depth: usize,
+    /// Products that are summed at a time: their columns stay in a cache while rows pass by.
+    slice: usize,
+    /// Whether there are sums already.
+    add: bool,
+    core: PhantomData<C>,
+}
+
+impl<C: Core<Value = f32>> Work for Multiply<'_, C> {
+    /// # Safety
+    /// The sums have room for all blocks, and no other thread touches these.
+    #[inline(always)]
+    unsafe fn run(self) {
+        let slices = self.depth.div_ceil(self.slice);
+        for panel in self.panels.clone() {
+            let right = &self.right[panel * self.depth * C::NR..][..self.depth * C::NR];
+            for slice in 0..slices {
+                let [first, last] = [slice, slice + 1].map(|cut| self.depth * cut / slices);
+                let walk = Walk::packed::<C>(last - first);
+                let add = self.add || slice > 0;
+                for row in self.rows.clone() {
+                    let left = &self.left[row * self.depth * C::MR..][..self.depth * C::MR];
+                    let block = self.sums.at((row * self.all_panels + panel) * C::BLOCK);
+                    let (left, right) = (&left[first * C::MR..], &right[first * C::NR..]);
+                    // SAFETY: the slices hold the products; the rest is the caller's promise.
+                    unsafe { C::multiply(walk, left.as_ptr(), right.as_ptr(), block, add) };
+                }
+            }
+        }
+    }
 }
