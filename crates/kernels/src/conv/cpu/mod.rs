@@ -456,6 +456,10 @@ impl<T> Shared<T> {
     fn at(self, offset: usize) -> *mut T {
         self.0.wrapping_add(offset)
     }
+
+    fn from(self, offset: usize) -> Self {
+        Self(self.at(offset))
+    }
 }
 
 /// The positions `p` in `0..count` whose `p * step + offset` lies in `0..size`.

@@ -11,11 +11,12 @@ use rayon::prelude::*;
 
 use super::super::isa::{Isa, Work, compiled};
 use super::super::micro::{Core, LANES};
-use super::super::{Aligned, Element, Geometry, Shared, Tail, Weight, prefetch, with_scratch};
+use super::super::{Element, Geometry, Shared, Tail, Weight, prefetch, with_scratch};
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
 use super::{
-    APART, Lanes, Minimal, Multiply, Scheme, Tile, both_axes, direct_products, tiles, tiles_along,
+    APART, Lanes, Minimal, Multiply, Room, Scheme, Tile, both_axes, direct_products, tiles,
+    tiles_along,
 };
 
 /// Input channels that are summed in one go: longer than in direct sums, because sums are held for
@@ -150,9 +151,10 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
     let blocks = panels.div_ceil(most.max(1));
     let panels = panels.div_ceil(blocks);
     let layout = Layout::new::<C>(panels, geometry.c_out, depth);
-    let mut inputs = Aligned::<f32>::zeros(points * layout.inputs);
-    let mut sums = Aligned::<f32>::zeros(points * layout.sums);
-    let mut packed = Aligned::<f32>::zeros(points * layout.kernels);
+    let mut inputs = Room::new(points * layout.inputs);
+    let mut sums = Room::new(points * layout.sums);
+    let mut packed = Room::new(points * layout.kernels);
+    let [inputs, sums, packed] = [&mut inputs, &mut sums, &mut packed].map(Room::values);
     let threads = rayon::current_num_threads();
     #[cfg(target_arch = "x86_64")]
     let scatter = avx512::Scatter::new(
@@ -160,7 +162,7 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
         geometry.options.dilation[1].min(avx512::FARTHEST / TILE),
     );
     for block in all.chunks(panels * C::NR) {
-        let groups: Vec<Vec<Run>> = block
+        let mut groups: Vec<Vec<Run>> = block
             .chunks(LANES)
             .map(|tiles| {
                 runs(
@@ -172,6 +174,9 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
                 )
             })
             .collect();
+        // The lanes of a panel that hold no tile are multiplied, too, and dropped.
+        let panels_used = block.len().div_ceil(C::NR);
+        groups.resize(panels_used * C::NR / LANES, Vec::new());
         for cut in 0..cuts {
             let channels = geometry.c_in * cut / cuts..geometry.c_in * (cut + 1) / cuts;
             if cuts > 1 || block.as_ptr() == all.as_ptr() {
@@ -180,10 +185,10 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
                     kernels,
                     channels.clone(),
                     layout,
-                    Shared(packed.as_mut_ptr()),
+                    packed,
                 );
             }
-            let target = Shared(inputs.as_mut_ptr());
+            let target = inputs;
             let share = groups.len().div_ceil(4 * threads).max(1);
             let line = (LANES * TILE + 2) * geometry.options.dilation[1];
             groups
@@ -205,17 +210,16 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
                         unsafe { compiled(C::ISA, (work, line)) };
                     });
                 });
-            let target = Shared(sums.as_mut_ptr());
             let chunk = (CHUNK / (depth * C::MR)).max(1);
             let chunks = layout.rows.div_ceil(chunk);
             (0..points * chunks).into_par_iter().for_each(|task| {
                 let (point, first) = (task / chunks, task % chunks * chunk);
                 let work = Multiply::<C> {
-                    left: &packed[point * layout.kernels..][..layout.kernels],
-                    right: &inputs[point * layout.inputs..][..layout.inputs],
-                    sums: Shared(target.at(point * layout.sums)),
+                    left: packed.from(point * layout.kernels),
+                    right: inputs.from(point * layout.inputs),
+                    sums: sums.from(point * layout.sums),
                     rows: first..layout.rows.min(first + chunk),
-                    panels: 0..block.len().div_ceil(C::NR),
+                    panels: 0..panels_used,
                     all_panels: layout.panels,
                     depth: channels.len(),
                     slice: depth,
@@ -235,7 +239,7 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
                     groups: &groups,
                     rows: task * share..layout.rows.min((task + 1) * share),
                     layout,
-                    sums: &sums,
+                    sums,
                     tail,
                     output,
                     #[cfg(target_arch = "x86_64")]
@@ -576,7 +580,7 @@ struct Store<'a, C, E, const TILE: usize, const WINDOW: usize> {
     /// Panels of channels.
     rows: Range<usize>,
     layout: Layout,
-    sums: &'a [f32],
+    sums: Shared<f32>,
     tail: Tail<'a, E>,
     output: Shared<E>,
     #[cfg(target_arch = "x86_64")]
@@ -614,9 +618,8 @@ where
                 let sums: [[Lanes; WINDOW]; WINDOW] = std::array::from_fn(|i| {
                     std::array::from_fn(|j| {
                         let at = (i * WINDOW + j) * self.layout.sums + at;
-                        *self.sums[at..]
-                            .first_chunk::<LANES>()
-                            .expect("sums hold every block")
+                        // SAFETY: the products of every block were summed.
+                        unsafe { self.sums.at(at).cast::<Lanes>().read() }
                     })
                 });
                 let values = both_axes!(Minimal::output, &sums, WINDOW, TILE);

@@ -15,11 +15,12 @@ pub use maps::{Kernels, forward, pays};
 pub use weights::weight_gradient;
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::isa::Work;
 use super::micro::{Core, LANES, Walk};
-use super::{Geometry, Shared, inside};
+use super::{Geometry, Line, Shared, inside};
 
 /// Values between points: at a power of two, all points of a tile would meet in one set of a cache, and
 /// in one of those that keep where pages are.
@@ -208,12 +209,31 @@ fn direct_products(geometry: &Geometry) -> usize {
     along(0) * along(1)
 }
 
+/// Room for values, which starts with a cache line. It is not cleared: that would be a pass over memory
+/// by one thread.
+struct Room(Vec<MaybeUninit<Line>>);
+
+impl Room {
+    fn new(length: usize) -> Self {
+        let count = Line::count::<f32>(length);
+        let mut lines = Vec::with_capacity(count);
+        // SAFETY: lines that may be uninitialised need no values.
+        unsafe { lines.set_len(count) };
+        Self(lines)
+    }
+
+    /// Until the room is dropped.
+    fn values(&mut self) -> Shared<f32> {
+        Shared(self.0.as_mut_ptr().cast())
+    }
+}
+
 /// Adds the products of one point to its sums, `[panel of rows][panel of columns][MR][NR]`.
-struct Multiply<'a, C> {
+struct Multiply<C> {
     /// `[panel][product][MR]`.
-    left: &'a [f32],
+    left: Shared<f32>,
     /// `[panel][product][NR]`.
-    right: &'a [f32],
+    right: Shared<f32>,
     sums: Shared<f32>,
     /// Panels of rows, and of columns.
     rows: Range<usize>,
@@ -228,24 +248,24 @@ struct Multiply<'a, C> {
     core: PhantomData<C>,
 }
 
-impl<C: Core<Value = f32>> Work for Multiply<'_, C> {
+impl<C: Core<Value = f32>> Work for Multiply<C> {
     /// # Safety
-    /// The sums have room for all blocks, and no other thread touches these.
+    /// Both operands hold these panels; the sums have room for all blocks, and no other thread touches
+    /// these.
     #[inline(always)]
     unsafe fn run(self) {
         let slices = self.depth.div_ceil(self.slice);
         for panel in self.panels.clone() {
-            let right = &self.right[panel * self.depth * C::NR..][..self.depth * C::NR];
             for slice in 0..slices {
                 let [first, last] = [slice, slice + 1].map(|cut| self.depth * cut / slices);
                 let walk = Walk::packed::<C>(last - first);
                 let add = self.add || slice > 0;
                 for row in self.rows.clone() {
-                    let left = &self.left[row * self.depth * C::MR..][..self.depth * C::MR];
+                    let left = self.left.at((row * self.depth + first) * C::MR);
+                    let right = self.right.at((panel * self.depth + first) * C::NR);
                     let block = self.sums.at((row * self.all_panels + panel) * C::BLOCK);
-                    let (left, right) = (&left[first * C::MR..], &right[first * C::NR..]);
-                    // SAFETY: the slices hold the products; the rest is the caller's promise.
-                    unsafe { C::multiply(walk, left.as_ptr(), right.as_ptr(), block, add) };
+                    // SAFETY: the caller's promise.
+                    unsafe { C::multiply(walk, left, right, block, add) };
                 }
             }
         }

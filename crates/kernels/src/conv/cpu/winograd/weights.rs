@@ -10,8 +10,8 @@ use rayon::prelude::*;
 
 use super::super::isa::{Work, compiled};
 use super::super::micro::{Core, LANES, interleave};
-use super::super::{Aligned, Element, Geometry, Shared, with_scratch};
-use super::{APART, Lanes, Minimal, Multiply, Scheme, both_axes, starts};
+use super::super::{Element, Geometry, Shared, with_scratch};
+use super::{APART, Lanes, Minimal, Multiply, Room, Scheme, both_axes, starts};
 
 /// Outputs and inputs of a tile in each direction.
 const TILE: usize = 2;
@@ -56,10 +56,10 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element>(
     let left_point = left_panels * deepest * C::MR + APART;
     let right_point = right_panels * deepest * C::NR + APART;
     let sums_point = left_panels * right_panels * C::BLOCK + APART;
-    // Slack: the last tile's lanes may reach past its panel.
-    let mut left = Aligned::<f32>::zeros(POINTS * left_point);
-    let mut right = Aligned::<f32>::zeros(POINTS * right_point);
-    let mut sums = Aligned::<f32>::zeros(POINTS * sums_point);
+    let mut left = Room::new(POINTS * left_point);
+    let mut right = Room::new(POINTS * right_point);
+    let mut sums = Room::new(POINTS * sums_point);
+    let [left, right, sums] = [&mut left, &mut right, &mut sums].map(Room::values);
     let padding = geometry.options.padding;
     for first in (0..c_in).step_by(chunk) {
         let channels = first..c_in.min(first + chunk);
@@ -77,7 +77,7 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element>(
                     all: c_out,
                     lanes: C::MR,
                     point: left_point,
-                    target: Shared(left.as_mut_ptr()),
+                    target: left,
                     core: PhantomData,
                 };
                 // SAFETY: the target has room for every panel of the block; cores are chosen by what
@@ -93,18 +93,17 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element>(
                 all: c_in,
                 lanes: C::NR,
                 point: right_point,
-                target: Shared(right.as_mut_ptr()),
+                target: right,
                 core: PhantomData,
             };
             // SAFETY: as above.
             unsafe { side.transform(block, &columns, depth) };
-            let target = Shared(sums.as_mut_ptr());
             (0..POINTS * panels).into_par_iter().for_each(|task| {
                 let (point, panel) = (task / panels, task % panels);
                 let work = Multiply::<C> {
-                    left: &left[point * left_point..][..left_point],
-                    right: &right[point * right_point..][..right_point],
-                    sums: Shared(target.at(point * sums_point)),
+                    left: left.from(point * left_point),
+                    right: right.from(point * right_point),
+                    sums: sums.from(point * sums_point),
                     rows: 0..left_panels,
                     panels: panel..panel + 1,
                     all_panels: right_panels,
@@ -117,7 +116,6 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element>(
                 unsafe { compiled(C::ISA, work) };
             });
         }
-        let sums = &sums[..];
         result
             .par_chunks_mut(c_in * 9)
             .enumerate()
@@ -362,7 +360,7 @@ impl<C: Core<Value = f32>, E: Element, const FROM: usize> Panel<'_, C, E, FROM> 
 
 /// Transforms the sums of one output channel back.
 struct Store<'a, C, E> {
-    sums: &'a [f32],
+    sums: Shared<f32>,
     point: usize,
     /// The first block of the channel's panel, and its row in there.
     block: usize,
@@ -380,9 +378,8 @@ impl<C: Core<Value = f32>, E: Element> Work for Store<'_, C, E> {
             let at = (self.block + panel) * C::BLOCK + self.lane * C::NR + first;
             let mut values = [[[0.0; LANES]; WINDOW]; WINDOW];
             for (point, values) in values.as_flattened_mut().iter_mut().enumerate() {
-                *values = *self.sums[point * self.point + at..]
-                    .first_chunk::<LANES>()
-                    .expect("sums hold every block");
+                // SAFETY: the products of every block were summed.
+                *values = unsafe { self.sums.at(point * self.point + at).cast::<Lanes>().read() };
             }
             let taps = both_axes!(gather, &values, WINDOW, 3);
             for (lane, target) in target.chunks_exact_mut(9).enumerate() {
