@@ -37,9 +37,9 @@ impl Default for Conv2dOptions {
 ///
 /// All operands have one dtype, which is the output's; sums are kept in f32. On the CPU (Burn's Flex
 /// backend) the kernels of this crate run, which keep `x` and `weight` for the backward pass in their
-/// own dtype and make no column buffer; elsewhere Burn's own convolution runs. On a device without
-/// autodiff, 3x3 kernels of stride 1 may use Winograd's F(4x4, 3x3) (arXiv:1509.09308), whose results
-/// stay within 1e-4 (2-norm).
+/// own dtype and make no column buffer; elsewhere Burn's own convolution runs. 3x3 kernels of stride 1
+/// may use Winograd's F(2x2, 3x3) (arXiv:1509.09308), which is as exact as sums, and on a device without
+/// autodiff F(4x4, 3x3), whose results stay within 1e-4 (2-norm).
 ///
 /// # Shapes
 /// - `x`: `[n, c_in, h, w]`

@@ -3,8 +3,8 @@
 //! No column buffer is made. Forward and input gradient gather a strip of pixels, tap by tap, into a
 //! buffer that fits a core's cache ([`taps`]); taps that lie in the padding of a whole strip are
 //! skipped. The weight gradient takes pixels as the inner dimension ([`weights`]). Depthwise
-//! convolutions move along rows ([`depthwise`]). Where an error of 1e-4 will do, 3x3 kernels take a
-//! quarter of the products ([`winograd`]). All sums are f32, whatever the maps hold. The code is
+//! convolutions move along rows ([`depthwise`]). 3x3 kernels take fewer products where that pays
+//! ([`winograd`]). All sums are f32, whatever the maps hold. The code is
 //! generic over how blocks are multiplied ([`micro::Core`]) and compiled for each instruction set
 //! ([`isa`]); processors with tiles multiply bf16 without widening it.
 

@@ -136,7 +136,7 @@ impl Scatter {
         unsafe {
             let load = |i: usize| _mm512_loadu_ps(values[i].as_ptr());
             let bias = _mm512_set1_ps(bias);
-            for vector in 0..STEP {
+            for (vector, &mask) in masks.iter().enumerate().take(STEP) {
                 let pick = |pair: usize| -> __m512 {
                     let order = _mm512_loadu_epi32(self.order[vector][pair].as_ptr());
                     _mm512_permutex2var_ps(load(2 * pair), order, load(2 * pair + 1))
@@ -146,7 +146,6 @@ impl Scatter {
                     value = _mm512_mask_blend_ps(self.second[vector], value, pick(1));
                 }
                 value = _mm512_add_ps(value, bias);
-                let mask = masks[vector];
                 if let Some(skip) = skip {
                     let skip = E::load_lanes(skip.wrapping_add(vector * LANES), mask);
                     value = _mm512_add_ps(value, skip);

@@ -24,7 +24,7 @@ use super::{
 const DEPTH: usize = 512;
 /// Values of the transformed inputs and of the sums of a block, which a third-level cache holds. Where
 /// channels are cut, so many times as many: kernels are transformed anew for every block and cut.
-const HELD: usize = 4 << 20;
+const HELD: usize = 2 << 20;
 /// Values of kernels that share a panel of inputs in the cache.
 const CHUNK: usize = 96 << 10;
 /// Kernels of an output channel that are read in one go.
@@ -513,10 +513,11 @@ where
                 let source = &plane[y * width..][..width];
                 if dilation_x > DENSE {
                     for (j, lanes) in row.iter_mut().enumerate() {
-                        for lane in run.first..run.last {
-                            let x = first + ((lane - run.first) * step + j * dilation_x) as isize;
+                        let lanes = &mut lanes[run.first..run.last];
+                        for (i, lane) in lanes.iter_mut().enumerate() {
+                            let x = first + (i * step + j * dilation_x) as isize;
                             if let Some(value) = source.get(x as usize) {
-                                lanes[lane] = value.widen();
+                                *lane = value.widen();
                             }
                         }
                     }

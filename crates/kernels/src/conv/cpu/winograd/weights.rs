@@ -18,7 +18,7 @@ const TILE: usize = 2;
 const WINDOW: usize = 4;
 const POINTS: usize = WINDOW * WINDOW;
 /// Tiles whose products are summed before others are transformed.
-const TILES: usize = 1024;
+const TILES: usize = 256;
 /// Input channels whose sums are held at a time.
 const CHANNELS: usize = 256;
 /// Values of interleaved rows: about half of a second-level cache.
