@@ -311,11 +311,17 @@ impl<C: Core<Value = f32>, E: Element, const FROM: usize> Work
                         let values = std::array::from_fn(|i| std::array::from_fn(|j| values[i][j]));
                         both_axes!(Minimal::input, &values, WINDOW, WINDOW)
                     };
-                    let count = LANES.min(lanes - first);
                     for (point, values) in points.iter().flatten().enumerate() {
                         let target = side.target.at(point * side.point + at + first);
+                        // Lengths that are known are moved without a call.
                         // SAFETY: the caller's promise.
-                        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), target, count) };
+                        unsafe {
+                            if lanes == C::MR {
+                                std::ptr::copy_nonoverlapping(values.as_ptr(), target, C::MR);
+                            } else {
+                                target.cast::<Lanes>().write_unaligned(*values);
+                            }
+                        }
                     }
                 }
                 at += lanes;
