@@ -16,6 +16,9 @@ const CHUNK: usize = 96 << 10;
 /// processor does not look ahead by itself.
 const AHEAD: usize = 2;
 
+/// Channels of a weight that are packed for all rows of a panel before the next ones.
+const TOGETHER: usize = 32;
+
 /// One tap: which of the kernel's, and how far its input pixel is from the position of the output.
 #[derive(Clone, Copy)]
 struct Tap {
@@ -313,25 +316,30 @@ impl Problem {
                         // SAFETY: each row of panels is one task's own; zero is all bits clear.
                         unsafe { target.at(base).write_bytes(0, C::MR * slice.depth) };
                     }
-                    for lane in 0..lanes {
-                        let out = row * C::MR + lane;
-                        let scale = weight.scale.map(|scale| scale[out]);
-                        let mut at = 0;
-                        for segment in &slice.segments {
-                            let first =
-                                self.taps[segment.tap].index * strides.tap + out * strides.m;
-                            for channel in segment.first..segment.last {
-                                let value = weight.values[first + channel * strides.c];
-                                let value = match scale {
-                                    Some(scale) => C::value(E::narrow(value.widen() * scale)),
-                                    None => C::value(value),
-                                };
-                                let step = at + channel - segment.first;
-                                // SAFETY: as above.
-                                unsafe { *target.at(base + C::left_at(step, lane)) = value };
+                    let mut at = 0;
+                    for segment in &slice.segments {
+                        let tap = self.taps[segment.tap].index * strides.tap;
+                        // A few channels for all lanes: where lanes are neighbours in the weight, its
+                        // cache lines are still there for the next one.
+                        for channels in (segment.first..segment.last).step_by(TOGETHER) {
+                            let channels = channels..segment.last.min(channels + TOGETHER);
+                            for lane in 0..lanes {
+                                let out = row * C::MR + lane;
+                                let scale = weight.scale.map(|scale| scale[out]);
+                                for channel in channels.clone() {
+                                    let value =
+                                        weight.values[tap + out * strides.m + channel * strides.c];
+                                    let value = match scale {
+                                        Some(scale) => C::value(E::narrow(value.widen() * scale)),
+                                        None => C::value(value),
+                                    };
+                                    let step = at + channel - segment.first;
+                                    // SAFETY: as above.
+                                    unsafe { *target.at(base + C::left_at(step, lane)) = value };
+                                }
                             }
-                            at += segment.padded::<C>();
                         }
+                        at += segment.padded::<C>();
                     }
                 }
             });
