@@ -1,5 +1,22 @@
 #![doc = include_str!("../README.md")]
 
+/// Runs an expression, compiled for the instructions that the processor has.
+///
+/// Closures are compiled with their caller's instructions only where they can be called once: for
+/// others the compiler adds a function of its own, which it may not inline. So a binding that cannot
+/// be copied moves through.
+macro_rules! vectorized {
+    (move $moved:ident => $body:expr) => {
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                let $moved = $moved;
+                $body
+            },
+        )
+    };
+}
+
 mod cityscapes;
 mod error;
 mod image;

@@ -65,7 +65,7 @@ fn convert(value: u8, alpha: f32, beta: f32) -> u8 {
 }
 
 fn affine(data: &mut [u8], alpha: f32, beta: f32) {
-    pulp::Arch::new().dispatch(|| data.iter_mut().for_each(|v| *v = convert(*v, alpha, beta)));
+    vectorized!(move data => data.iter_mut().for_each(|v| *v = convert(*v, alpha, beta)));
 }
 
 /// What happens to a picture while it is HSV.
@@ -94,7 +94,7 @@ const LANES: usize = 32;
 
 fn through_hsv(image: &mut RgbImage, change: Change) {
     let row_values = (image.width * 3).max(1);
-    pulp::Arch::new().dispatch(|| {
+    vectorized!(move image => {
         for row in image.data.chunks_exact_mut(row_values) {
             let (blocks, tail) = row.as_chunks_mut::<{ 3 * LANES }>();
             for block in blocks {

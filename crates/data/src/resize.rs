@@ -97,7 +97,6 @@ pub(crate) fn resize_bilinear_mirrored<const C: usize>(
     // Two rows of horizontal sums are alive; neighbouring outputs mostly reuse them.
     let line = || (usize::MAX, vec![0i32; region.width * C]);
     let mut lines = [line(), line()];
-    let arch = pulp::Arch::new();
     for (i, out) in data.chunks_exact_mut((region.width * C).max(1)).enumerate() {
         let tap = tap(region.top + i, image.height, to.1);
         if lines[0].0 != tap.at && lines[1].0 == tap.at {
@@ -106,10 +105,11 @@ pub(crate) fn resize_bilinear_mirrored<const C: usize>(
         for (line, y) in lines.iter_mut().zip([tap.at, tap.next]) {
             if line.0 != y {
                 line.0 = y;
-                arch.dispatch(|| horizontal::<C>(image.row(y), &columns, &mut line.1));
+                let sums = &mut line.1;
+                vectorized!(move sums => horizontal::<C>(image.row(y), &columns, sums));
             }
         }
-        arch.dispatch(|| vertical(&lines[0].1, &lines[1].1, tap.weights, out));
+        vectorized!(move out => vertical(&lines[0].1, &lines[1].1, tap.weights, out));
     }
     Plane {
         width: region.width,

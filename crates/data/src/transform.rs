@@ -62,7 +62,6 @@ pub fn normalize(image: &RgbImage) -> Vec<f32> {
 fn normalize_into(image: &RgbImage, planes: &mut [f32], size: (usize, usize)) {
     let (red, rest) = planes.split_at_mut(size.0 * size.1);
     let (green, blue) = rest.split_at_mut(size.0 * size.1);
-    let arch = pulp::Arch::new();
     for y in 0..image.height {
         let out = y * size.0..y * size.0 + image.width;
         let out = [
@@ -70,7 +69,7 @@ fn normalize_into(image: &RgbImage, planes: &mut [f32], size: (usize, usize)) {
             &mut green[out.clone()],
             &mut blue[out],
         ];
-        arch.dispatch(|| normalize_row(image.row(y), out));
+        vectorized!(move out => normalize_row(image.row(y), out));
     }
 }
 
