@@ -1,78 +1,28 @@
 //! A batch shared by two workers on the CPU against one device with the whole batch.
 
+mod network;
+
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
 use halfseg_amp::StepOutcome;
 use halfseg_segmentor::{Depth, Method, Segmentor};
 use halfseg_train::{Learner, Precision, Recipe, Step};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use network::{Batch, values};
 
 fn recipe(method: Method, depth: Depth, precision: Precision) -> Recipe {
-    let mut recipe = Recipe::published(method, depth);
-    recipe.precision.dtype = precision;
-    for value in [
-        "model.stem_channels=8",
-        "model.base_channels=4",
-        "model.head_channels=8",
-        "model.aux_channels=8",
-        "model.c1_channels=4",
-        "schedule.iterations=10",
-        "optimizer.lr=0.2",
-        "train.batch=4",
-    ] {
-        recipe.set(value).unwrap();
-    }
-    recipe
+    let settings = ["optimizer.lr=0.2", "train.batch=4"];
+    network::recipe(method, depth, precision, &settings)
 }
 
-/// Four images and their labels; of the first two, half of the pixels are ignored, of the others none:
-/// a mean over the pixels that count would weigh the parts differently.
-fn batch(classes: usize, device: &Device) -> (Tensor<4>, Tensor<3, Int>) {
-    const SIZE: [usize; 2] = [33, 49];
-    let mut rng = ChaCha8Rng::seed_from_u64(2);
-    let [h, w] = SIZE;
-    let mut draw = |bound: u32| rng.next_u32() % bound;
-    let values: Vec<f32> = (0..4 * 3 * h * w)
-        .map(|_| draw(1000) as f32 / 250.0 - 2.0)
-        .collect();
-    let labels: Vec<i32> = (0..4 * h * w)
-        .map(|pixel| match draw(2) {
-            0 if pixel < 2 * h * w => 255,
-            _ => draw(classes as u32) as i32,
-        })
-        .collect();
-    (
-        Tensor::from_data(TensorData::new(values, [4, 3, h, w]), device),
-        Tensor::from_data(TensorData::new(labels, [4, h, w]), device),
-    )
-}
-
-/// Parameters and running statistics by module path.
-fn values(model: &Segmentor) -> BTreeMap<String, Vec<f32>> {
-    #[derive(Default)]
-    struct Visitor {
-        path: Vec<String>,
-        found: BTreeMap<String, Vec<f32>>,
-    }
-    impl ModuleVisitor for Visitor {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let data = param.val().into_data().try_into_vec().unwrap();
-            self.found.insert(self.path.join("."), data);
-        }
-    }
-    let mut visitor = Visitor::default();
-    model.visit(&mut visitor);
-    visitor.found
-}
+/// Four images; of the first two, half of the pixels are ignored, of the others none: a mean over the
+/// pixels that count would weigh the parts differently.
+const BATCH: Batch = Batch {
+    images: 4,
+    first: 2,
+    one_in: 2,
+};
 
 struct Trained {
     steps: Vec<Step>,
@@ -86,7 +36,7 @@ fn train(model: &Segmentor, recipe: &Recipe, devices: usize, steps: usize) -> Tr
     let model = model.clone().valid().train();
     let further = vec![device.clone(); devices - 1];
     let mut learner = Learner::new(model, recipe).with_further_devices(further);
-    let (images, labels) = batch(recipe.model.num_classes, &device);
+    let (images, labels) = BATCH.draw(recipe.model.num_classes, &device);
     let steps = (0..steps).map(|_| learner.step(images.clone(), labels.clone()));
     Trained {
         steps: steps.collect(),
@@ -175,7 +125,7 @@ fn a_step_is_skipped_by_all_workers_if_one_overflows() {
     let mut learner =
         Learner::new(model, &recipe).with_further_devices(vec![Device::flex().autodiff()]);
     let before = values(learner.model());
-    let (images, labels) = batch(recipe.model.num_classes, &device);
+    let (images, labels) = BATCH.draw(recipe.model.num_classes, &device);
     // In the second worker's part only.
     let spoilt = images.clone().narrow(0, 3, 1) * f32::INFINITY;
     let images = Tensor::cat(vec![images.narrow(0, 0, 3), spoilt], 0);

@@ -3,53 +3,18 @@
 
 #[path = "../../kernels/tests/gpu_device/mod.rs"]
 mod gpu_device;
+mod network;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::Device;
 use gpu_device::gpu;
 use halfseg_segmentor::{Depth, Method, Segmentor, load};
 use halfseg_train::{Learner, Precision, Predictor, Recipe};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
-const SIZE: [usize; 2] = [33, 49];
+use network::Batch;
 
 fn recipe(method: Method, precision: Precision) -> Recipe {
-    let mut recipe = Recipe::published(method, Depth::R18);
-    recipe.precision.dtype = precision;
-    for value in [
-        "model.stem_channels=8",
-        "model.base_channels=4",
-        "model.head_channels=8",
-        "model.aux_channels=8",
-        "model.c1_channels=4",
-        "schedule.iterations=10",
-        "optimizer.lr=2.0",
-    ] {
-        recipe.set(value).unwrap();
-    }
-    recipe
-}
-
-/// Two images and their labels, a tenth of them ignored.
-fn batch(classes: usize, device: &Device) -> (Tensor<4>, Tensor<3, Int>) {
-    let mut rng = ChaCha8Rng::seed_from_u64(2);
-    let [h, w] = SIZE;
-    let mut draw = |bound: u32| rng.next_u32() % bound;
-    let values: Vec<f32> = (0..2 * 3 * h * w)
-        .map(|_| draw(1000) as f32 / 250.0 - 2.0)
-        .collect();
-    let labels: Vec<i32> = (0..2 * h * w)
-        .map(|_| match draw(10) {
-            0 => 255,
-            _ => draw(classes as u32) as i32,
-        })
-        .collect();
-    (
-        Tensor::from_data(TensorData::new(values, [2, 3, h, w]), device),
-        Tensor::from_data(TensorData::new(labels, [2, h, w]), device),
-    )
+    network::recipe(method, Depth::R18, precision, &["optimizer.lr=2.0"])
 }
 
 /// The same network on another device, by way of a file: Burn's `fork` leaves statistics behind.
@@ -75,7 +40,7 @@ fn train_with(
     further: Vec<Device>,
 ) -> Vec<f64> {
     let mut learner = Learner::new(model, recipe).with_further_devices(further);
-    let (images, labels) = batch(recipe.model.num_classes, device);
+    let (images, labels) = Batch::PAIR.draw(recipe.model.num_classes, device);
     let step = |_| learner.step(images.clone(), labels.clone()).loss;
     (0..3).map(step).collect()
 }
@@ -157,7 +122,7 @@ fn class_maps_of_all_methods_equal_those_on_the_cpu() {
         let model = recipe.model.init(&host);
         let segment = |model: Segmentor, device: &Device| {
             let predictor = Predictor::new(&model, Precision::F32, recipe.eval.clone(), device);
-            let (images, _) = batch(recipe.model.num_classes, device);
+            let (images, _) = Batch::PAIR.draw(recipe.model.num_classes, device);
             predictor.segment(images)
         };
         let found = segment(moved(&model, &gpu), &gpu);
