@@ -58,10 +58,25 @@ impl Photometric {
     }
 }
 
+/// The integer nearest to a value from 0 to 2^22, ties to even.
+///
+/// A sum with 2^23 has steps of 1, so that its lowest bits are the integer. The cast `as i32` also
+/// treats infinities and values that are not a number, for which compilers leave vector registers.
+#[inline(always)]
+fn rounded(value: f32) -> i32 {
+    const STEPS_OF_ONE: f32 = (1 << 23) as f32;
+    (value + STEPS_OF_ONE).to_bits() as i32 - STEPS_OF_ONE.to_bits() as i32
+}
+
+/// The integer part of a value from 0 to 2^22.
+#[inline(always)]
+fn truncated(value: f32) -> i32 {
+    rounded(value.floor())
+}
+
 #[inline(always)]
 fn convert(value: u8, alpha: f32, beta: f32) -> u8 {
-    // By way of i32, which vector registers convert to.
-    (value as f32 * alpha + beta).clamp(0.0, 255.0) as i32 as u8
+    truncated((value as f32 * alpha + beta).clamp(0.0, 255.0)) as u8
 }
 
 fn affine(data: &mut [u8], alpha: f32, beta: f32) {
@@ -139,7 +154,7 @@ fn change_block(block: &mut [u8; 3 * LANES], change: Change) {
 /// cheaper than a gather from the table.
 #[inline(always)]
 fn fixed_point(numerator: i32, denominator: i32) -> i32 {
-    let quotient = (numerator as f32 / denominator.max(1) as f32).round_ties_even() as i32;
+    let quotient = rounded(numerator as f32 / denominator.max(1) as f32);
     if denominator == 0 { 0 } else { quotient }
 }
 
@@ -173,7 +188,7 @@ pub fn bgr_from_hsv([h, s, v]: [u8; 3], round: bool) -> [u8; 3] {
     let falling = v * (-s).mul_add(fraction, 1.0);
     let rising = v * (-s).mul_add(1.0 - fraction, 1.0);
     // Hues past the circle (180 to 255) wrap.
-    let sector = sector as i32;
+    let sector = rounded(sector);
     let sector = if sector >= 6 { sector - 6 } else { sector };
     let pick = |choices: [f32; 6]| {
         let mut value = choices[5];
@@ -181,12 +196,11 @@ pub fn bgr_from_hsv([h, s, v]: [u8; 3], round: bool) -> [u8; 3] {
             value = if sector == i as i32 { choice } else { value };
         }
         let value = value * 255.0;
-        // By way of i32, which vector registers convert to; the value is at most 255.
         (if round {
-            value.round_ties_even()
+            rounded(value)
         } else {
-            value
-        }) as i32 as u8
+            truncated(value)
+        }) as u8
     };
     [
         pick([low, low, rising, v, v, falling]),
@@ -212,6 +226,29 @@ mod tests {
                 );
             }
             assert_eq!(fixed_point(numerator, 0), 0);
+        }
+    }
+
+    #[test]
+    fn integers_of_values_equal_casts() {
+        let steps = (0..=255 * 64).map(|i| i as f32 / 64.0);
+        let wide = (0..=4096).map(|i| i as f32 * 255.96875);
+        for value in steps.chain(wide) {
+            assert_eq!(truncated(value), value as i32, "{value}");
+            assert_eq!(rounded(value), value.round_ties_even() as i32, "{value}");
+        }
+    }
+
+    /// Where a sum below 0 would not be a small number.
+    #[test]
+    fn a_full_saturation_leaves_nothing_of_the_lowest_channel() {
+        for h in 0..=255 {
+            for v in 0..=255 {
+                for round in [false, true] {
+                    let bgr = bgr_from_hsv([h, 255, v], round);
+                    assert_eq!((bgr.iter().min(), bgr.iter().max()), (Some(&0), Some(&v)));
+                }
+            }
         }
     }
 
