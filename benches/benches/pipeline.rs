@@ -41,13 +41,15 @@ fn whole(c: &mut Criterion) {
             for index in 0..SCENES {
                 let mut rng = ChaCha8Rng::seed_from_u64(index as u64);
                 let mut choices = None;
-                let sample = dataset.get_rows(index, &mut |label| {
+                let sample = dataset.get_part(index, &mut |label| {
                     let drawn = pipeline.choose(label, &mut rng);
-                    choices.insert(drawn).source_rows(label.height)
+                    choices
+                        .insert(drawn)
+                        .source_region((label.width, label.height))
                 });
                 let sample = sample.expect("written above");
                 let (label, choices) = (sample.label.expect("labelled"), choices.expect("drawn"));
-                black_box(pipeline.replay(&sample.image, &label, &choices));
+                black_box(pipeline.replay_part(&sample.image, &label, &choices));
             }
         })
     });

@@ -1,15 +1,14 @@
 //! The Cityscapes folder layout.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::image::PendingImage;
 use crate::labels::{CLASSES, IGNORE, MAX_LABEL_ID, label_id, train_id};
 use crate::natural::natural_order;
 use crate::{
-    DataError, Dataset, InstanceMap, LabelMap, Sample, read_instances, read_label, write_label,
-    write_rgb,
+    CropBox, DataError, Dataset, InstanceMap, LabelMap, PartialSample, Sample, read_instances,
+    read_label, write_label, write_rgb,
 };
 
 const LAYOUT: &str = "leftImg8bit/<split>/<city>/*_leftImg8bit.png|jpg with gtFine/<split>/<city>/*_gtFine_labelIds.png|_labelTrainIds.png";
@@ -231,7 +230,7 @@ fn to_train_ids(path: &Path, data: &mut [u8]) -> Result<(), DataError> {
         false => ("labelIds 0 to 33", MAX_LABEL_ID, Some(train_id)),
     };
     let unknown = |v: u8| v > largest && (table.is_some() || v != IGNORE);
-    // Two plain passes over the map, which compilers vectorise; the search runs only after them.
+    // A plain pass over the map, which compilers vectorise; the search runs only after it.
     if data.iter().fold(false, |bad, &v| bad | unknown(v)) {
         let value = data.iter().copied().find(|&v| unknown(v)).unwrap_or(IGNORE);
         return Err(DataError::UnknownLabel {
@@ -243,7 +242,16 @@ fn to_train_ids(path: &Path, data: &mut [u8]) -> Result<(), DataError> {
     }
     if let Some(train_id) = table {
         let table: [u8; 256] = std::array::from_fn(|v| train_id(v as u8).unwrap_or(IGNORE));
-        data.iter_mut().for_each(|v| *v = table[*v as usize]);
+        let (blocks, rest) = data.as_chunks_mut::<32>();
+        for block in blocks {
+            // Most blocks are flat.
+            let first = block[0];
+            match block.iter().fold(0, |bits, &v| bits | (v ^ first)) {
+                0 => *block = [table[first as usize]; 32],
+                _ => block.iter_mut().for_each(|v| *v = table[*v as usize]),
+            }
+        }
+        rest.iter_mut().for_each(|v| *v = table[*v as usize]);
     }
     Ok(())
 }
@@ -256,27 +264,27 @@ impl Dataset for Cityscapes {
     fn get(&self, index: usize) -> Result<Sample, DataError> {
         let item = &self.items[index];
         let image = PendingImage::open(&item.image)?;
-        let (width, height) = image.size();
+        let size = image.size();
         Ok(Sample {
             name: item.name.clone(),
-            label: Self::label(item, (width, height))?,
-            image: image.rows(0..height)?,
+            label: Self::label(item, size)?,
+            image: image.all()?,
         })
     }
 
-    fn get_rows(
+    fn get_part(
         &self,
         index: usize,
-        wanted: &mut dyn FnMut(&LabelMap) -> Range<usize>,
-    ) -> Result<Sample, DataError> {
+        wanted: &mut dyn FnMut(&LabelMap) -> CropBox,
+    ) -> Result<PartialSample, DataError> {
         let item = &self.items[index];
         let image = PendingImage::open(&item.image)?;
-        let (width, height) = image.size();
-        let label = Self::label(item, (width, height))?;
-        let rows = label.as_ref().map_or(0..height, wanted);
-        Ok(Sample {
+        let size = image.size();
+        let label = Self::label(item, size)?;
+        let part = label.as_ref().map_or(CropBox::whole(size), wanted);
+        Ok(PartialSample {
             name: item.name.clone(),
-            image: image.rows(rows)?,
+            image: image.part(part)?,
             label,
         })
     }

@@ -2,13 +2,12 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use png::{BitDepth, ColorType};
 
-use crate::DataError;
 use crate::orientation::Orientation;
+use crate::{CropBox, DataError, scanlines};
 
 /// `C` interleaved 8-bit channels, row by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,51 +111,42 @@ impl PngFile {
         (info.width as usize, info.height as usize)
     }
 
-    /// All pixels, in the file's own format or as 8-bit channels.
-    fn all(mut self) -> Result<Vec<u8>, DataError> {
+    /// Number of channels of what [`Self::part`] gives.
+    fn channels(&self) -> usize {
+        self.reader.output_color_type().0.samples()
+    }
+
+    /// The part `wanted` or all of it, in the file's own format or as 8-bit channels, and whether
+    /// it is all.
+    fn part(mut self, wanted: CropBox) -> Result<(Vec<u8>, bool), DataError> {
+        let size = self.size();
+        let (info, output) = (self.reader.info(), self.reader.output_color_type());
+        // Not so where the decoder looks up palettes or expands bits.
+        let plain = output == (info.color_type, BitDepth::Eight) && info.bit_depth == output.1;
+        if self.whole && plain && !info.interlaced {
+            let read = match output.0.samples() {
+                1 => scanlines::read::<1>,
+                2 => scanlines::read::<2>,
+                3 => scanlines::read::<3>,
+                _ => scanlines::read::<4>,
+            };
+            if let Some(data) = read(&self.path, size, wanted) {
+                return Ok((data, wanted == CropBox::whole(size)));
+            }
+        }
         let bytes = self.reader.output_buffer_size();
         let bytes = bytes.ok_or_else(|| undecodable(&self.path, "PNG", "too many pixels"))?;
         let mut data = vec![0; bytes];
         let frame = self.reader.next_frame(&mut data);
         let frame = frame.map_err(|e| undecodable(&self.path, "PNG", e))?;
         data.truncate(frame.buffer_size());
-        Ok(data)
+        Ok((data, true))
     }
 
-    /// The rows `wanted` as RGB in a picture of the full size; other rows are unspecified.
-    fn rows(mut self, wanted: Range<usize>) -> Result<RgbImage, DataError> {
-        let (width, height) = self.size();
-        let channels = self.reader.output_color_type().0.samples();
-        // A file that does not end well is decoded to its end, so that the damage is reported.
-        if !self.whole || self.reader.info().interlaced || wanted == (0..height) {
-            let data = self.all()?;
-            return Ok(RgbImage {
-                width,
-                height,
-                data: to_rgb(data, channels),
-            });
-        }
-        let mut image = RgbImage {
-            width,
-            height,
-            data: vec![0; width * height * 3],
-        };
-        let failed = |e| undecodable(&self.path, "PNG", e);
-        let rows = image.data.chunks_exact_mut(width * 3);
-        for (y, out) in rows.take(wanted.end).enumerate() {
-            if channels == 3 {
-                self.reader.read_row(out).map_err(failed)?;
-                continue;
-            }
-            let Some(row) = self.reader.next_row().map_err(failed)? else {
-                return Err(undecodable(&self.path, "PNG", format!("only {y} rows")));
-            };
-            let pixels = row.data().chunks_exact(channels);
-            for (out, pixel) in out.as_chunks_mut::<3>().0.iter_mut().zip(pixels) {
-                *out = rgb(pixel);
-            }
-        }
-        Ok(image)
+    /// All pixels, in the file's own format or as 8-bit channels.
+    fn all(self) -> Result<Vec<u8>, DataError> {
+        let size = self.size();
+        Ok(self.part(CropBox::whole(size))?.0)
     }
 }
 
@@ -168,10 +158,24 @@ fn rgb(pixel: &[u8]) -> [u8; 3] {
     }
 }
 
-fn to_rgb(data: Vec<u8>, channels: usize) -> Vec<u8> {
-    match channels {
-        3 => data,
-        _ => data.chunks_exact(channels).flat_map(rgb).collect(),
+/// A picture of which only a part may have been read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartialImage {
+    /// What was read.
+    pub image: RgbImage,
+    /// Column and row of the picture where that begins.
+    pub origin: (usize, usize),
+    /// Width and height of the picture.
+    pub size: (usize, usize),
+}
+
+impl From<RgbImage> for PartialImage {
+    fn from(image: RgbImage) -> Self {
+        Self {
+            origin: (0, 0),
+            size: (image.width, image.height),
+            image,
+        }
     }
 }
 
@@ -207,12 +211,41 @@ impl PendingImage {
         }
     }
 
-    /// The picture, in which the rows `wanted` hold; others may be black.
-    pub(crate) fn rows(self, wanted: Range<usize>) -> Result<RgbImage, DataError> {
-        match self {
-            Self::Png(png) => png.rows(wanted),
-            Self::Decoded(image) => Ok(image),
-        }
+    /// The part `wanted` of the picture, or more.
+    pub(crate) fn part(self, wanted: CropBox) -> Result<PartialImage, DataError> {
+        let png = match self {
+            Self::Png(png) => png,
+            Self::Decoded(image) => return Ok(image.into()),
+        };
+        let (size, channels) = (png.size(), png.channels());
+        assert!(
+            CropBox::whole(size).contains(wanted),
+            "{wanted:?} lies outside a picture of {size:?}"
+        );
+        let (data, all) = png.part(wanted)?;
+        let part = match all {
+            true => CropBox::whole(size),
+            false => wanted,
+        };
+        let image = RgbImage {
+            width: part.width,
+            height: part.height,
+            data: match channels {
+                3 => data,
+                _ => data.chunks_exact(channels).flat_map(rgb).collect(),
+            },
+        };
+        Ok(PartialImage {
+            image,
+            origin: (part.left, part.top),
+            size,
+        })
+    }
+
+    /// All of the picture.
+    pub(crate) fn all(self) -> Result<RgbImage, DataError> {
+        let size = self.size();
+        Ok(self.part(CropBox::whole(size))?.image)
     }
 }
 
@@ -222,9 +255,7 @@ impl PendingImage {
 /// # Errors
 /// If the file cannot be read or decoded.
 pub fn read_image(path: &Path) -> Result<RgbImage, DataError> {
-    let pending = PendingImage::open(path)?;
-    let height = pending.size().1;
-    pending.rows(0..height)
+    PendingImage::open(path)?.all()
 }
 
 fn read_jpeg(path: &Path) -> Result<RgbImage, DataError> {
@@ -393,13 +424,21 @@ mod tests {
             ),
         ];
         for (color, depth, data, expected) in cases {
-            // Twice the row, so that a part of it can be read, too.
+            // Twice the row, so that a part of the picture can be read, too.
             save(&path, (2, 2), color, depth, &data.repeat(2));
             let image = read_image(&path).unwrap();
             assert_eq!((image.width, image.height), (2, 2));
             assert_eq!(image.data, expected.repeat(2), "{color:?} {depth:?}");
-            let part = PendingImage::open(&path).unwrap().rows(0..1).unwrap();
-            assert_eq!(part.row(0), expected, "{color:?} {depth:?}, one row");
+            let wanted = CropBox {
+                left: 1,
+                top: 1,
+                width: 1,
+                height: 1,
+            };
+            let part = PendingImage::open(&path).unwrap().part(wanted).unwrap();
+            let (x, y) = (1 - part.origin.0, 1 - part.origin.1);
+            let pixel = &part.image.row(y)[3 * x..3 * x + 3];
+            assert_eq!((part.size, pixel), ((2, 2), &expected[3..]), "{color:?}");
         }
     }
 

@@ -26,14 +26,15 @@ mod natural;
 mod orientation;
 mod photometric;
 mod resize;
+mod scanlines;
 mod synthetic;
 mod transform;
 
 pub use cityscapes::{Cityscapes, write_cityscapes_layout};
 pub use error::DataError;
 pub use image::{
-    InstanceMap, LabelMap, Plane, RgbImage, read_image, read_instances, read_label, write_label,
-    write_rgb,
+    InstanceMap, LabelMap, PartialImage, Plane, RgbImage, read_image, read_instances, read_label,
+    write_label, write_rgb,
 };
 pub use labels::{
     CATEGORIES, CLASS_NAMES, CLASSES, IGNORE, LABELS, Label, PALETTE, label_id, train_id,
@@ -46,8 +47,6 @@ pub use transform::{
     Choices, CropBox, MEAN, Pipeline, STD, Transformed, crop, flip, normalize, pad,
 };
 
-use std::ops::Range;
-
 /// One image with its label map.
 #[derive(Clone, Debug)]
 pub struct Sample {
@@ -57,6 +56,27 @@ pub struct Sample {
     pub image: RgbImage,
     /// trainIds, or nothing for splits without labels.
     pub label: Option<LabelMap>,
+}
+
+/// A [`Sample`] of whose picture only a part may have been read.
+#[derive(Clone, Debug)]
+pub struct PartialSample {
+    /// Name without extension, unique within the data set.
+    pub name: String,
+    /// The part of the picture.
+    pub image: PartialImage,
+    /// All trainIds, or nothing for splits without labels.
+    pub label: Option<LabelMap>,
+}
+
+impl From<Sample> for PartialSample {
+    fn from(sample: Sample) -> Self {
+        Self {
+            name: sample.name,
+            image: sample.image.into(),
+            label: sample.label,
+        }
+    }
 }
 
 /// A finite, ordered collection of samples that can be read from several threads.
@@ -73,22 +93,25 @@ pub trait Dataset: Send + Sync {
     /// If its files cannot be read or do not fit each other.
     fn get(&self, index: usize) -> Result<Sample, DataError>;
 
-    /// Reads sample `index` for a caller that needs only some rows of its picture: `wanted` names
-    /// them as soon as the label map is known. Other rows are unspecified, and damage in the part
-    /// of a file that was not needed may stay unnoticed. `wanted` is called once, or never where
-    /// the sample has no label map.
+    /// Reads sample `index` for a caller that needs only a part of its picture: `wanted` names it
+    /// as soon as the label map is known, and at least that is read. Damage in the rest of the file
+    /// may stay unnoticed; `Cityscapes` notices all that a PNG's checksums show. `wanted` is called
+    /// once, or never where the sample has no label map.
     ///
     /// # Errors
     /// As [`Self::get`].
-    fn get_rows(
+    ///
+    /// # Panics
+    /// If the part leaves the picture.
+    fn get_part(
         &self,
         index: usize,
-        wanted: &mut dyn FnMut(&LabelMap) -> Range<usize>,
-    ) -> Result<Sample, DataError> {
+        wanted: &mut dyn FnMut(&LabelMap) -> CropBox,
+    ) -> Result<PartialSample, DataError> {
         let sample = self.get(index)?;
         if let Some(label) = &sample.label {
             wanted(label);
         }
-        Ok(sample)
+        Ok(sample.into())
     }
 }

@@ -1,6 +1,5 @@
 //! Background loading in an order that depends on the seed alone.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -11,7 +10,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{DataError, Dataset, IGNORE, LabelMap, Pipeline};
+use crate::{CropBox, DataError, Dataset, IGNORE, LabelMap, Pipeline};
 
 /// How a [`Loader`] reads.
 #[derive(Clone, Debug)]
@@ -200,16 +199,16 @@ impl Task {
         let mut choices = None;
         let sample = self
             .dataset
-            .get_rows(index, &mut |label: &LabelMap| -> Range<usize> {
+            .get_part(index, &mut |label: &LabelMap| -> CropBox {
                 let chosen = self.pipeline.choose(label, &mut rng);
                 choices = Some(chosen);
-                chosen.source_rows(label.height)
+                chosen.source_region((label.width, label.height))
             })?;
         let (Some(label), Some(choices)) = (&sample.label, choices) else {
             return Err(DataError::Unlabelled { name: sample.name });
         };
         self.pipeline
-            .replay_into(&sample.image, label, &choices, planes, map);
+            .replay_part_into(&sample.image, label, &choices, planes, map);
         Ok(())
     }
 }

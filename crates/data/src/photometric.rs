@@ -39,21 +39,29 @@ impl Photometric {
 
     /// Applies the distortion in place.
     pub fn apply(&self, image: &mut RgbImage) {
+        let row_values = (image.width * 3).max(1);
+        for row in image.data.chunks_exact_mut(row_values) {
+            self.apply_row(row);
+        }
+    }
+
+    /// Applies the distortion to a whole row of pixels.
+    pub(crate) fn apply_row(&self, row: &mut [u8]) {
         if let Some(beta) = self.brightness {
-            affine(&mut image.data, 1.0, beta);
+            affine(row, 1.0, beta);
         }
         if let (Some(alpha), true) = (self.contrast, self.contrast_first) {
-            affine(&mut image.data, alpha, 0.0);
+            affine(row, alpha, 0.0);
         }
         // The peer converts to HSV and back once for each of the two steps.
         if let Some(alpha) = self.saturation {
-            through_hsv(image, Change::Saturation(alpha));
+            through_hsv(row, Change::Saturation(alpha));
         }
         if let Some(delta) = self.hue {
-            through_hsv(image, Change::Hue(delta.rem_euclid(180)));
+            through_hsv(row, Change::Hue(delta.rem_euclid(180)));
         }
         if let (Some(alpha), false) = (self.contrast, self.contrast_first) {
-            affine(&mut image.data, alpha, 0.0);
+            affine(row, alpha, 0.0);
         }
     }
 }
@@ -107,19 +115,16 @@ impl Change {
 /// Pixels that OpenCV's vector code converts at once (32 bytes of each channel).
 const LANES: usize = 32;
 
-fn through_hsv(image: &mut RgbImage, change: Change) {
-    let row_values = (image.width * 3).max(1);
-    vectorized!(move image => {
-        for row in image.data.chunks_exact_mut(row_values) {
-            let (blocks, tail) = row.as_chunks_mut::<{ 3 * LANES }>();
-            for block in blocks {
-                change_block(block, change);
-            }
-            // OpenCV's vector code truncates; its scalar tail of a row rounds.
-            for pixel in tail.as_chunks_mut::<3>().0 {
-                let [b, g, r] = bgr_from_hsv(change.apply(hsv_from_rgb(*pixel)), true);
-                *pixel = [r, g, b];
-            }
+fn through_hsv(row: &mut [u8], change: Change) {
+    vectorized!(move row => {
+        let (blocks, tail) = row.as_chunks_mut::<{ 3 * LANES }>();
+        for block in blocks {
+            change_block(block, change);
+        }
+        // OpenCV's vector code truncates; its scalar tail of a row rounds.
+        for pixel in tail.as_chunks_mut::<3>().0 {
+            let [b, g, r] = bgr_from_hsv(change.apply(hsv_from_rgb(*pixel)), true);
+            *pixel = [r, g, b];
         }
     });
 }

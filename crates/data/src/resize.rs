@@ -49,8 +49,8 @@ fn tap(i: usize, from: usize, to: usize) -> Tap {
     }
 }
 
-/// The source rows that [`resize_bilinear`] reads for the rows `wanted` of `to`.
-pub(crate) fn source_rows(from: usize, to: usize, wanted: Range<usize>) -> Range<usize> {
+/// The source rows or columns that [`resize_bilinear`] reads for those `wanted` of `to`.
+pub(crate) fn source_range(from: usize, to: usize, wanted: Range<usize>) -> Range<usize> {
     if wanted.is_empty() {
         return 0..0;
     }
@@ -79,42 +79,80 @@ pub fn resize_bilinear<const C: usize>(
     to: (usize, usize),
     region: CropBox,
 ) -> Plane<C> {
-    resize_bilinear_mirrored(image, to, region, false)
+    let mut data = vec![0; region.width * region.height * C];
+    let size = (image.width, image.height);
+    let mut rows = Bilinear::new(image, (0, 0), size, to, region, false);
+    for (i, out) in data.chunks_exact_mut((region.width * C).max(1)).enumerate() {
+        rows.row(i, out);
+    }
+    Plane {
+        width: region.width,
+        height: region.height,
+        data,
+    }
 }
 
-/// [`resize_bilinear`], and mirrored left to right within the region where `mirrored`.
-pub(crate) fn resize_bilinear_mirrored<const C: usize>(
-    image: &Plane<C>,
-    to: (usize, usize),
-    region: CropBox,
-    mirrored: bool,
-) -> Plane<C> {
-    check_region(region, to);
-    let columns: Vec<Tap> = positions(region.left..region.left + region.width, mirrored)
-        .map(|x| tap(x, image.width, to.0))
-        .collect();
-    let mut data = vec![0; region.width * region.height * C];
-    // Two rows of horizontal sums are alive; neighbouring outputs mostly reuse them.
-    let line = || (usize::MAX, vec![0i32; region.width * C]);
-    let mut lines = [line(), line()];
-    for (i, out) in data.chunks_exact_mut((region.width * C).max(1)).enumerate() {
-        let tap = tap(region.top + i, image.height, to.1);
+/// A bilinear resize that computes one row after the other.
+pub(crate) struct Bilinear<'a, const C: usize> {
+    image: &'a Plane<C>,
+    /// First row of the image.
+    first: usize,
+    /// Height of the picture that the image is a part of, and of the result.
+    heights: (usize, usize),
+    /// First row that is computed.
+    top: usize,
+    columns: Vec<Tap>,
+    /// Two source rows and their horizontal sums; neighbouring outputs mostly reuse them.
+    lines: [(usize, Vec<i32>); 2],
+}
+
+impl<'a, const C: usize> Bilinear<'a, C> {
+    /// Resizes a picture of `size` to `to`, of which only `region` is computed, and mirrored left
+    /// to right within the region where `mirrored`. `image` is the part of the picture that begins
+    /// at `origin`, column and row, and has what [`source_range`] names.
+    pub(crate) fn new(
+        image: &'a Plane<C>,
+        origin: (usize, usize),
+        size: (usize, usize),
+        to: (usize, usize),
+        region: CropBox,
+        mirrored: bool,
+    ) -> Self {
+        check_region(region, to);
+        let columns = positions(region.left..region.left + region.width, mirrored).map(|x| {
+            let tap = tap(x, size.0, to.0);
+            Tap {
+                at: tap.at - origin.0,
+                next: tap.next - origin.0,
+                ..tap
+            }
+        });
+        let line = || (usize::MAX, vec![0; region.width * C]);
+        Self {
+            image,
+            first: origin.1,
+            heights: (size.1, to.1),
+            top: region.top,
+            columns: columns.collect(),
+            lines: [line(), line()],
+        }
+    }
+
+    /// Row `i` of the region, into `width * C` values.
+    pub(crate) fn row(&mut self, i: usize, out: &mut [u8]) {
+        let tap = tap(self.top + i, self.heights.0, self.heights.1);
+        let lines = &mut self.lines;
         if lines[0].0 != tap.at && lines[1].0 == tap.at {
             lines.swap(0, 1);
         }
         for (line, y) in lines.iter_mut().zip([tap.at, tap.next]) {
             if line.0 != y {
                 line.0 = y;
-                let sums = &mut line.1;
-                vectorized!(move sums => horizontal::<C>(image.row(y), &columns, sums));
+                let (row, sums) = (self.image.row(y - self.first), &mut line.1);
+                vectorized!(move sums => horizontal::<C>(row, &self.columns, sums));
             }
         }
         vectorized!(move out => vertical(&lines[0].1, &lines[1].1, tap.weights, out));
-    }
-    Plane {
-        width: region.width,
-        height: region.height,
-        data,
     }
 }
 
@@ -133,9 +171,8 @@ fn horizontal<const C: usize>(row: &[u8], columns: &[Tap], out: &mut [i32]) {
                 horizontal_pixel::<C>(row, tap, &mut out[x * C..(x + 1) * C]);
                 continue;
             };
-            for c in 0..4 {
-                out[c] = a[c] as i32 * tap.weights[0] + b[c] as i32 * tap.weights[1];
-            }
+            let sum = |c: usize| a[c] as i32 * tap.weights[0] + b[c] as i32 * tap.weights[1];
+            out.copy_from_slice(&[sum(0), sum(1), sum(2), sum(3)]);
         }
         scalar_from = columns.len();
     }
@@ -345,7 +382,12 @@ mod tests {
             let mut part = crate::crop(&big, region);
             assert_eq!(resize_bilinear(&image, to, region), part);
             crate::flip(&mut part);
-            assert_eq!(resize_bilinear_mirrored(&image, to, region, true), part);
+            let mut rows = Bilinear::new(&image, (0, 0), (40, 30), to, region, true);
+            let mut row = vec![0; region.width * 3];
+            for y in 0..region.height {
+                rows.row(y, &mut row);
+                assert_eq!(row, part.row(y));
+            }
         }
     }
 
@@ -359,7 +401,7 @@ mod tests {
                 width: 50,
                 height: 7,
             };
-            let rows = source_rows(30, to.1, top..top + 7);
+            let rows = source_range(30, to.1, top..top + 7);
             let mut blanked = image.clone();
             blanked.data[..rows.start * 120].fill(0);
             blanked.data[rows.end * 120..].fill(0);

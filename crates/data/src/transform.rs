@@ -1,12 +1,12 @@
 //! The training pipeline: resize, crop, flip, distort, normalise, pad.
 
-use std::ops::Range;
-
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-use crate::resize::{count_nearest, resize_bilinear_mirrored, resize_nearest_into, source_rows};
-use crate::{DataError, IGNORE, LabelMap, Photometric, Plane, RgbImage, Sample, scaled_size};
+use crate::resize::{Bilinear, count_nearest, resize_nearest_into, source_range};
+use crate::{
+    DataError, IGNORE, LabelMap, PartialImage, Photometric, Plane, RgbImage, Sample, scaled_size,
+};
 
 /// Mean of each channel of ImageNet, RGB, on values from 0 to 255.
 pub const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
@@ -25,6 +25,24 @@ pub struct CropBox {
     pub width: usize,
     /// Height.
     pub height: usize,
+}
+
+impl CropBox {
+    /// All of a picture of `size` (width, height).
+    pub fn whole(size: (usize, usize)) -> Self {
+        Self {
+            left: 0,
+            top: 0,
+            width: size.0,
+            height: size.1,
+        }
+    }
+
+    pub(crate) fn contains(self, other: Self) -> bool {
+        let inside = |start, length, from, count| from >= start && from + count <= start + length;
+        inside(self.left, self.width, other.left, other.width)
+            && inside(self.top, self.height, other.top, other.height)
+    }
 }
 
 /// Cuts `region` out.
@@ -53,24 +71,25 @@ pub fn flip<const C: usize>(plane: &mut Plane<C>) {
 
 /// `(value - mean) / std` of each channel in f32, channel by channel: `[3, height, width]`.
 pub fn normalize(image: &RgbImage) -> Vec<f32> {
-    let mut planes = vec![0.0; 3 * image.width * image.height];
-    normalize_into(image, &mut planes, (image.width, image.height));
+    let size = (image.width, image.height);
+    let mut planes = vec![0.0; 3 * size.0 * size.1];
+    for y in 0..image.height {
+        normalize_row_into(image.row(y), y, &mut planes, size);
+    }
     planes
 }
 
-/// [`normalize`] into the upper left corner of three planes of `size` (width, height).
-fn normalize_into(image: &RgbImage, planes: &mut [f32], size: (usize, usize)) {
+/// [`normalize`] of one row, into the row `y` of three planes of `size` (width, height).
+fn normalize_row_into(row: &[u8], y: usize, planes: &mut [f32], size: (usize, usize)) {
     let (red, rest) = planes.split_at_mut(size.0 * size.1);
     let (green, blue) = rest.split_at_mut(size.0 * size.1);
-    for y in 0..image.height {
-        let out = y * size.0..y * size.0 + image.width;
-        let out = [
-            &mut red[out.clone()],
-            &mut green[out.clone()],
-            &mut blue[out],
-        ];
-        vectorized!(move out => normalize_row(image.row(y), out));
-    }
+    let out = y * size.0..y * size.0 + row.len() / 3;
+    let out = [
+        &mut red[out.clone()],
+        &mut green[out.clone()],
+        &mut blue[out],
+    ];
+    vectorized!(move out => normalize_row(row, out));
 }
 
 #[inline(always)]
@@ -141,19 +160,58 @@ impl Choices {
             &mut map.data,
             stride,
         );
-        (self.apply_image(image), map)
+        let mut out = RgbImage::filled(map.width, map.height, [0; 3]);
+        let size = (image.width, image.height);
+        let mut rows = self.image_rows(image, (0, 0), size);
+        for (y, out) in out
+            .data
+            .chunks_exact_mut((map.width * 3).max(1))
+            .enumerate()
+        {
+            rows(y, out);
+        }
+        (out, map)
     }
 
-    fn apply_image(&self, image: &RgbImage) -> RgbImage {
-        let mut out = resize_bilinear_mirrored(image, self.size, self.region, self.flip);
-        self.photometric.apply(&mut out);
-        out
+    /// What computes a row of the 8-bit picture, from the part of a picture of `size` that begins at
+    /// `origin`.
+    fn image_rows(
+        &self,
+        image: &RgbImage,
+        origin: (usize, usize),
+        size: (usize, usize),
+    ) -> impl FnMut(usize, &mut [u8]) {
+        let part = CropBox {
+            left: origin.0,
+            top: origin.1,
+            width: image.width,
+            height: image.height,
+        };
+        let needed = self.source_region(size);
+        assert!(
+            part.contains(needed),
+            "the part {part:?} of a picture lacks some of {needed:?}"
+        );
+        let mut rows = Bilinear::new(image, origin, size, self.size, self.region, self.flip);
+        move |y, out| {
+            rows.row(y, out);
+            self.photometric.apply_row(out);
+        }
     }
 
-    /// The rows of a picture `height` high that these choices read.
-    pub fn source_rows(&self, height: usize) -> Range<usize> {
-        let wanted = self.region.top..self.region.top + self.region.height;
-        source_rows(height, self.size.1, wanted)
+    /// The part of a picture of `size` (width, height) that these choices read.
+    pub fn source_region(&self, size: (usize, usize)) -> CropBox {
+        let region = self.region;
+        let columns = region.left..region.left + region.width;
+        let rows = region.top..region.top + region.height;
+        let columns = source_range(size.0, self.size.0, columns);
+        let rows = source_range(size.1, self.size.1, rows);
+        CropBox {
+            left: columns.start,
+            top: rows.start,
+            width: columns.len(),
+            height: rows.len(),
+        }
     }
 }
 
@@ -266,19 +324,52 @@ impl Pipeline {
     /// # Panics
     /// If the region of `choices` is larger than the crop or leaves the resized image.
     pub fn replay(&self, image: &RgbImage, label: &LabelMap, choices: &Choices) -> Transformed {
+        let (whole, size) = ((0, 0), (image.width, image.height));
+        let rows = choices.image_rows(image, whole, size);
+        self.transformed(|planes, map| self.fill(rows, label, choices, planes, map))
+    }
+
+    /// [`Self::replay`] of a picture of which only a part was read.
+    ///
+    /// # Panics
+    /// As [`Self::replay`], and if the part lacks some of [`Choices::source_region`].
+    pub fn replay_part(
+        &self,
+        image: &PartialImage,
+        label: &LabelMap,
+        choices: &Choices,
+    ) -> Transformed {
+        self.transformed(|planes, map| self.replay_part_into(image, label, choices, planes, map))
+    }
+
+    /// [`Self::replay_part`] into planes that hold the padding, 0 and 255, already.
+    pub(crate) fn replay_part_into(
+        &self,
+        image: &PartialImage,
+        label: &LabelMap,
+        choices: &Choices,
+        planes: &mut [f32],
+        map: &mut [u8],
+    ) {
+        let rows = choices.image_rows(&image.image, image.origin, image.size);
+        self.fill(rows, label, choices, planes, map);
+    }
+
+    /// What `fill` makes of the padding.
+    fn transformed(&self, fill: impl FnOnce(&mut [f32], &mut [u8])) -> Transformed {
         let area = self.crop.0 * self.crop.1;
         let mut out = Transformed {
             image: vec![0.0; 3 * area],
             label: vec![IGNORE; area],
         };
-        self.replay_into(image, label, choices, &mut out.image, &mut out.label);
+        fill(&mut out.image, &mut out.label);
         out
     }
 
-    /// [`Self::replay`] into planes that hold the padding, 0 and 255, already.
-    pub(crate) fn replay_into(
+    /// Row by row, so that all steps find a row in the cache.
+    fn fill(
         &self,
-        image: &RgbImage,
+        mut rows: impl FnMut(usize, &mut [u8]),
         label: &LabelMap,
         choices: &Choices,
         planes: &mut [f32],
@@ -290,7 +381,11 @@ impl Pipeline {
             region.width <= width && region.height <= height,
             "the region {region:?} is larger than the crop of {width}x{height}"
         );
-        normalize_into(&choices.apply_image(image), planes, (width, height));
+        let mut row = vec![0; region.width * 3];
+        for y in 0..region.height {
+            rows(y, &mut row);
+            normalize_row_into(&row, y, planes, (width, height));
+        }
         resize_nearest_into(label, choices.size, region, choices.flip, map, width);
     }
 
@@ -327,6 +422,50 @@ mod tests {
         assert_eq!(mirrored.data, [4, 5, 6, 1, 2, 3]);
         flip(&mut mirrored);
         assert_eq!(mirrored, image);
+    }
+
+    #[test]
+    fn the_part_that_choices_read_is_enough() {
+        let sample = SyntheticStreets::new(128, 64, 1, 3).get(0).unwrap();
+        let label = sample.label.unwrap();
+        let pipeline = Pipeline {
+            scale: (128, 64),
+            crop: (32, 48),
+            ..Pipeline::default()
+        };
+        for seed in 0..40 {
+            let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+            let choices = pipeline.choose(&label, &mut rng);
+            let region = choices.source_region((128, 64));
+            let part = PartialImage {
+                image: crop(&sample.image, region),
+                origin: (region.left, region.top),
+                size: (128, 64),
+            };
+            let from_part = pipeline.replay_part(&part, &label, &choices);
+            let from_whole = pipeline.replay(&sample.image, &label, &choices);
+            assert!(from_part.image == from_whole.image, "{choices:?}");
+            assert_eq!(from_part.label, from_whole.label);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "lacks some of")]
+    fn a_part_that_is_too_small_is_refused() {
+        let pipeline = Pipeline::default();
+        let label = LabelMap::filled(2048, 1024, [0]);
+        let choices = Choices {
+            size: (2048, 1024),
+            region: CropBox::whole((1024, 512)),
+            flip: false,
+            photometric: Photometric::default(),
+        };
+        let part = PartialImage {
+            image: RgbImage::filled(1024, 511, [0; 3]),
+            origin: (0, 0),
+            size: (2048, 1024),
+        };
+        pipeline.replay_part(&part, &label, &choices);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use halfseg_data::{
-    Cityscapes, DataError, Dataset, LabelMap, RgbImage, SyntheticStreets, write_cityscapes_layout,
-    write_label, write_rgb,
+    Cityscapes, CropBox, DataError, Dataset, LabelMap, RgbImage, SyntheticStreets,
+    write_cityscapes_layout, write_label, write_rgb,
 };
 
 fn tree() -> (tempfile::TempDir, PathBuf, PathBuf) {
@@ -113,6 +113,34 @@ fn truncated_files_are_refused() {
         &refusal(root.path()),
         &["labelIds.png", "cannot be decoded as PNG"],
     );
+}
+
+#[test]
+fn damage_below_the_part_that_is_wanted_is_refused() {
+    let (root, image, _) = tree();
+    let dataset = Cityscapes::open(root.path(), "train").unwrap();
+    let read = || {
+        let first_row = CropBox {
+            left: 0,
+            top: 0,
+            width: 32,
+            height: 1,
+        };
+        dataset.get_part(1, &mut |_| first_row)
+    };
+    let part = read().unwrap().image;
+    assert_eq!((part.origin, part.size), ((0, 0), (32, 16)));
+    assert_eq!(part.image.data, dataset.get(1).unwrap().image.row(0));
+
+    let whole = std::fs::read(&image).unwrap();
+    let mut bytes = whole.clone();
+    // In the last rows: before the checksums of the pixels, of their chunk, and the chunk of the end.
+    let at = bytes.len() - 12 - 4 - 4 - 8;
+    bytes[at] ^= 0x10;
+    std::fs::write(&image, &bytes).unwrap();
+    check(&read().unwrap_err(), &["leftImg8bit.png", "decoded as PNG"]);
+    std::fs::write(&image, &whole[..whole.len() - 20]).unwrap();
+    check(&read().unwrap_err(), &["leftImg8bit.png", "decoded as PNG"]);
 }
 
 #[test]

@@ -1,0 +1,393 @@
+//! Part of a PNG, for callers that need one: rows below it are not inflated, and rows above it and
+//! columns to its right are not unfiltered where nothing depends on them. (PNG specification, third
+//! edition, sections 5, 7 and 9. The `png` crate gives whole rows, from the first one on.)
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use crate::CropBox;
+
+/// Reads `wanted` of a PNG of `size` (width, height) that is not interlaced and has `N` channels of
+/// 8 bits.
+///
+/// All chunks are held against their checksums, those of the image data below `wanted`, too, so that
+/// damage is noticed wherever it is. `None` stands for any damage: the `png` crate has words for it.
+pub(crate) fn read<const N: usize>(
+    path: &Path,
+    size: (usize, usize),
+    wanted: CropBox,
+) -> Option<Vec<u8>> {
+    let mut rows = Rows::<N>::new(size, wanted);
+    let mut file = BufReader::with_capacity(1 << 16, File::open(path).ok()?);
+    let _signature: [u8; 8] = bytes(&mut file)?;
+    loop {
+        let [a, b, c, d, kind @ ..] = bytes::<8>(&mut file)?;
+        let mut left = u32::from_be_bytes([a, b, c, d]) as usize;
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&kind);
+        while left > 0 {
+            let buffer = file.fill_buf().ok().filter(|buffer| !buffer.is_empty())?;
+            let data = &buffer[..left.min(buffer.len())];
+            crc.update(data);
+            if kind == *b"IDAT" {
+                rows.take(data)?;
+            }
+            let taken = data.len();
+            left -= taken;
+            file.consume(taken);
+        }
+        if crc.finalize() != u32::from_be_bytes(bytes(&mut file)?) {
+            return None;
+        }
+        if kind == *b"IEND" {
+            return rows.finish();
+        }
+    }
+}
+
+fn bytes<const M: usize>(file: &mut impl BufRead) -> Option<[u8; M]> {
+    let mut out = [0; M];
+    file.read_exact(&mut out).ok()?;
+    Some(out)
+}
+
+/// How far back deflate refers.
+const WINDOW: usize = 1 << 15;
+/// New bytes that are inflated before their rows are unfiltered, while they are in the cache.
+const SLAB: usize = 1 << 17;
+
+/// Inflates rows and keeps the part of them that is wanted.
+struct Rows<const N: usize> {
+    inflater: fdeflate::Decompressor,
+    /// Filtered rows: what deflate may refer back to, and what comes after it.
+    slab: Vec<u8>,
+    /// Bytes of the slab that are inflated, and those that are unfiltered, too.
+    inflated: usize,
+    unfiltered: usize,
+    /// Bytes that are yet to be inflated, and whether the image data has to end with them.
+    missing: usize,
+    to_the_end: bool,
+    /// Bytes of a row with its filter.
+    stride: usize,
+    /// The next row.
+    y: usize,
+    wanted: CropBox,
+    /// The previous row and the next one, as far as the last wanted column.
+    above: Vec<u8>,
+    row: Vec<u8>,
+    part: Vec<u8>,
+}
+
+impl<const N: usize> Rows<N> {
+    fn new((width, height): (usize, usize), wanted: CropBox) -> Self {
+        let stride = width * N + 1;
+        let rows = wanted.top + wanted.height;
+        let columns = (wanted.left + wanted.width) * N;
+        let mut inflater = fdeflate::Decompressor::new();
+        // A checksum of all pixels, while those of the file's chunks are there for any part.
+        inflater.ignore_adler32();
+        Self {
+            inflater,
+            slab: vec![0; WINDOW + SLAB.max(stride)],
+            inflated: 0,
+            unfiltered: 0,
+            missing: rows * stride,
+            to_the_end: rows == height,
+            stride,
+            y: 0,
+            wanted,
+            above: vec![0; columns],
+            row: vec![0; columns],
+            part: Vec::with_capacity(wanted.width * wanted.height * N),
+        }
+    }
+
+    /// Goes on with the next bytes of the image data.
+    fn take(&mut self, mut data: &[u8]) -> Option<()> {
+        while !data.is_empty() && (self.missing > 0 || self.to_the_end && !self.inflater.is_done())
+        {
+            let end = self.slab.len().min(self.inflated + self.missing);
+            let slab = &mut self.slab[..end];
+            let (read, wrote) = self.inflater.read(data, slab, self.inflated, false).ok()?;
+            if read + wrote == 0 {
+                return None;
+            }
+            data = &data[read..];
+            self.inflated += wrote;
+            self.missing -= wrote;
+            if self.inflated == end && wrote > 0 {
+                self.unfilter()?;
+            }
+        }
+        Some(())
+    }
+
+    fn finish(self) -> Option<Vec<u8>> {
+        (self.missing == 0 && (!self.to_the_end || self.inflater.is_done())).then_some(self.part)
+    }
+
+    /// Unfilters all whole rows of the slab and makes room in it.
+    fn unfilter(&mut self) -> Option<()> {
+        let rows = self.slab[self.unfiltered..self.inflated].chunks_exact(self.stride);
+        let count = rows.len();
+        // Rows filtered with None or Sub do not depend on the row above, so the last one of them
+        // above the wanted part is early enough to begin with.
+        let above = rows
+            .clone()
+            .take((self.wanted.top + 1).saturating_sub(self.y));
+        let skipped = above.clone().rposition(|row| row[0] <= 1).unwrap_or(0);
+        self.y += skipped;
+        let columns = self.wanted.left * N..self.row.len();
+        for filtered in rows.skip(skipped) {
+            let values = &filtered[1..][..columns.end];
+            unfilter::<N>(filtered[0], values, &self.above, &mut self.row)?;
+            if self.y >= self.wanted.top {
+                self.part.extend_from_slice(&self.row[columns.clone()]);
+            }
+            std::mem::swap(&mut self.above, &mut self.row);
+            self.y += 1;
+        }
+        self.unfiltered += count * self.stride;
+        let kept = self.unfiltered.min(self.inflated.saturating_sub(WINDOW));
+        self.slab.copy_within(kept..self.inflated, 0);
+        self.unfiltered -= kept;
+        self.inflated -= kept;
+        Some(())
+    }
+}
+
+/// Undoes the filter of one row.
+fn unfilter<const N: usize>(
+    filter: u8,
+    filtered: &[u8],
+    above: &[u8],
+    out: &mut [u8],
+) -> Option<()> {
+    match filter {
+        0 => out.copy_from_slice(filtered),
+        1 => predicted::<N>(filtered, above, out, |left, _, _| left),
+        2 => {
+            for ((out, &x), &above) in out.iter_mut().zip(filtered).zip(above) {
+                *out = x.wrapping_add(above);
+            }
+        }
+        3 => predicted::<N>(filtered, above, out, |left, above, _| {
+            ((left as u16 + above as u16) / 2) as u8
+        }),
+        4 => predicted::<N>(filtered, above, out, paeth),
+        _ => return None,
+    }
+    Some(())
+}
+
+/// Undoes a filter that predicts from the values to the left, above, and above to the left, and that
+/// predicts the value itself where these are alike.
+#[inline(always)]
+fn predicted<const N: usize>(
+    filtered: &[u8],
+    above: &[u8],
+    out: &mut [u8],
+    predict: impl Fn(u8, u8, u8) -> u8,
+) {
+    if N > 1 {
+        predicted_from::<N>([[0; N]; 2], filtered, above, out, &predict);
+        return;
+    }
+    const BLOCK: usize = 32;
+    let mut before = [[0; N]; 2];
+    let (blocks, filtered) = filtered.as_chunks::<BLOCK>();
+    let (blocks_above, above) = above.as_chunks::<BLOCK>();
+    let (blocks_out, out) = out.as_chunks_mut::<BLOCK>();
+    for ((filtered, above), out) in blocks.iter().zip(blocks_above).zip(blocks_out) {
+        // Most blocks of a class map are flat.
+        let value = before[0][0];
+        let pairs = filtered.iter().zip(above);
+        if before == [[value; N]; 2]
+            && pairs.fold(0, |bits, (&x, &above)| bits | x | (above ^ value)) == 0
+        {
+            *out = [value; BLOCK];
+        } else {
+            before = predicted_from::<N>(before, filtered, above, out, &predict);
+        }
+    }
+    predicted_from::<N>(before, filtered, above, out, &predict);
+}
+
+/// [`predicted`] of part of a row, after the pixel to its left and the one above that; gives those
+/// of what comes next.
+#[inline(always)]
+fn predicted_from<const N: usize>(
+    [mut left, mut corner]: [[u8; N]; 2],
+    filtered: &[u8],
+    above: &[u8],
+    out: &mut [u8],
+    predict: impl Fn(u8, u8, u8) -> u8,
+) -> [[u8; N]; 2] {
+    let pixels = filtered.as_chunks::<N>().0.iter();
+    let pixels = pixels.zip(above.as_chunks::<N>().0);
+    for ((x, above), out) in pixels.zip(out.as_chunks_mut::<N>().0) {
+        for c in 0..N {
+            left[c] = x[c].wrapping_add(predict(left[c], above[c], corner[c]));
+        }
+        corner = *above;
+        *out = left;
+    }
+    [left, corner]
+}
+
+/// Whichever of `left`, `above` and `corner` is nearest to `left + above - corner`, the first of them
+/// where several are.
+///
+/// Compared without distances: `corner` lies between the others, or else the result is the one of
+/// them that lies further from it.
+#[inline(always)]
+fn paeth(left: u8, above: u8, corner: u8) -> u8 {
+    let (left, above, corner) = (left as i16, above as i16, corner as i16);
+    let threshold = 3 * corner - (left + above);
+    let (low, high) = (left.min(above), left.max(above));
+    let nearest = if high <= threshold { low } else { corner };
+    (if threshold <= low { high } else { nearest }) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Plane, crop};
+    use png::{BitDepth, ColorType, Filter};
+
+    const FILTERS: [Filter; 6] = [
+        Filter::NoFilter,
+        Filter::Sub,
+        Filter::Up,
+        Filter::Avg,
+        Filter::Paeth,
+        Filter::Adaptive,
+    ];
+
+    /// Flat patches, edges and noise.
+    fn picture<const N: usize>(width: usize, height: usize) -> Plane<N> {
+        let value = |i: usize| {
+            let (x, y, c) = (i / N % width, i / N / width, i % N);
+            let patch = x / 41 * 83 + y / 17 * 29 + c;
+            match patch % 4 {
+                0 => (i * 7919 % 251) as u8,
+                _ => (patch * 37) as u8,
+            }
+        };
+        Plane {
+            width,
+            height,
+            data: (0..width * height * N).map(value).collect(),
+        }
+    }
+
+    /// Writes `plane` with image data in chunks of `chunk` bytes.
+    fn write<const N: usize>(path: &Path, plane: &Plane<N>, filter: Filter, chunk: usize) {
+        let file = File::create(path).unwrap();
+        let mut encoder = png::Encoder::new(file, plane.width as u32, plane.height as u32);
+        encoder.set_color(match N {
+            1 => ColorType::Grayscale,
+            2 => ColorType::GrayscaleAlpha,
+            3 => ColorType::Rgb,
+            _ => ColorType::Rgba,
+        });
+        encoder.set_depth(BitDepth::Eight);
+        encoder.set_filter(filter);
+        let mut writer = encoder.write_header().unwrap();
+        let mut stream = writer.stream_writer_with_size(chunk).unwrap();
+        std::io::Write::write_all(&mut stream, &plane.data).unwrap();
+        stream.finish().unwrap();
+    }
+
+    fn check<const N: usize>(size: (usize, usize), chunk: usize) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("picture.png");
+        let plane = picture::<N>(size.0, size.1);
+        let part = |left, top, width, height| CropBox {
+            left,
+            top,
+            width,
+            height,
+        };
+        let (width, height) = size;
+        for filter in FILTERS {
+            write(&path, &plane, filter, chunk);
+            for wanted in [
+                CropBox::whole(size),
+                part(0, 0, 1, 1),
+                part(width / 3, height / 4, width / 2, height / 2),
+                part(width - 1, height - 1, 1, 1),
+                part(width / 2, height / 2, width / 5, height - height / 2),
+            ] {
+                let read = read::<N>(&path, size, wanted);
+                assert!(
+                    read == Some(crop(&plane, wanted).data),
+                    "{N} channels, {size:?}, {filter:?}, {wanted:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_any_filter_and_format_equals_the_crop_of_the_whole() {
+        check::<1>((401, 611), 8192);
+        check::<2>((301, 307), 8192);
+        check::<3>((307, 401), 8192);
+        check::<4>((203, 307), 1000);
+        check::<3>((5, 3), 64);
+    }
+
+    #[test]
+    fn rows_may_be_longer_than_the_slab() {
+        const { assert!(60_000 * 3 > SLAB) };
+        check::<3>((60_000, 7), 8192);
+    }
+
+    #[test]
+    fn any_damaged_byte_of_the_image_data_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("picture.png");
+        let size = (67, 41);
+        write(&path, &picture::<3>(size.0, size.1), Filter::Adaptive, 300);
+        let bytes = std::fs::read(&path).unwrap();
+        let top = CropBox {
+            left: 0,
+            top: 0,
+            width: 9,
+            height: 3,
+        };
+        assert!(read::<3>(&path, size, top).is_some());
+        let start = bytes.windows(4).position(|kind| kind == b"IDAT").unwrap();
+        for at in start..bytes.len() - 12 {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            std::fs::write(&path, &damaged).unwrap();
+            assert_eq!(read::<3>(&path, size, top), None, "byte {at}");
+        }
+        for len in (start..bytes.len()).step_by(7) {
+            std::fs::write(&path, &bytes[..len]).unwrap();
+            assert_eq!(read::<3>(&path, size, CropBox::whole(size)), None, "{len}");
+        }
+    }
+
+    /// As the specification words it.
+    #[test]
+    fn the_predictor_of_paeth_is_the_nearest_of_three() {
+        for left in 0..=255u8 {
+            for above in (0..=255u8).step_by(3) {
+                for corner in 0..=255u8 {
+                    let p = left as i32 + above as i32 - corner as i32;
+                    let distance = |v: u8| (p - v as i32).abs();
+                    let (a, b, c) = (distance(left), distance(above), distance(corner));
+                    let expected = match () {
+                        () if a <= b && a <= c => left,
+                        () if b <= c => above,
+                        () => corner,
+                    };
+                    assert_eq!(paeth(left, above, corner), expected);
+                }
+            }
+        }
+    }
+}
