@@ -172,9 +172,7 @@ fn unfilter<const N: usize>(
                 *out = x.wrapping_add(above);
             }
         }
-        3 => predicted::<N>(filtered, above, out, |left, above, _| {
-            ((left as u16 + above as u16) / 2) as u8
-        }),
+        3 => predicted::<N>(filtered, above, out, |left, above, _| (left + above) >> 1),
         4 => predicted::<N>(filtered, above, out, paeth),
         _ => return None,
     }
@@ -188,7 +186,7 @@ fn predicted<const N: usize>(
     filtered: &[u8],
     above: &[u8],
     out: &mut [u8],
-    predict: impl Fn(u8, u8, u8) -> u8,
+    predict: impl Fn(i32, i32, i32) -> i32,
 ) {
     if N > 1 {
         predicted_from::<N>([[0; N]; 2], filtered, above, out, &predict);
@@ -201,9 +199,9 @@ fn predicted<const N: usize>(
     let (blocks_out, out) = out.as_chunks_mut::<BLOCK>();
     for ((filtered, above), out) in blocks.iter().zip(blocks_above).zip(blocks_out) {
         // Most blocks of a class map are flat.
-        let value = before[0][0];
+        let value = before[0][0] as u8;
         let pairs = filtered.iter().zip(above);
-        if before == [[value; N]; 2]
+        if before[0] == before[1]
             && pairs.fold(0, |bits, (&x, &above)| bits | x | (above ^ value)) == 0
         {
             *out = [value; BLOCK];
@@ -215,23 +213,26 @@ fn predicted<const N: usize>(
 }
 
 /// [`predicted`] of part of a row, after the pixel to its left and the one above that; gives those
-/// of what comes next.
+/// of what comes next. They are 0 to 255, in registers' own size, because each value waits for the
+/// one to its left.
 #[inline(always)]
 fn predicted_from<const N: usize>(
-    [mut left, mut corner]: [[u8; N]; 2],
+    [mut left, mut corner]: [[i32; N]; 2],
     filtered: &[u8],
     above: &[u8],
     out: &mut [u8],
-    predict: impl Fn(u8, u8, u8) -> u8,
-) -> [[u8; N]; 2] {
+    predict: impl Fn(i32, i32, i32) -> i32,
+) -> [[i32; N]; 2] {
     let pixels = filtered.as_chunks::<N>().0.iter();
     let pixels = pixels.zip(above.as_chunks::<N>().0);
     for ((x, above), out) in pixels.zip(out.as_chunks_mut::<N>().0) {
+        let mut pixel = [0; N];
         for c in 0..N {
-            left[c] = x[c].wrapping_add(predict(left[c], above[c], corner[c]));
+            let above = above[c] as i32;
+            pixel[c] = x[c].wrapping_add(predict(left[c], above, corner[c]) as u8);
+            (left[c], corner[c]) = (pixel[c] as i32, above);
         }
-        corner = *above;
-        *out = left;
+        *out = pixel;
     }
     [left, corner]
 }
@@ -242,12 +243,11 @@ fn predicted_from<const N: usize>(
 /// Compared without distances: `corner` lies between the others, or else the result is the one of
 /// them that lies further from it.
 #[inline(always)]
-fn paeth(left: u8, above: u8, corner: u8) -> u8 {
-    let (left, above, corner) = (left as i16, above as i16, corner as i16);
-    let threshold = 3 * corner - (left + above);
+fn paeth(left: i32, above: i32, corner: i32) -> i32 {
+    let threshold = 3 * corner - above - left;
     let (low, high) = (left.min(above), left.max(above));
     let nearest = if high <= threshold { low } else { corner };
-    (if threshold <= low { high } else { nearest }) as u8
+    if threshold <= low { high } else { nearest }
 }
 
 #[cfg(test)]
@@ -374,11 +374,11 @@ mod tests {
     /// As the specification words it.
     #[test]
     fn the_predictor_of_paeth_is_the_nearest_of_three() {
-        for left in 0..=255u8 {
-            for above in (0..=255u8).step_by(3) {
-                for corner in 0..=255u8 {
-                    let p = left as i32 + above as i32 - corner as i32;
-                    let distance = |v: u8| (p - v as i32).abs();
+        for left in 0..=255 {
+            for above in (0..=255).step_by(3) {
+                for corner in 0..=255 {
+                    let p = left + above - corner;
+                    let distance = |v: i32| (p - v).abs();
                     let (a, b, c) = (distance(left), distance(above), distance(corner));
                     let expected = match () {
                         () if a <= b && a <= c => left,
