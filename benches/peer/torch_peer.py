@@ -5,6 +5,7 @@ command measures one case in a process of its own and prints one JSON line:
 
     torch_peer.py params                                parameters of the four networks
     torch_peer.py model --method fcn --size 512x1024    inference, or with --train a training step
+    torch_peer.py replay --recordings DIR               how far half precision and TF32 are off
     torch_peer.py pipeline --data ROOT                  PNG to normalised crop, images/s on one core
     torch_peer.py confusion --size 1024x2048            scores of one pair of class maps
 """
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 
 import numpy as np
@@ -72,14 +74,15 @@ class Block(nn.Module):
 class ResNetV1cD8(nn.Module):
     """Deep stem, strides 1, 2, 1, 1, dilations 1, 1, 2, 4, contracted first dilation."""
 
-    def __init__(self, name):
+    def __init__(self, name, base=64, stem=64):
         super().__init__()
         bottleneck = name not in ('resnet18', 'resnet34')
-        self.stem = nn.Sequential(conv_bn(3, 32, 3, 2), conv_bn(32, 32, 3), conv_bn(32, 64, 3),
-                                  nn.MaxPool2d(3, 2, 1))
-        stages, cin = [], 64
+        half = stem // 2
+        self.stem = nn.Sequential(conv_bn(3, half, 3, 2), conv_bn(half, half, 3),
+                                  conv_bn(half, stem, 3), nn.MaxPool2d(3, 2, 1))
+        stages, cin = [], stem
         for i, count in enumerate(BLOCKS[name]):
-            width, stride, dilation = 64 << i, (1, 2, 1, 1)[i], (1, 1, 2, 4)[i]
+            width, stride, dilation = base << i, (1, 2, 1, 1)[i], (1, 1, 2, 4)[i]
             blocks = []
             for b in range(count):
                 first = b == 0
@@ -100,18 +103,18 @@ class ResNetV1cD8(nn.Module):
 class Head(nn.Module):
     """What every head ends with: channel dropout and a 1x1 classifier."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, classes):
         super().__init__()
         self.dropout = nn.Dropout2d(0.1)
-        self.classifier = nn.Conv2d(channels, CLASSES, 1)
+        self.classifier = nn.Conv2d(channels, classes, 1)
 
     def forward(self, maps):
         return self.classifier(self.dropout(self.features(maps)))
 
 
 class FcnHead(Head):
-    def __init__(self, cin, channels, stage=3, convs=2, concat=True):
-        super().__init__(channels)
+    def __init__(self, cin, channels, classes, stage=3, convs=2, concat=True):
+        super().__init__(channels, classes)
         self.stage = stage
         self.convs = nn.Sequential(*[conv_bn(cin if i == 0 else channels, channels, 3)
                                      for i in range(convs)])
@@ -124,8 +127,8 @@ class FcnHead(Head):
 
 
 class PspHead(Head):
-    def __init__(self, cin, channels):
-        super().__init__(channels)
+    def __init__(self, cin, channels, classes):
+        super().__init__(channels, classes)
         self.branches = nn.ModuleList([
             nn.Sequential(nn.AdaptiveAvgPool2d(bins), conv_bn(cin, channels, 1))
             for bins in (1, 2, 3, 6)])
@@ -138,8 +141,8 @@ class PspHead(Head):
 
 
 class AsppHead(Head):
-    def __init__(self, cin, channels, separate=False):
-        super().__init__(channels)
+    def __init__(self, cin, channels, classes, separate=False):
+        super().__init__(channels, classes)
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv_bn(cin, channels, 1))
         dilated = [separable(cin, channels, d) if separate else
                    conv_bn(cin, channels, 3, dilation=d) for d in (12, 24, 36)]
@@ -153,8 +156,8 @@ class AsppHead(Head):
 
 
 class AsppPlusHead(AsppHead):
-    def __init__(self, cin, channels, c2, low):
-        super().__init__(cin, channels, separate=True)
+    def __init__(self, cin, channels, classes, c2, low):
+        super().__init__(cin, channels, classes, separate=True)
         self.low = conv_bn(c2, low, 1)
         self.refine = nn.Sequential(separable(channels + low, channels),
                                     separable(channels, channels))
@@ -166,18 +169,23 @@ class AsppPlusHead(AsppHead):
 
 
 class Segmentor(nn.Module):
-    def __init__(self, method, backbone):
+    """`widths` are the channels of the first stage, stem, decode head, auxiliary head and of the
+    detail branch of DeepLabV3+; the published ones unless given."""
+
+    def __init__(self, method, backbone, widths=None, classes=CLASSES):
         super().__init__()
         small = backbone in ('resnet18', 'resnet34')
-        c2, channels, aux, low = (64, 128, 64, 12) if small else (256, 512, 256, 48)
+        published = (64, 64, 128, 64, 12) if small else (64, 64, 512, 256, 48)
+        base, stem, channels, aux, low = widths or published
+        c2 = base if small else 4 * base
         c4, c5 = 4 * c2, 8 * c2
-        self.backbone = ResNetV1cD8(backbone)
+        self.backbone = ResNetV1cD8(backbone, base, stem)
         self.decode = dict(
-            fcn=lambda: FcnHead(c5, channels),
-            pspnet=lambda: PspHead(c5, channels),
-            deeplabv3=lambda: AsppHead(c5, channels),
-            deeplabv3plus=lambda: AsppPlusHead(c5, channels, c2, low))[method]()
-        self.aux = FcnHead(c4, aux, stage=2, convs=1, concat=False)
+            fcn=lambda: FcnHead(c5, channels, classes),
+            pspnet=lambda: PspHead(c5, channels, classes),
+            deeplabv3=lambda: AsppHead(c5, channels, classes),
+            deeplabv3plus=lambda: AsppPlusHead(c5, channels, classes, c2, low))[method]()
+        self.aux = FcnHead(c4, aux, classes, stage=2, convs=1, concat=False)
 
     def forward(self, x):
         return resize(self.decode(self.backbone(x)), x.shape[2:])
@@ -208,9 +216,10 @@ def status_bytes(field):
         return None
 
 
-def timed(step, warmup, iterations):
+def timed(step, warmup, iterations, warm=lambda: None):
     for _ in range(warmup):
         step()
+    warm()
     seconds = []
     for _ in range(iterations):
         start = time.perf_counter()
@@ -238,11 +247,11 @@ def size(text):
 
 
 def memory(on_gpu):
-    """The most memory that was held."""
+    """The most memory that was held; on a GPU since the warm-up, whose trials do not count."""
     if on_gpu:
         return dict(peak_bytes=torch.cuda.max_memory_allocated(),
                     peak_reserved_bytes=torch.cuda.max_memory_reserved(),
-                    peak_source='max_memory_allocated')
+                    peak_source='max_memory_allocated after warm-up')
     return dict(peak_bytes=status_bytes('VmHWM'), peak_source='VmHWM')
 
 
@@ -255,6 +264,7 @@ def run_model(args):
     torch.manual_seed(0)
     on_gpu = args.device != 'cpu'
     if on_gpu:
+        torch.cuda.set_device(args.device)
         torch.backends.cudnn.benchmark = args.cudnn_benchmark
     model, parameters = build(args.method, args.backbone)
     layout = torch.contiguous_format if args.nchw else torch.channels_last
@@ -285,18 +295,150 @@ def run_model(args):
     else:
         model.eval()
 
-        def step():
+        def step(softmax=False):
             with torch.inference_mode(), cast:
+                logits = model(images)
+                if softmax:
+                    logits = logits.softmax(1)
                 # Copying to the host waits for the GPU.
-                model(images).argmax(1).to(torch.uint8).cpu().numpy()
-    seconds = timed(step, args.warmup, args.iterations)
+                logits.argmax(1).to(torch.uint8).cpu().numpy()
+
+    def warm():
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    seconds = timed(step, args.warmup, args.iterations, warm)
+    extra = {}
+    if args.softmax:
+        # As MMSegmentation does, though it changes no class.
+        extra = dict(with_softmax=summary(
+            timed(lambda: step(softmax=True), 1, args.iterations), batch))
     report(mode='training' if args.train else 'inference', method=args.method,
            backbone=args.backbone, size=f'{height}x{width}', batch=batch,
            precision=args.precision, threads=args.threads,
            layout='nchw' if args.nchw else 'channels_last', parameters=parameters,
+           cudnn_benchmark=on_gpu and args.cudnn_benchmark,
            bf16_instructions=bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-           device=torch.cuda.get_device_name() if on_gpu else 'cpu', **summary(seconds, batch),
-           **memory(on_gpu), resident_before_bytes=before)
+           device=torch.cuda.get_device_name() if on_gpu else 'cpu',
+           **summary(seconds, batch), **memory(on_gpu), **extra, resident_before_bytes=before)
+
+
+# Names of MMSegmentation's modules for those of the peer, in the order of trial.
+NAMES = [(re.compile(pattern), name) for pattern, name in (
+    (r'backbone\.stem\.(\d)\.(\d)', lambda m: f'backbone.stem.{3 * int(m[1]) + int(m[2])}'),
+    (r'backbone\.stages\.(\d)\.(\d+)\.body\.(\d)\.(\d)', lambda m:
+        f'backbone.layer{int(m[1]) + 1}.{m[2]}.{("conv", "bn")[int(m[4])]}{int(m[3]) + 1}'),
+    (r'backbone\.stages\.(\d)\.(\d+)\.skip\.(\d)', lambda m:
+        f'backbone.layer{int(m[1]) + 1}.{m[2]}.downsample.{m[3]}'),
+    (r'(decode|aux)\.classifier', lambda m: f'{HEADS[m[1]]}.conv_seg'),
+    (r'(decode|aux)\.convs\.(\d)\.(\d)', lambda m: f'{HEADS[m[1]]}.convs.{m[2]}.{PART[m[3]]}'),
+    (r'decode\.(fuse|low)\.(\d)', lambda m: f'decode_head.{m[1]}.{PART[m[2]]}'),
+    (r'decode\.pool\.1\.(\d)', lambda m: f'decode_head.image_pool.1.{PART[m[1]]}'),
+    (r'decode\.refine\.(\d)\.(\d)\.(\d)', lambda m:
+        f'decode_head.sep_bottleneck.{m[1]}.{SEPARABLE[m[2]]}.{PART[m[3]]}'),
+    (r'decode\.branches\.(\d)\.(\d)\.(\d)', lambda m:
+        f'decode_head.aspp_modules.{m[1]}.{SEPARABLE[m[2]]}.{PART[m[3]]}'),
+    (r'decode\.branches\.(\d)\.(\d)', lambda m:
+        f'decode_head.aspp_modules.{m[1]}.{PART[m[2]]}'),
+)]
+HEADS = dict(decode='decode_head', aux='auxiliary_head')
+PART, SEPARABLE = {'0': 'conv', '1': 'bn'}, {'0': 'depthwise_conv', '1': 'pointwise_conv'}
+
+
+def mmseg_name(method, name):
+    """The name that MMSegmentation gives to a parameter or statistic of the peer."""
+    for pattern, renamed in NAMES:
+        match = pattern.match(name)
+        if match:
+            name = renamed(match) + name[match.end():]
+            break
+    if method == 'pspnet':
+        # Its branches begin with the pooling layer.
+        name = re.sub(r'aspp_modules\.(\d)\.pointwise_conv', r'psp_modules.\1.1', name)
+    fuse = 'conv_cat' if method == 'fcn' else 'bottleneck'
+    return name.replace('head.fuse', f'head.{fuse}').replace('head.low', 'head.c1_bottleneck')
+
+
+def safetensors(path):
+    """All f32 tensors of a file. Its format is a length, a JSON header, and the values."""
+    with open(path, 'rb') as f:
+        header = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
+        values = f.read()
+    tensors = {}
+    for name, entry in header.items():
+        if name != '__metadata__' and entry['dtype'] == 'F32':
+            begin, end = entry['data_offsets']
+            tensor = torch.frombuffer(bytearray(values[begin:end]), dtype=torch.float32)
+            tensors[name] = tensor.reshape(entry['shape'])
+    return tensors
+
+
+def to_tf32(x):
+    """`x` with a mantissa of 10 bits, rounded to nearest even: what a tensor core reads of an f32."""
+    bits = x.view(torch.int32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+def recorded(folder):
+    """The network of a recording with its weights, and the image and logits of the recording."""
+    with open(os.path.join(folder, 'reference.json')) as f:
+        args = json.load(f)['args']
+    if args.get('align_corners') or args.get('dilations'):
+        raise ValueError('align_corners and other dilations are not supported')
+    widths = [args[key] for key in ('base_channels', 'stem_channels', 'channels', 'aux_channels',
+                                    'c1_channels')]
+    model = Segmentor(args['method'], f'resnet{args["depth"]}', widths, args['num_classes'])
+    weights = safetensors(os.path.join(folder, 'model.safetensors'))
+    state = model.state_dict()
+    for name in state:
+        if not name.endswith('num_batches_tracked'):
+            state[name] = weights[mmseg_name(args['method'], name)]
+    model.load_state_dict(state)
+    values = safetensors(os.path.join(folder, 'reference.safetensors'))
+    return model.eval(), values['image'], values['decode_logits_full']
+
+
+def run_replay(args):
+    """Largest error of a logit in each precision.
+
+    That of the recorded image is one sample of what rounding does, and the largest of few pixels. So
+    seven more images are taken, which differ from it by noise of 1e-3, and the largest of all errors
+    counts; each is against the peer itself in f32, that of the recorded image also in f32 against
+    MMSegmentation.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    kind, found = args.device.split(':')[0], {}
+    for folder, _, files in sorted(os.walk(args.recordings)):
+        if 'reference.json' not in files:
+            continue
+        name = os.path.relpath(folder, args.recordings)
+        model, image, expected = recorded(folder)
+        torch.manual_seed(0)
+        images = [image] + [image + 1e-3 * torch.randn_like(image) for _ in range(7)]
+        model, images = model.to(args.device), [image.to(args.device) for image in images]
+
+        def run(image, dtype=None):
+            with torch.inference_mode(), torch.autocast(kind, dtype=dtype or torch.bfloat16,
+                                                        enabled=dtype is not None):
+                return model(image).float().cpu()
+        exact = [run(image) for image in images]
+        errors = dict(f32=(exact[0] - expected).abs().max().item())
+
+        def measure(precision, dtype=None):
+            errors[precision] = max((run(image, dtype) - logits).abs().max().item()
+                                    for image, logits in zip(images, exact))
+        measure('f16', torch.float16)
+        measure('bf16', torch.bfloat16)
+        # Not what cuDNN would do, which may choose a kernel without TF32 for so few channels.
+        for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
+            conv.weight.data = to_tf32(conv.weight.data)
+            conv.register_forward_pre_hook(lambda _, inputs: (to_tf32(inputs[0]),))
+        measure('tf32')
+        found[name] = errors
+    if not found:
+        raise SystemExit(f'{args.recordings}: expected recordings (reference.json), found none')
+    report(mode='replay', device=args.device, max_abs=found)
 
 
 # The training pipeline, as mmcv and mmseg transforms do it: on whole pictures, step by step.
@@ -471,6 +613,12 @@ def main():
     sub.add_argument('--nchw', action='store_true')
     sub.add_argument('--device', default='cpu', help='cpu, cuda or cuda:N')
     sub.add_argument('--cudnn-benchmark', action='store_true')
+    sub.add_argument('--softmax', action='store_true',
+                     help='inference: also measure with a softmax before the argmax')
+    sub = commands.add_parser('replay')
+    sub.set_defaults(run=run_replay)
+    sub.add_argument('--recordings', required=True)
+    sub.add_argument('--device', default='cpu', help='cpu, cuda or cuda:N')
     sub = command('pipeline', run_pipeline, 40, 4)
     sub.add_argument('--data', required=True)
     sub = command('confusion', run_confusion, 20, 3)
