@@ -1,6 +1,5 @@
 //! `halfseg bench`.
 
-use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -138,6 +137,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         });
         write_json(path, &json)?;
     }
+    if times.all.len() < args.iterations.get() {
+        let (measured, wanted) = (times.all.len(), args.iterations);
+        let why = format!("interrupted: {measured} of {wanted} passes were measured");
+        return Err(Interrupted(why).into());
+    }
     Ok(())
 }
 
@@ -185,11 +189,12 @@ impl Measured {
     fn new(seconds: Vec<f64>, parameters: u64, choice: DeviceChoice, device: &Device) -> Self {
         let (memory, memory_source) = match choice {
             DeviceChoice::Flex => (resident_memory().map(|(_, peak)| peak), "VmHWM"),
-            // The allocator keeps what it once took, so this is a peak; it counts whole pages.
+            // The allocator keeps what it once took, so this is a peak, but for what `settle` gave
+            // back; it counts whole pages.
             _ => {
                 let usage = device.memory_pool_usage();
                 let reserved = usage.map(|usage| Bytes(usage.bytes_reserved));
-                (reserved, "bytes reserved by the allocator")
+                (reserved, "bytes reserved by the allocator after warm-up")
             }
         };
         Self {
@@ -222,7 +227,7 @@ fn measure_inference(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<
     let predictor = Predictor::new(&model, args.precision, recipe.eval.clone(), &device);
     drop(model);
     let images = images(args, batch, &device);
-    let seconds = time(args.warmup, args.iterations, || {
+    let seconds = time(args, &device, || {
         predictor.segment(images.clone());
         Ok(())
     })?;
@@ -238,7 +243,7 @@ fn measure_training(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<M
     let classes = Distribution::Uniform(0.0, recipe.model.num_classes as f64);
     let shape = [batch, args.size.height, args.size.width];
     let labels = Tensor::<3, Int>::random(shape, classes, &device);
-    let seconds = time(args.warmup, args.iterations, || {
+    let seconds = time(args, &device, || {
         learner.step(images.clone(), labels.clone());
         // The losses are read before the optimizer runs.
         device.sync().context("the device failed")
@@ -261,24 +266,46 @@ fn images(args: &BenchArgs, batch: usize, device: &Device) -> Tensor<4> {
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
 }
 
-/// Seconds of each pass after the warm-up.
+/// Seconds of each pass after the warm-up: at least one, fewer than asked for if the user interrupts.
+///
+/// The first passes on a GPU compile kernels and try out which are fastest, for minutes perhaps, so
+/// their times are printed.
 fn time(
-    warmup: usize,
-    iterations: NonZeroUsize,
+    args: &BenchArgs,
+    device: &Device,
     mut pass: impl FnMut() -> Result<()>,
 ) -> Result<Vec<f64>> {
-    let mut seconds = Vec::with_capacity(iterations.get());
-    for i in 0..warmup + iterations.get() {
+    let (warmup, iterations) = (args.warmup, args.iterations.get());
+    let mut seconds = Vec::with_capacity(iterations);
+    for i in 0..warmup + iterations {
+        if i + 1 == warmup && args.device != DeviceChoice::Flex {
+            settle(device)?;
+        }
         let start = Instant::now();
         pass()?;
-        if i >= warmup {
-            seconds.push(start.elapsed().as_secs_f64());
+        let passed = start.elapsed().as_secs_f64();
+        if i < warmup {
+            eprintln!("warm-up {} of {warmup}: {passed:.4} s", i + 1);
+        } else {
+            seconds.push(passed);
         }
         if interrupt::requested() {
-            return Err(Interrupted(format!("interrupted after {} passes", i + 1)).into());
+            let passes = i + 1;
+            if seconds.is_empty() {
+                return Err(Interrupted(format!("interrupted after {passes} passes")).into());
+            }
+            break;
         }
     }
     Ok(seconds)
+}
+
+/// Gives back what only trials of kernels took, so that memory is that of a step. The last pass of the
+/// warm-up takes again what a step needs.
+fn settle(device: &Device) -> Result<()> {
+    device.sync().context("the device failed")?;
+    device.memory_cleanup();
+    Ok(())
 }
 
 /// Times of one measurement, in seconds.
