@@ -29,6 +29,8 @@ trait Slot: Send {
     fn losses(&self, precision: FloatDType, scale: f32, device: &Device) -> Tensor<1>;
     fn scale(&mut self, factor: f32);
     fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot>;
+    /// What `change` makes of all values in one row.
+    fn map(self: Box<Self>, change: &mut dyn FnMut(Tensor<1>) -> Tensor<1>) -> Box<dyn Slot>;
     fn register(self: Box<Self>, id: ParamId, grads: &mut GradientsParams);
     fn device(&self) -> Device;
     /// Takes the values out, if they are f32 in the memory of this machine. They go back with
@@ -98,6 +100,12 @@ impl<const D: usize> Slot for Tensor<D> {
         let other = other.expect("a parameter keeps its rank");
         let other = other.to_device(&Tensor::device(&self));
         Box::new(Tensor::add(*self, other))
+    }
+
+    fn map(self: Box<Self>, change: &mut dyn FnMut(Tensor<1>) -> Tensor<1>) -> Box<dyn Slot> {
+        let shape = self.shape();
+        let row = self.reshape([shape.num_elements()]);
+        Box::new(change(row).reshape::<D, _>(shape))
     }
 
     fn register(self: Box<Self>, id: ParamId, grads: &mut GradientsParams) {
@@ -360,8 +368,8 @@ impl ScaledGraph {
 /// The name of the loss among the results of the forward pass.
 const LOSS: &str = "loss";
 
-/// Gradients times the scale. They can be [accumulated](Self::accumulate) and
-/// [unscaled](crate::GradScaler::unscale), nothing else.
+/// Gradients times the scale. They can be [accumulated](Self::accumulate), [summed](Self::summed) over
+/// devices and [unscaled](crate::GradScaler::unscale), nothing else.
 ///
 /// Clipping needs unscaled gradients:
 ///
@@ -453,6 +461,30 @@ impl ScaledGrads {
                 },
                 ..flag
             }));
+        self
+    }
+
+    /// The gradients of several devices that each computed a part of one step with a copy of the
+    /// network. `sum` gives, for a row of values of this device, the sum of the rows that all devices
+    /// give in the same call, as an all-reduce does. Every device has to call this; it calls `sum` in
+    /// the same order on each, once for a gradient and once for the flags of the forward pass, which
+    /// together say afterwards whether that of any device overflowed.
+    ///
+    /// # Shapes
+    /// `sum`: f32 `[values]`, without autodiff, to the same
+    pub fn summed(mut self, mut sum: impl FnMut(Tensor<1>) -> Tensor<1>) -> ScaledGrads {
+        for grad in std::mem::take(&mut self.grads) {
+            let value = grad.value.map(&mut sum);
+            self.grads.push(Grad { value, ..grad });
+        }
+        if !self.forward.is_empty() {
+            let flags = self.forward.iter().map(|flag| flag.finite.clone());
+            let bad = Tensor::cat(flags.collect(), 0).sub_scalar(1.0).neg();
+            let finite = sum(bad).lower_scalar(0.5).float().cast(FloatDType::F32);
+            for (place, flag) in self.forward.iter_mut().enumerate() {
+                flag.finite = finite.clone().narrow(0, place, 1);
+            }
+        }
         self
     }
 

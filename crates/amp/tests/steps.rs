@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::collections::VecDeque;
+
 use burn::module::Module;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
@@ -364,6 +366,45 @@ fn accumulation_restores_the_statistics_of_all_micro_batches() {
     let (model, outcome) = scaler.step(&mut sgd(), 0.1, model, grads);
     assert!(!outcome.stepped());
     assert_eq!(bits(&model), before);
+}
+
+/// What two devices make of their halves of a step: each gets the sums, and skips if one overflows.
+#[test]
+fn summed_gradients_decide_like_accumulated_ones() {
+    let run = |overflow: bool, summed: bool| {
+        let mut scaler = GradScaler::dynamic(DynamicScale::torch());
+        let model = Net::new(&device());
+        scaler.begin(&model);
+        // All parameters have a gradient on both.
+        let part = |seed| loss(&model, seed) + model.spare.val().sum().mul_scalar(0.0);
+        let first = scaler.scale(part(1)).backward(&model);
+        let mut second = part(2);
+        if overflow {
+            second = second + model.overflowing();
+        }
+        let second = scaler.scale(second).backward(&model);
+        let grads = if summed {
+            // The rows of the second device, which the first would wait for.
+            let mut rows = VecDeque::new();
+            let _ = second.summed(|row| {
+                rows.push_back(row.clone());
+                row
+            });
+            let sum = first.summed(|row| row + rows.pop_front().unwrap());
+            assert!(rows.is_empty());
+            sum
+        } else {
+            first.accumulate(second)
+        };
+        let grads = scaler.unscale(grads);
+        let (model, outcome) = scaler.step(&mut sgd(), 0.1, model, grads);
+        (outcome, bits(&model))
+    };
+    for overflow in [false, true] {
+        let (outcome, model) = run(overflow, true);
+        assert_eq!(outcome.stepped(), !overflow);
+        assert_eq!((outcome, model), run(overflow, false));
+    }
 }
 
 #[test]

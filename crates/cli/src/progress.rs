@@ -85,6 +85,18 @@ impl Observer for Console {
             run.val_images,
             run.memory,
         );
+        if !recipe.further_devices.is_empty() {
+            let further: Vec<_> = recipe
+                .further_devices
+                .iter()
+                .map(|device| device.to_string())
+                .collect();
+            eprintln!(
+                "each batch is shared with {}; gradients and the sums of batch norm go {}",
+                further.join(", "),
+                run.exchange
+            );
+        }
         if let Some(report) = run.loaded {
             eprintln!("{}: {report}", recipe.checkpoint);
         }

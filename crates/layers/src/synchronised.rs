@@ -89,8 +89,7 @@ pub fn batch_norm_train(
         let dbeta = sum(gradient.clone());
         let dgamma = sum(gradient.clone() * normalised.clone());
         // The parameters' gradients are those of this part; the statistics belong to all parts.
-        let sums =
-            added(worker.gather(Tensor::cat(vec![dbeta.clone(), dgamma.clone()], 0))) / total;
+        let sums = worker.sum(Tensor::cat(vec![dbeta.clone(), dgamma.clone()], 0)) / total;
         let [sum, product] = [0, c].map(|start| per_channel(sums.clone().narrow(0, start, c)));
         let dx = (gradient.clone() - sum - normalised * product) * scale.clone();
         let mut gradients = vec![

@@ -56,9 +56,24 @@ fn open_cuda(index: usize) -> Result<Device, String> {
             "expected a GPU number below {found}, found {index}"
         ));
     }
+    driver::find_compiler()?;
     let device = Device::cuda(index);
     try_kernel(&device)?;
     Ok(device)
+}
+
+/// Whether all devices are NVIDIA's and there is the NCCL that Burn would call.
+pub(crate) fn reaches_over_nccl(devices: &[Device]) -> bool {
+    #[cfg(feature = "cuda")]
+    return driver::device_count().is_ok_and(|found| {
+        let is_cuda = |device: &Device| (0..found).any(|index| *device == Device::cuda(index));
+        devices.iter().all(is_cuda) && driver::has_nccl()
+    });
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = devices;
+        false
+    }
 }
 
 #[cfg(not(feature = "wgpu"))]
@@ -101,10 +116,11 @@ fn try_kernel(device: &Device) -> Result<(), String> {
     })
 }
 
-/// The driver is asked before Burn is, which looks for it at run time and panics without it.
+/// The driver and the compiler are looked for before Burn does, which panics without them.
 #[cfg(feature = "cuda")]
 mod driver {
     use std::ffi::{CStr, c_int, c_uint};
+    use std::path::{Path, PathBuf};
 
     type Init = unsafe extern "C" fn(c_uint) -> c_int;
     type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
@@ -125,6 +141,49 @@ mod driver {
             return Err(format!("libcuda lacks {}", name.to_string_lossy()));
         }
         Ok(symbol)
+    }
+
+    /// Whether there is what compiles kernels at run time: NVRTC and the headers of CUDA, in the
+    /// places where CubeCL looks.
+    pub fn find_compiler() -> Result<(), String> {
+        let names = [
+            c"libnvrtc.so",
+            c"libnvrtc.so.13",
+            c"libnvrtc.so.12",
+            c"libnvrtc.so.11",
+        ];
+        if load(&names).is_none() {
+            return Err(
+                "libnvrtc.so was not found, which compiles kernels: install the NVRTC of \
+                 CUDA 11 to 13 and name its folder in LD_LIBRARY_PATH"
+                    .into(),
+            );
+        }
+        let toolkit = match std::env::var_os("CUDA_PATH") {
+            Some(path) => Some(PathBuf::from(path)),
+            None => ["/usr/local/cuda", "/opt/cuda"]
+                .map(PathBuf::from)
+                .into_iter()
+                .find(|path| path.exists())
+                .or_else(|| Path::new("/usr/bin/nvcc").exists().then(|| "/usr".into())),
+        };
+        let toolkit = toolkit.ok_or(
+            "the headers of CUDA were not found, which kernels include: set CUDA_PATH to the toolkit",
+        )?;
+        let header = toolkit.join("include/cuda_fp16.h");
+        match header.is_file() {
+            true => Ok(()),
+            false => Err(format!(
+                "{} was not found, which kernels include: set CUDA_PATH to a toolkit that has it",
+                header.display()
+            )),
+        }
+    }
+
+    /// Whether NCCL is there under the name that CubeCL looks for, which is that of its development
+    /// package.
+    pub fn has_nccl() -> bool {
+        load(&[c"libnccl.so"]).is_some()
     }
 
     /// Number of GPUs, or why there are none.

@@ -1,6 +1,7 @@
 //! One training step, and everything that it changes.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
@@ -10,6 +11,7 @@ use halfseg_segmentor::Segmentor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use crate::device::reaches_over_nccl;
 use crate::{PolySchedule, Recipe, Sgd};
 
 /// A network in training: weights, optimizer, gradient scaler and schedule.
@@ -30,6 +32,36 @@ pub struct Learner {
     iteration: u64,
     /// Devices that share each batch with the model's own.
     further_devices: Vec<Device>,
+    exchange: Exchange,
+}
+
+/// How devices that train together exchange gradients and sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exchange {
+    /// Through the host's memory.
+    Host,
+    /// From GPU to GPU, by Burn's `all_reduce` over NCCL.
+    Nccl,
+}
+
+impl fmt::Display for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "through the host's memory",
+            Self::Nccl => "over NCCL",
+        })
+    }
+}
+
+impl Exchange {
+    /// NCCL between GPUs of NVIDIA, if its library is there; Burn offers it for nothing else.
+    fn between(devices: &[Device]) -> Self {
+        let twice = |place: usize| devices[..place].contains(&devices[place]);
+        match devices.len() > 1 && !(0..devices.len()).any(twice) && reaches_over_nccl(devices) {
+            true => Self::Nccl,
+            false => Self::Host,
+        }
+    }
 }
 
 /// What one iteration did.
@@ -61,28 +93,50 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Losses, accuracy and the number of pixels that count, `[5]`, and gradients.
+    /// Losses, accuracy and the number of pixels that count, and gradients.
     fn run(
         mut self,
         model: &Segmentor,
         images: Tensor<4>,
         labels: Tensor<3, Int>,
         forward_done: impl FnOnce(),
-    ) -> (Vec<Tensor<1>>, ScaledGrads) {
+    ) -> (Numbers, ScaledGrads) {
         let counted = labels.clone().inner().not_equal_elem(IGNORED_LABEL);
         let counted = counted.float().cast(FloatDType::F32).sum();
         let losses = autocast(self.policy, || model.loss(images, labels, &mut self.rng));
         let numbers = [&losses.total, &losses.decode, &losses.aux, &losses.accuracy];
         let mut numbers = numbers.map(|number| number.clone().inner()).to_vec();
         numbers.push(counted);
-        let numbers = Tensor::cat(numbers, 0);
+        let numbers = Numbers {
+            own: Tensor::cat(numbers, 0),
+            others: Vec::new(),
+        };
         forward_done();
         // Each loss is the mean over the pixels of a part, of which all have the same number.
         let loss = match self.parts {
             1 => losses.total,
             parts => losses.total / parts as f64,
         };
-        (vec![numbers], self.scaler.scale(loss).backward(model))
+        (numbers, self.scaler.scale(loss).backward(model))
+    }
+}
+
+/// Loss, decode loss, auxiliary loss, accuracy and the number of pixels that count of the parts of a
+/// batch.
+struct Numbers {
+    /// `[5]`, of the first part, on its device: reading them waits for it.
+    own: Tensor<1>,
+    /// Of the other parts.
+    others: Vec<[f64; 5]>,
+}
+
+impl Numbers {
+    /// Of all parts.
+    fn read(self) -> Vec<[f64; 5]> {
+        let own = self.own.into_data().try_into_vec();
+        let own: Vec<f32> = own.expect("a part has five f32 numbers");
+        let own = std::array::from_fn(|i| f64::from(own[i]));
+        std::iter::once(own).chain(self.others).collect()
     }
 }
 
@@ -121,18 +175,8 @@ fn is_host(device: &Device) -> bool {
     }
 }
 
-/// Loss, decode loss, auxiliary loss and accuracy of the whole batch from those of its parts.
-fn joined(parts: Vec<Tensor<1>>) -> [f64; 4] {
-    let parts: Vec<[f64; 5]> = parts
-        .into_iter()
-        .map(|numbers| {
-            let numbers: Vec<f32> = numbers
-                .into_data()
-                .try_into_vec()
-                .expect("a part has five f32 numbers");
-            std::array::from_fn(|i| f64::from(numbers[i]))
-        })
-        .collect();
+/// Loss, decode loss, auxiliary loss and accuracy of the whole batch from the [`Numbers`] of its parts.
+fn joined(parts: &[[f64; 5]]) -> [f64; 4] {
     let [loss, decode, aux] = [0, 1, 2].map(|i| {
         let sum: f64 = parts.iter().map(|part| part[i]).sum();
         sum / parts.len() as f64
@@ -140,7 +184,7 @@ fn joined(parts: Vec<Tensor<1>>) -> [f64; 4] {
     // Of the pixels that count.
     let counted: f64 = parts.iter().map(|part| part[4]).sum();
     let right: f64 = parts.iter().map(|part| part[3] * part[4]).sum();
-    let accuracy = match parts.as_slice() {
+    let accuracy = match parts {
         [one] => one[3],
         _ => right / counted.max(1.0),
     };
@@ -171,6 +215,7 @@ impl Learner {
             seed: recipe.seed,
             iteration: 0,
             further_devices: Vec::new(),
+            exchange: Exchange::Host,
         }
     }
 
@@ -178,9 +223,27 @@ impl Learner {
     /// network in a thread of its own, normalisations take their statistics over all parts, and one
     /// step moves the weights by the sum of all gradients. The results are those of one device with
     /// the whole batch, up to the rounding of sums. A device may be named several times.
+    ///
+    /// On different GPUs of NVIDIA the sums go over NCCL if `libnccl.so` is found, else, and on all
+    /// other devices, through the host; see [`exchange`](Self::exchange).
     pub fn with_further_devices(mut self, devices: Vec<Device>) -> Self {
         self.further_devices = devices;
+        self.exchange = Exchange::between(&self.all_devices());
         self
+    }
+
+    /// How the devices exchange gradients and sums.
+    pub fn exchange(&self) -> Exchange {
+        self.exchange
+    }
+
+    /// The model's own device and those that share batches with it.
+    fn all_devices(&self) -> Vec<Device> {
+        let own = burn::module::Module::devices(self.model());
+        let own = own.into_iter().next().expect("a network has parameters");
+        std::iter::once(own)
+            .chain(self.further_devices.iter().cloned())
+            .collect()
     }
 
     /// One iteration.
@@ -220,7 +283,7 @@ impl Learner {
         self.model = Some(model);
         self.iteration += 1;
 
-        let [loss, decode, aux, accuracy] = joined(numbers);
+        let [loss, decode, aux, accuracy] = joined(&numbers.read());
         Step {
             iteration: self.iteration,
             lr,
@@ -252,7 +315,7 @@ impl Learner {
         images: Tensor<4>,
         labels: Tensor<3, Int>,
         forward_done: impl FnOnce(),
-    ) -> (Vec<Tensor<1>>, ScaledGrads) {
+    ) -> (Numbers, ScaledGrads) {
         let pass = self.pass();
         let [batch, ..] = images.dims();
         let parts = pass.parts;
@@ -265,7 +328,11 @@ impl Learner {
             let images = images.clone().narrow(0, index * size, size);
             (images, labels.clone().narrow(0, index * size, size))
         };
-        let mut workers = Worker::group(parts).into_iter();
+        let workers = match self.exchange {
+            Exchange::Host => Worker::group(parts),
+            Exchange::Nccl => Worker::group_on(&self.all_devices()),
+        };
+        let mut workers = workers.into_iter();
         let first = workers.next().expect("there is one part for each device");
         std::thread::scope(|threads| {
             let others: Vec<_> = workers
@@ -276,19 +343,26 @@ impl Learner {
                     let (images, labels) = (handed_over(images, device), labels.into_data());
                     let labels = Tensor::from_data(labels, device);
                     let (model, pass) = (replica(model, device), pass.clone());
-                    threads.spawn(move || worker.scope(|| pass.run(&model, images, labels, || ())))
+                    threads.spawn(move || {
+                        worker.scope(|| {
+                            let (numbers, grads) = pass.run(&model, images, labels, || ());
+                            // The first worker makes the step.
+                            drop(grads.summed(|values| worker.sum(values)));
+                            numbers.read()
+                        })
+                    })
                 })
                 .collect();
             let (images, labels) = part(0);
-            let (mut numbers, mut grads) =
-                first.scope(|| pass.run(model, images, labels, forward_done));
+            let (mut numbers, grads) = first.scope(|| {
+                let (numbers, grads) = pass.run(model, images, labels, forward_done);
+                (numbers, grads.summed(|values| first.sum(values)))
+            });
             for thread in others {
-                let (others_numbers, others_grads) = match thread.join() {
-                    Ok(found) => found,
+                match thread.join() {
+                    Ok(found) => numbers.others.extend(found),
                     Err(panic) => std::panic::resume_unwind(panic),
-                };
-                numbers.extend(others_numbers);
-                grads = grads.accumulate(others_grads);
+                }
             }
             (numbers, grads)
         })

@@ -25,7 +25,7 @@ pub use audit::{Audit, audit};
 pub use cost::{Cost, PartCost, training_memory};
 pub use error::Error;
 pub use inference::{Evaluated, Predictor};
-pub use learner::{Learner, Step};
+pub use learner::{Exchange, Learner, Step};
 pub use log::Log;
 pub use memory::{Bytes, available_memory, resident_memory};
 pub use memory_plan::MemoryPlan;

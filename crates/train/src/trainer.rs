@@ -21,8 +21,8 @@ use crate::inference::check_labels;
 use crate::results;
 use crate::state::{Position, RunState};
 use crate::{
-    Bytes, Error, Learner, Log, Predictor, Recipe, Scale, Step, available_memory, parameters,
-    resident_memory, training_memory,
+    Bytes, Error, Exchange, Learner, Log, Predictor, Recipe, Scale, Step, available_memory,
+    parameters, resident_memory, training_memory,
 };
 
 /// The metadata key of a checkpoint that holds its [`Recipe`] as TOML.
@@ -73,6 +73,8 @@ pub struct Started<'a> {
     pub loaded: Option<&'a LoadReport>,
     /// The lower bound of the memory needed.
     pub memory: Bytes,
+    /// How several devices exchange gradients and sums.
+    pub exchange: Exchange,
 }
 
 /// Where the time of an iteration went.
@@ -358,6 +360,7 @@ impl Trainer {
             parameters: parameters(self.learner.model()),
             loaded: self.loaded.as_ref(),
             memory: self.memory,
+            exchange: self.learner.exchange(),
         };
         observer.started(&started);
         self.log.write(&json!({
