@@ -9,6 +9,8 @@ use burn::backend::{Flex, flex::FlexTensor};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Device, FloatDType, Gradients, Tensor};
+#[cfg(feature = "cube")]
+use halfseg_kernels::{AnyTensor, handles_lists, measure_list, scale_list};
 
 use crate::Precision;
 use crate::cache::forget_consumed;
@@ -39,6 +41,12 @@ trait Slot: Send {
     fn take(&mut self) -> Option<FlexTensor>;
     #[cfg(feature = "flex")]
     fn put(&mut self, values: FlexTensor);
+    /// Takes the values out, if kernels for lists of tensors on `device` take them. They go back with
+    /// [`put_listed`](Self::put_listed).
+    #[cfg(feature = "cube")]
+    fn take_listed(&mut self, device: &Device) -> Option<AnyTensor>;
+    #[cfg(feature = "cube")]
+    fn put_listed(&mut self, values: AnyTensor);
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
 
@@ -126,6 +134,19 @@ impl<const D: usize> Slot for Tensor<D> {
         *self = Tensor::from_primitive::<Flex>(values);
     }
 
+    #[cfg(feature = "cube")]
+    fn take_listed(&mut self, device: &Device) -> Option<AnyTensor> {
+        let takes = Tensor::device(self) == *device
+            && handles_lists(device, self.dtype())
+            && self.shape().num_elements() > 0;
+        takes.then(|| AnyTensor::from(std::mem::replace(self, Tensor::empty([0; D], device))))
+    }
+
+    #[cfg(feature = "cube")]
+    fn put_listed(&mut self, values: AnyTensor) {
+        *self = values.into_tensor();
+    }
+
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
     }
@@ -150,16 +171,91 @@ struct Grad {
     value: Box<dyn Slot>,
 }
 
-/// Multiplies gradients by `factor`. Gives the sum of squares of the products of those that are in the
-/// memory of this machine, which is finite just when all products are; the others stay on their device.
-fn scale_all(grads: &mut [Grad], factor: f32) -> Vec<Option<f64>> {
-    let sums = scale_on_host(grads, factor);
-    for (grad, sum) in grads.iter_mut().zip(&sums) {
-        if sum.is_none() && factor != 1.0 {
-            grad.value.scale(factor);
+/// What is known of the values of gradients, without having waited for their device.
+struct Known {
+    /// Sums of squares of those that are in the memory of this machine: finite just when all values are.
+    host: Vec<Option<f64>>,
+    /// Those that `report` is on: two numbers a gradient, 1 if all its values are finite or else 0, and the
+    /// sum of their squares in f32.
+    listed: Vec<usize>,
+    report: Option<Tensor<1>>,
+}
+
+impl Known {
+    /// The numbers on `device` that [`resolve`](Self::resolve) wants, in order: what is not known yet of
+    /// `grads`, in one tensor or two for each gradient, and then the report.
+    fn numbers(&self, grads: &[Grad], device: &Device) -> Vec<Tensor<1>> {
+        let others = self.others().flat_map(|place| {
+            let value = &grads[place].value;
+            [value.finite(device), value.sum_squares(1.0, device)]
+        });
+        let report = self
+            .report
+            .iter()
+            .map(|report| report.clone().to_device(device));
+        others.chain(report).collect()
+    }
+
+    fn others(&self) -> impl Iterator<Item = usize> {
+        let unknown = |place: &usize| self.host[*place].is_none() && !self.listed.contains(place);
+        (0..self.host.len()).filter(unknown)
+    }
+
+    /// For each gradient whether it is finite, and the sum of its squares.
+    fn resolve(self, numbers: &[f32]) -> Vec<(bool, f64)> {
+        let places: Vec<usize> = self.others().chain(self.listed.iter().copied()).collect();
+        let known = self.host.into_iter().map(|sum| sum.unwrap_or_default());
+        let mut found: Vec<_> = known.map(|sum| (sum.is_finite(), sum)).collect();
+        for (place, pair) in places.into_iter().zip(numbers.chunks_exact(2)) {
+            found[place] = (pair[0] != 0.0, f64::from(pair[1]));
+        }
+        found
+    }
+}
+
+/// Multiplies gradients by `factor`, with one pass over those that are in the memory of this machine and
+/// with some kernels for all those on the GPU of the first; the others take one operation each.
+fn scale_all(grads: &mut [Grad], factor: f32) -> Known {
+    let known = Known {
+        host: scale_on_host(grads, factor),
+        listed: Vec::new(),
+        report: None,
+    };
+    #[cfg(feature = "cube")]
+    let known = scale_listed(grads, factor, known);
+    if factor != 1.0 {
+        let others: Vec<_> = known.others().collect();
+        for place in others {
+            grads[place].value.scale(factor);
         }
     }
-    sums
+    known
+}
+
+#[cfg(feature = "cube")]
+fn scale_listed(grads: &mut [Grad], factor: f32, mut known: Known) -> Known {
+    let Some(device) = grads.first().map(|grad| grad.value.device()) else {
+        return known;
+    };
+    let mut values = Vec::new();
+    for (place, grad) in grads.iter_mut().enumerate() {
+        if let Some(value) = grad.value.take_listed(&device) {
+            known.listed.push(place);
+            values.push(value);
+        }
+    }
+    if values.is_empty() {
+        return known;
+    }
+    let (values, report) = match factor {
+        1.0 => (values.clone(), measure_list(values)),
+        _ => scale_list(values, factor),
+    };
+    for (place, value) in known.listed.iter().zip(values) {
+        grads[*place].value.put_listed(value);
+    }
+    known.report = Some(report.reshape([2 * known.listed.len()]));
+    known
 }
 
 #[cfg(feature = "flex")]
@@ -528,19 +624,11 @@ impl ScaledGrads {
         };
         // The reciprocal in f64 first, as PyTorch does, so that odd scales round the same.
         let inverse = (1.0 / f64::from(scale)) as f32;
-        let sums = scale_all(&mut grads.grads, inverse);
+        let known = scale_all(&mut grads.grads, inverse);
 
         let flags = self.forward.iter().map(|flag| flag.finite.clone());
         // After the multiplication: by the inverse of a scale below 1 a gradient may overflow.
-        let measured = grads
-            .grads
-            .iter()
-            .zip(&sums)
-            .filter(|(_, sum)| sum.is_none());
-        let measured = measured.flat_map(|(grad, _)| {
-            let value = &grad.value;
-            [value.finite(&device), value.sum_squares(1.0, &device)]
-        });
+        let measured = known.numbers(&grads.grads, &device);
         let numbers = read_back(flags.chain(measured).collect());
         let (forward, measured) = numbers.split_at(self.forward.len());
         for (flag, finite) in self.forward.into_iter().zip(forward) {
@@ -548,16 +636,8 @@ impl ScaledGrads {
                 grads.non_finite_forward.push(flag.name);
             }
         }
-        let mut measured = measured.chunks_exact(2);
-        let mut squares = Vec::with_capacity(sums.len());
-        for (grad, sum) in grads.grads.iter().zip(sums) {
-            let (finite, square) = match sum {
-                Some(sum) => (sum.is_finite(), sum),
-                None => {
-                    let pair = measured.next().expect("two numbers a gradient");
-                    (pair[0] != 0.0, f64::from(pair[1]))
-                }
-            };
+        let mut squares = Vec::with_capacity(grads.grads.len());
+        for (grad, (finite, square)) in grads.grads.iter().zip(known.resolve(measured)) {
             if !finite {
                 grads.culprits.push(grad.path.clone());
             }
@@ -664,23 +744,13 @@ impl UnscaledGrads {
         if let Some(norm) = self.norm {
             return norm;
         }
-        let sums = scale_all(&mut self.grads, 1.0);
-        let measured = self
-            .grads
-            .iter()
-            .zip(&sums)
-            .filter(|(_, sum)| sum.is_none());
+        let known = scale_all(&mut self.grads, 1.0);
         let measured = match self.grads.first().map(|grad| grad.value.device()) {
-            Some(device) => measured
-                .map(|(grad, _)| grad.value.sum_squares(1.0, &device))
-                .collect(),
+            Some(device) => read_back(known.numbers(&self.grads, &device)),
             None => Vec::new(),
         };
-        let mut measured = read_back(measured).into_iter().map(f64::from);
-        let mut squares: Vec<f64> = sums
-            .into_iter()
-            .map(|sum| sum.unwrap_or_else(|| measured.next().expect("a number a gradient")))
-            .collect();
+        let measured = known.resolve(&measured).into_iter();
+        let mut squares: Vec<f64> = measured.map(|(_, square)| square).collect();
         measure_large(&self.grads, &mut squares);
         let norm = total_norm(squares);
         self.norm = Some(norm);

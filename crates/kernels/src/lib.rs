@@ -5,6 +5,7 @@ mod classes;
 mod conv;
 #[cfg(feature = "cube")]
 mod cube;
+mod lists;
 mod memory;
 mod norm;
 mod resize;
@@ -14,6 +15,7 @@ mod with_gradient;
 pub use any_tensor::AnyTensor;
 pub use classes::{CrossEntropyTerms, cross_entropy_terms, most_likely_classes};
 pub use conv::{Conv2dOptions, conv2d, conv2d_act};
+pub use lists::{SgdParameter, handles_lists, measure_list, scale_list, sgd_step_list};
 pub use memory::keep_freed_memory;
 pub use norm::{Activation, BatchNormOutput, batch_norm_train};
 pub use resize::resize_bilinear;

@@ -11,7 +11,9 @@ mod norm_case;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use gpu_device::gpu;
 use halfseg_kernels::{
-    Activation, batch_norm_train, cross_entropy_terms, most_likely_classes, resize_bilinear,
+    Activation, AnyTensor, SgdParameter, SgdStep, batch_norm_train, cross_entropy_terms,
+    handles_lists, measure_list, most_likely_classes, resize_bilinear, scale_list, sgd_step,
+    sgd_step_list,
 };
 use norm_case::{Case, EPSILON, norm, rounded, rounding, values};
 use rand::rngs::StdRng;
@@ -406,4 +408,169 @@ fn class_maps_equal_the_reference_wherever_two_classes_are_not_tied() {
     let found = most_likely_classes(&tied, [6, 8], false).unwrap();
     let found: Vec<i32> = found.into_data().convert::<i32>().try_to_vec().unwrap();
     assert_eq!(found, [0; 48], "the lowest class wins a tie");
+}
+
+/// Sizes of more tensors than one kernel takes, from one value to more than one pass of all units.
+fn sizes(rng: &mut StdRng) -> Vec<usize> {
+    let odd = (0..40).map(|_| rng.random_range(1..300));
+    odd.chain([1, 2, 4096, 70_001]).collect()
+}
+
+fn vector(values: &[f32], dtype: DType, device: &Device) -> Tensor<1> {
+    Tensor::<1>::from_floats(values, device).cast(dtype)
+}
+
+fn list(tensors: &[Tensor<1>]) -> Vec<AnyTensor> {
+    tensors.iter().cloned().map(AnyTensor::from).collect()
+}
+
+#[test]
+fn lists_of_tensors_of_several_dtypes_are_scaled_and_measured_together() {
+    let Some(device) = gpu() else { return };
+    assert!(handles_lists(&device, DType::F32));
+    assert!(!handles_lists(&device.clone().autodiff(), DType::F32));
+    assert!(!handles_lists(&Device::flex(), DType::F32) && !handles_lists(&device, DType::F64));
+    let mut rng = StdRng::seed_from_u64(21);
+    let dtypes = dtypes(&device);
+    let mut cases: Vec<(Vec<f32>, DType)> = sizes(&mut rng)
+        .into_iter()
+        .enumerate()
+        .map(|(index, size)| {
+            let dtype = dtypes[index % dtypes.len()];
+            (draw(&mut rng, size, dtype), dtype)
+        })
+        .collect();
+    let bad = [(3, f32::NAN), (20, f32::INFINITY), (41, f32::NEG_INFINITY)];
+    for (index, value) in bad {
+        let last = cases[index].0.len() - 1;
+        cases[index].0[last] = value;
+    }
+    for factor in [0.125, 1.0, 3.0] {
+        for held in [false, true] {
+            let tensors: Vec<_> = cases
+                .iter()
+                .map(|(values, dtype)| vector(values, *dtype, &device))
+                .collect();
+            let input = list(&tensors);
+            let kept = held.then_some(tensors);
+            let (found, report) = match factor {
+                1.0 => (input.clone(), measure_list(input)),
+                _ => scale_list(input, factor),
+            };
+            assert_eq!(report.dims(), [cases.len(), 2]);
+            let report = values(report);
+            for (index, (found, (values_in, dtype))) in found.into_iter().zip(&cases).enumerate() {
+                let what = format!("{factor} tensor {index} {dtype:?}");
+                let found = values(found.into_tensor::<1>());
+                let products = values_in.iter().map(|value| value * factor).collect();
+                let expected: Vec<f64> = rounded(products, *dtype)
+                    .into_iter()
+                    .map(f64::from)
+                    .collect();
+                let [finite, square] = [report[2 * index], report[2 * index + 1]];
+                let is_bad = bad.iter().any(|(bad, _)| *bad == index);
+                assert_eq!(finite, f64::from(u8::from(!is_bad)), "{what}");
+                let good = found.len() - usize::from(is_bad);
+                assert_eq!(found[..good], expected[..good], "{what}");
+                if !is_bad {
+                    let sum: f64 = expected.iter().map(|value| value * value).sum();
+                    assert!(
+                        (square - sum).abs() <= 2e-6 * sum,
+                        "{what}: {square}, {sum}"
+                    );
+                }
+            }
+            // What somebody else holds is left as it was.
+            for (tensor, (values_in, _)) in kept.into_iter().flatten().zip(&cases) {
+                let same = |(kept, value): (f64, &f32)| {
+                    kept.is_nan() && value.is_nan() || kept == f64::from(*value)
+                };
+                assert!(values(tensor).into_iter().zip(values_in).all(same));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_overflows_by_the_scale_alone_is_not_finite() {
+    let Some(device) = gpu() else { return };
+    for dtype in dtypes(&device) {
+        let large = match dtype {
+            DType::F16 => 6e4,
+            _ => 3e38,
+        };
+        let tensors = [[large, 1.0], [-large, 1.0], [1.0, 1.0]];
+        let tensors = tensors.map(|values| vector(&values, dtype, &device));
+        let (_, report) = scale_list(list(&tensors), 2.0);
+        let finite: Vec<_> = values(report).into_iter().step_by(2).collect();
+        assert_eq!(finite, [0.0, 0.0, 1.0], "{dtype:?}");
+    }
+}
+
+#[test]
+fn steps_of_a_list_equal_those_of_each_parameter_on_the_cpu() {
+    let Some(device) = gpu() else { return };
+    let host = Device::flex();
+    let mut rng = StdRng::seed_from_u64(22);
+    let sizes = sizes(&mut rng);
+    let mut draw_all = || -> Vec<Vec<f32>> {
+        let draw = |size: &usize| draw(&mut rng, *size, DType::F32);
+        sizes.iter().map(draw).collect()
+    };
+    // Two groups, and parameters that join later.
+    let group = |index: usize| SgdStep {
+        lr: 0.1 / (1 + index % 2) as f32,
+        momentum: 0.9,
+        weight_decay: if index.is_multiple_of(3) { 0.0 } else { 0.01 },
+    };
+    let start = draw_all();
+    let on = |device: &Device, values: &[Vec<f32>]| -> Vec<Tensor<1>> {
+        let tensor = |values: &Vec<f32>| Tensor::from_floats(values.as_slice(), device);
+        values.iter().map(tensor).collect()
+    };
+    let mut found: Vec<[Option<Tensor<1>>; 2]> = on(&device, &start)
+        .into_iter()
+        .map(|value| [Some(value), None])
+        .collect();
+    let mut expected: Vec<[Option<Tensor<1>>; 2]> = on(&host, &start)
+        .into_iter()
+        .map(|value| [Some(value), None])
+        .collect();
+    for step in 0..3 {
+        let gradients = draw_all();
+        let joins = |index: &usize| step > 0 || !index.is_multiple_of(5);
+        let places: Vec<usize> = (0..sizes.len()).filter(joins).collect();
+        let (on_device, on_host) = (on(&device, &gradients), on(&host, &gradients));
+        let parameters = places.iter().map(|&place| SgdParameter {
+            value: found[place][0].take().unwrap().into(),
+            gradient: on_device[place].clone().into(),
+            velocity: found[place][1].take().map(AnyTensor::from),
+            step: group(place),
+        });
+        let moved = sgd_step_list(parameters.collect());
+        assert_eq!(moved.len(), places.len());
+        for (&place, moved) in places.iter().zip(moved) {
+            found[place] = moved.map(|tensor| Some(tensor.into_tensor()));
+            let [value, velocity] = std::mem::take(&mut expected[place]);
+            let gradient = on_host[place].clone();
+            expected[place] = sgd_step(value.unwrap(), gradient, velocity, group(place)).map(Some);
+        }
+    }
+    for (index, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+        for (found, expected) in found.into_iter().zip(expected) {
+            let (found, expected) = (found.map(values), expected.map(values));
+            close(
+                &format!("{index}"),
+                &found.unwrap(),
+                &expected.unwrap(),
+                2e-7,
+            );
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "at least one")]
+fn a_list_of_nothing_is_refused() {
+    scale_list(Vec::new(), 2.0);
 }
