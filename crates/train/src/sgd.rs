@@ -1,11 +1,11 @@
 //! Stochastic gradient descent as PyTorch defines it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor, TensorData};
-use halfseg_kernels::{SgdStep, sgd_step};
+use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor, TensorData};
+use halfseg_kernels::{AnyTensor, SgdParameter, SgdStep, handles_lists, sgd_step, sgd_step_list};
 
 /// Stochastic gradient descent with momentum and weight decay, without dampening.
 ///
@@ -34,13 +34,36 @@ impl Sgd {
         }
     }
 
-    /// Moves the parameters of `model` that have a gradient in `grads`.
+    /// Moves the parameters of `model` that have a gradient in `grads`: on a GPU all of them with some
+    /// kernels, elsewhere one by one.
     pub fn step<M: Module>(&mut self, lr: f64, model: M, grads: GradientsParams) -> M {
-        model.map(&mut Step {
+        let numbers = SgdStep {
+            lr: lr as f32,
+            momentum: self.momentum as f32,
+            weight_decay: self.weight_decay as f32,
+        };
+        let mut step = Step {
             sgd: self,
-            lr,
+            numbers,
             grads,
-        })
+            device: None,
+            ids: Vec::new(),
+            listed: Vec::new(),
+        };
+        let model = model.map(&mut step);
+        let Step { ids, listed, .. } = step;
+        if listed.is_empty() {
+            return model;
+        }
+        let moved = ids.into_iter().zip(sgd_step_list(listed)).collect();
+        model.map(&mut Put { sgd: self, moved })
+    }
+
+    /// Without momentum nothing is kept.
+    fn keep<const D: usize>(&mut self, id: ParamId, velocity: Tensor<D>) {
+        if self.momentum != 0.0 {
+            self.velocity.register(id, velocity);
+        }
     }
 
     /// The momentum buffers by module path, for a checkpoint. Parameters that never had a gradient
@@ -78,41 +101,101 @@ impl Sgd {
 
 struct Step<'a> {
     sgd: &'a mut Sgd,
-    lr: f64,
+    numbers: SgdStep,
     grads: GradientsParams,
+    /// Where the parameters of the list are.
+    device: Option<Device>,
+    ids: Vec<ParamId>,
+    listed: Vec<SgdParameter>,
+}
+
+impl Step<'_> {
+    /// Whether a parameter waits for the others of its device.
+    fn lists<const D: usize>(&mut self, value: &Tensor<D>, gradient: &Tensor<D>) -> bool {
+        let device = value.device();
+        let fits = [value, gradient].iter().all(|tensor| {
+            tensor.dtype() == DType::F32
+                && tensor.device() == device
+                && handles_lists(&tensor.device(), DType::F32)
+        });
+        fits && value.shape().num_elements() > 0
+            && *self.device.get_or_insert_with(|| device.clone()) == device
+    }
 }
 
 impl ModuleMapper for Step<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let (id, tensor, mapper) = param.consume();
-        let Some(grad) = self.grads.remove::<D>(id) else {
+        let Some(gradient) = self.grads.remove::<D>(id) else {
             return Param::from_mapped_value(id, tensor, mapper);
         };
-        let tracked = tensor.device().is_autodiff();
-        let require_grad = tensor.is_require_grad();
-        let checkpointing = tensor.gradient_checkpointing_strategy();
-        let value = if tracked { tensor.inner() } else { tensor };
-
-        let step = SgdStep {
-            lr: self.lr as f32,
-            momentum: self.sgd.momentum as f32,
-            weight_decay: self.sgd.weight_decay as f32,
+        let tracking = Tracking::of(&tensor);
+        let value = match &tracking {
+            Some(_) => tensor.inner(),
+            None => tensor,
         };
         let velocity = self.sgd.velocity.remove::<D>(id);
-        let [mut value, velocity] = sgd_step(value, grad, velocity, step);
-        // Without momentum nothing is kept.
-        if self.sgd.momentum != 0.0 {
-            self.sgd.velocity.register(id, velocity);
-        }
+        let moved = if self.lists(&value, &gradient) {
+            // Out of the network, so that nothing else holds its memory.
+            let placeholder = Tensor::empty([0; D], &value.device());
+            self.ids.push(id);
+            self.listed.push(SgdParameter {
+                value: value.into(),
+                gradient: gradient.into(),
+                velocity: velocity.map(AnyTensor::from),
+                step: self.numbers,
+            });
+            placeholder
+        } else {
+            let [moved, velocity] = sgd_step(value, gradient, velocity, self.numbers);
+            self.sgd.keep(id, velocity);
+            moved
+        };
+        Param::from_mapped_value(id, Tracking::restore(tracking, moved), mapper)
+    }
+}
 
-        if tracked {
-            value = Tensor::from_inner(value);
-            if let Some(strategy) = checkpointing {
-                value = value.with_gradient_checkpointing_strategy(strategy);
-            }
-            value = value.set_require_grad(require_grad);
-        }
+/// Puts moved parameters in the place of those that [`Step`] left.
+struct Put<'a> {
+    sgd: &'a mut Sgd,
+    moved: HashMap<ParamId, [AnyTensor; 2]>,
+}
+
+impl ModuleMapper for Put<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, tensor, mapper) = param.consume();
+        let Some([value, velocity]) = self.moved.remove(&id) else {
+            return Param::from_mapped_value(id, tensor, mapper);
+        };
+        self.sgd.keep(id, velocity.into_tensor::<D>());
+        let value = Tracking::restore(Tracking::of(&tensor), value.into_tensor());
         Param::from_mapped_value(id, value, mapper)
+    }
+}
+
+/// How a parameter on a device with autodiff takes part in it.
+struct Tracking {
+    require_grad: bool,
+    checkpointing: Option<GradientCheckpointingStrategy>,
+}
+
+impl Tracking {
+    fn of<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
+        tensor.device().is_autodiff().then(|| Self {
+            require_grad: tensor.is_require_grad(),
+            checkpointing: tensor.gradient_checkpointing_strategy(),
+        })
+    }
+
+    fn restore<const D: usize>(tracking: Option<Self>, value: Tensor<D>) -> Tensor<D> {
+        let Some(tracking) = tracking else {
+            return value;
+        };
+        let mut value = Tensor::from_inner(value);
+        if let Some(strategy) = tracking.checkpointing {
+            value = value.with_gradient_checkpointing_strategy(strategy);
+        }
+        value.set_require_grad(tracking.require_grad)
     }
 }
 
