@@ -11,9 +11,9 @@ mod norm_case;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use gpu_device::gpu;
 use halfseg_kernels::{
-    Activation, AnyTensor, SgdParameter, SgdStep, batch_norm_train, cross_entropy_terms,
-    handles_lists, measure_list, most_likely_classes, resize_bilinear, scale_list, sgd_step,
-    sgd_step_list,
+    Activation, AnyTensor, Conv2dOptions, SgdParameter, SgdStep, batch_norm_train, conv2d,
+    cross_entropy_terms, handles_lists, measure_list, most_likely_classes, resize_bilinear,
+    scale_list, sgd_step, sgd_step_list,
 };
 use norm_case::{Case, EPSILON, norm, rounded, rounding, values};
 use rand::rngs::StdRng;
@@ -573,4 +573,220 @@ fn steps_of_a_list_equal_those_of_each_parameter_on_the_cpu() {
 #[should_panic(expected = "at least one")]
 fn a_list_of_nothing_is_refused() {
     scale_list(Vec::new(), 2.0);
+}
+
+/// A convolution: input, kernel, output channels and how the window moves.
+#[derive(Clone, Copy, Debug)]
+struct Convolution {
+    x: [usize; 4],
+    c_out: usize,
+    kernel: [usize; 2],
+    options: Conv2dOptions,
+    bias: bool,
+}
+
+impl Convolution {
+    const fn new(x: [usize; 4], c_out: usize, kernel: [usize; 2], groups: usize) -> Self {
+        let options = Conv2dOptions {
+            stride: [1, 1],
+            padding: [kernel[0] / 2, kernel[1] / 2],
+            dilation: [1, 1],
+            groups,
+        };
+        Self {
+            x,
+            c_out,
+            kernel,
+            options,
+            bias: false,
+        }
+    }
+
+    const fn stride(mut self, stride: [usize; 2]) -> Self {
+        self.options.stride = stride;
+        self
+    }
+
+    const fn padding(mut self, padding: [usize; 2]) -> Self {
+        self.options.padding = padding;
+        self
+    }
+
+    const fn dilation(mut self, dilation: usize) -> Self {
+        self.options.dilation = [dilation; 2];
+        self.options.padding = [self.kernel[0] / 2 * dilation, self.kernel[1] / 2 * dilation];
+        self
+    }
+
+    const fn bias(mut self) -> Self {
+        self.bias = true;
+        self
+    }
+
+    /// One of the sizes and settings that networks have, and of those that they do not.
+    fn draw(rng: &mut StdRng) -> Self {
+        let mut pair = |low: usize, high: usize| [(); 2].map(|()| rng.random_range(low..=high));
+        let (kernel, stride, dilation) = (pair(1, 4), pair(1, 3), pair(1, 3));
+        let padding = pair(0, 3);
+        let extent = [0, 1].map(|axis| (kernel[axis] - 1) * dilation[axis] + 1);
+        let size = pair(1, 12);
+        let size =
+            [0, 1].map(|axis| size[axis].max(extent[axis].saturating_sub(2 * padding[axis])));
+        let groups = [1, 1, 2, 3, 5][rng.random_range(0..5)];
+        let depth = rng.random_range(1..=6);
+        let (depth, c_out) = match rng.random_range(0..3) {
+            0 => (1, groups),
+            _ => (depth, groups * rng.random_range(1..=6)),
+        };
+        Self {
+            x: [
+                rng.random_range(1..=3),
+                depth * groups,
+                size[0].max(1),
+                size[1].max(1),
+            ],
+            c_out,
+            kernel,
+            options: Conv2dOptions {
+                stride,
+                padding,
+                dilation,
+                groups,
+            },
+            bias: rng.random(),
+        }
+    }
+
+    /// The output, and the gradients of input, weight and bias.
+    fn run(&self, values: &[Vec<f32>; 4], dtype: DType, device: &Device) -> Vec<Vec<f64>> {
+        let device = device.clone().autodiff();
+        let [_, c_in, ..] = self.x;
+        let [kh, kw] = self.kernel;
+        let map = |values: &[f32], shape: [usize; 4]| {
+            let data = TensorData::new(values.to_vec(), shape);
+            Tensor::<4>::from_data(data, &device).cast(dtype)
+        };
+        let x = map(&values[0], self.x).require_grad();
+        let shape = [self.c_out, c_in / self.options.groups, kh, kw];
+        let weight = map(&values[1], shape).require_grad();
+        let bias = Tensor::<1>::from_floats(values[2].as_slice(), &device).cast(dtype);
+        let bias = self.bias.then(|| bias.require_grad());
+        let y = conv2d(x.clone(), weight.clone(), bias.clone(), self.options);
+        assert_eq!(y.dtype(), dtype);
+        let count = y.shape().num_elements();
+        let factor = map(&values[3][..count], y.dims());
+        let grads = (y.clone() * factor).sum().backward();
+        let mut found = vec![
+            norm_case::values(y),
+            norm_case::values(x.grad(&grads).unwrap()),
+            norm_case::values(weight.grad(&grads).unwrap()),
+        ];
+        found.extend(bias.map(|bias| norm_case::values(bias.grad(&grads).unwrap())));
+        found
+    }
+
+    /// Against the CPU in f32, from the same values.
+    fn check(&self, rng: &mut StdRng, dtype: DType, device: &Device) {
+        let [n, c_in, h, w] = self.x;
+        let [kh, kw] = self.kernel;
+        let output = n * self.c_out * (h + 8) * (w + 8);
+        let weight = self.c_out * c_in / self.options.groups * kh * kw;
+        let values =
+            [n * c_in * h * w, weight, self.c_out, output].map(|count| draw(rng, count, dtype));
+        let found = self.run(&values, dtype, device);
+        let expected = self.run(&values, DType::F32, &Device::flex());
+        assert_eq!(found.len(), expected.len());
+        let names = [
+            "output",
+            "input gradient",
+            "weight gradient",
+            "bias gradient",
+        ];
+        for ((name, found), expected) in names.iter().zip(found).zip(expected) {
+            let what = format!("{name} in {dtype:?} of {self:?}");
+            close(&what, &found, &expected, 2e-6 + rounding(dtype));
+        }
+    }
+}
+
+#[test]
+fn convolutions_and_all_gradients_equal_those_on_the_cpu() {
+    let Some(device) = gpu() else { return };
+    let mut rng = StdRng::seed_from_u64(31);
+    let cases = [
+        // Those that the networks have: the stem, dense ones with all dilations and strides, depthwise.
+        Convolution::new([2, 3, 17, 22], 8, [3, 3], 1).stride([2, 2]),
+        Convolution::new([1, 8, 9, 12], 16, [3, 3], 1).dilation(2),
+        Convolution::new([2, 16, 13, 9], 8, [3, 3], 1).dilation(12),
+        Convolution::new([2, 8, 16, 14], 8, [3, 3], 1).stride([2, 2]),
+        Convolution::new([2, 16, 15, 9], 8, [1, 1], 1).stride([2, 2]),
+        Convolution::new([2, 16, 8, 9], 32, [1, 1], 1),
+        Convolution::new([1, 8, 7, 9], 19, [1, 1], 1).bias(),
+        Convolution::new([2, 16, 12, 17], 16, [3, 3], 16),
+        Convolution::new([1, 24, 21, 16], 24, [3, 3], 24).dilation(6),
+        Convolution::new([3, 5, 9, 8], 5, [3, 3], 5)
+            .stride([2, 2])
+            .bias(),
+        // More channels than units beside each other, more pixels than a part.
+        Convolution::new([1, 300, 4, 5], 300, [3, 3], 300),
+        Convolution::new([2, 4, 33, 65], 4, [3, 3], 4),
+        Convolution::new([2, 8, 33, 65], 6, [3, 3], 1),
+        Convolution::new([2, 4, 32, 64], 6, [1, 1], 1),
+        // Seven by seven, where no registers are enough, and a multiplier.
+        Convolution::new([1, 3, 12, 11], 3, [7, 7], 3),
+        Convolution::new([1, 4, 9, 7], 12, [3, 3], 4),
+        // Zeros that no tap needs.
+        Convolution::new([1, 4, 5, 6], 4, [1, 1], 1).padding([1, 2]),
+    ];
+    for case in cases {
+        for dtype in dtypes(&device) {
+            case.check(&mut rng, dtype, &device);
+        }
+    }
+    for _ in 0..40 {
+        let case = Convolution::draw(&mut rng);
+        for dtype in dtypes(&device) {
+            case.check(&mut rng, dtype, &device);
+        }
+    }
+}
+
+/// Of ones, f16 can add up 2048 one by one, and no more.
+#[test]
+fn no_sum_of_a_convolution_is_kept_in_f16() {
+    let Some(device) = gpu() else { return };
+    if !dtypes(&device).contains(&DType::F16) {
+        return;
+    }
+    let cases = [
+        // Many channels in, for the forward pass, or out, for the input gradient.
+        Convolution::new([1, 3000, 2, 3], 2, [1, 1], 1),
+        Convolution::new([1, 2, 3, 3], 3000, [1, 1], 1),
+        Convolution::new([1, 400, 5, 4], 2, [3, 3], 1).stride([2, 2]),
+        Convolution::new([1, 2, 5, 4], 600, [3, 3], 1).stride([2, 2]),
+        Convolution::new([1, 600, 4, 4], 4, [3, 3], 2),
+        Convolution::new([1, 4, 4, 4], 600, [3, 3], 2),
+        // Many pixels, for the weight gradient.
+        Convolution::new([1, 4, 65, 66], 4, [3, 3], 1),
+        Convolution::new([1, 4, 65, 66], 4, [1, 1], 1),
+        Convolution::new([1, 4, 97, 96], 4, [3, 3], 1).stride([2, 2]),
+        Convolution::new([1, 4, 65, 66], 4, [3, 3], 4),
+        Convolution::new([1, 4, 65, 66], 8, [3, 3], 2),
+        Convolution::new([1, 4, 65, 66], 4, [1, 1], 1).bias(),
+    ];
+    for case in cases {
+        let [n, c_in, h, w] = case.x;
+        let [kh, kw] = case.kernel;
+        let weight = case.c_out * c_in / case.options.groups * kh * kw;
+        let output = n * case.c_out * (h + 8) * (w + 8);
+        let ones = [n * c_in * h * w, weight, case.c_out, output].map(|count| vec![1.0; count]);
+        let found = case.run(&ones, DType::F16, &device);
+        let expected = case.run(&ones, DType::F32, &Device::flex());
+        for (pass, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+            for (found, expected) in found.into_iter().zip(expected) {
+                let rounded = f64::from(burn::tensor::f16::from_f64(expected));
+                assert_eq!(found, rounded, "pass {pass} of {case:?}");
+            }
+        }
+    }
 }

@@ -4,6 +4,8 @@
 mod cpu;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "cube")]
+mod gpu;
 
 use burn::tensor::{Tensor, activation::relu, module, ops::ConvOptions};
 
@@ -37,7 +39,8 @@ impl Default for Conv2dOptions {
 ///
 /// All operands have one dtype, which is the output's; sums are kept in f32. On the CPU (Burn's Flex
 /// backend) the kernels of this crate run, which keep `x` and `weight` for the backward pass in their
-/// own dtype and make no column buffer; elsewhere Burn's own convolution runs. 3x3 kernels of stride 1
+/// own dtype and make no column buffer. On GPUs, convolutions in f16 and bf16 and all depthwise ones run in
+/// kernels that sum in f32; Burn's own convolution runs elsewhere, and for the others. 3x3 kernels of stride 1
 /// may use Winograd's F(2x2, 3x3) (arXiv:1509.09308), which is as exact as sums, and on a device without
 /// autodiff F(4x4, 3x3), whose results stay within 1e-4 (2-norm).
 ///
@@ -58,6 +61,10 @@ pub fn conv2d(
     #[cfg(feature = "flex")]
     if flex::handles(&x) {
         return flex::conv2d(x, weight, bias, options);
+    }
+    #[cfg(feature = "cube")]
+    if gpu::handles(&x, &weight, options) {
+        return gpu::conv2d(x, weight, bias, options);
     }
     let Conv2dOptions {
         stride,

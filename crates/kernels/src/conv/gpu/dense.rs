@@ -1,0 +1,276 @@
+//! Convolutions of one group in f16 and bf16, by whatever is fastest of what sums in f32.
+
+use burn_cubecl::CubeTuneId;
+use burn_cubecl::cubecl;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
+use burn_cubecl::ops::{permute, reshape};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::tune::{LocalTuner, Tunable, TunableSet, TuneGroup, local_tuner};
+use cubek::convolution::{
+    AcceleratedTileKind, ConvAlgorithm, ConvolutionArgs, ConvolutionInputs, Strategy, launch_ref,
+};
+use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
+use cubek::std::InputBinding;
+
+use super::super::Conv2dOptions;
+use super::{direct, split};
+use crate::cube::{element, empty};
+
+/// A forward pass or a weight gradient.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// The map that is read, `[n, h, w, c]`.
+    pub map: CubeTensor,
+    /// The weight, `[c_out, kh, kw, c]`, or in a weight gradient the output's gradient,
+    /// `[n, h_out, w_out, c_out]`.
+    pub other: CubeTensor,
+    /// Height and width of the output, or in a weight gradient of the kernel.
+    pub size: [usize; 2],
+    pub options: Conv2dOptions,
+}
+
+impl Problem {
+    /// All that decides which candidates can be launched, and which is fastest.
+    fn key(&self) -> String {
+        let [map, other] = [&self.map, &self.other].map(|tensor| tensor.meta.shape().dims::<4>());
+        let (size, options, dtype) = (self.size, self.options, self.map.dtype);
+        format!("{map:?} {other:?} {size:?} {options:?} {dtype:?}")
+    }
+}
+
+/// Why a candidate cannot be launched.
+pub type Declined = String;
+type Candidate = fn(Problem) -> Result<CubeTensor, Declined>;
+
+/// The implicit matrix products that burn-cubecl tries as well; they need tensor cores, and sum in f32.
+const IMPLICIT: [(&str, ConvAlgorithm, AcceleratedTileKind); 6] = {
+    use AcceleratedTileKind::{Cmma, Mma};
+    use ConvAlgorithm::{
+        SimpleAsyncCyclic, SimpleAsyncStrided, SimpleAsyncTma, SimpleSyncCyclic, SimpleSyncStrided,
+    };
+    [
+        ("sync_cmma", SimpleSyncCyclic, Cmma),
+        ("sync_mma", SimpleSyncStrided, Mma),
+        ("async_cmma", SimpleAsyncCyclic, Cmma),
+        ("async_mma", SimpleAsyncStrided, Mma),
+        ("tma_cmma", SimpleAsyncTma, Cmma),
+        ("tma_mma", SimpleAsyncTma, Mma),
+    ]
+};
+
+/// What a pass can be computed with.
+struct Pass {
+    /// By matrix products of Burn's.
+    products: (&'static str, Candidate),
+    implicit: fn(Problem, &Strategy) -> Result<CubeTensor, Declined>,
+    /// Never declines. Compared with nothing: it is slow, and tried where all others decline.
+    last: (&'static str, fn(Problem) -> CubeTensor),
+}
+
+const FORWARD: Pass = Pass {
+    products: ("pointwise", pointwise),
+    implicit: implicit_forward,
+    last: ("direct", |problem| {
+        let Problem {
+            map,
+            other,
+            size,
+            options,
+        } = problem;
+        direct::convolve(map, other, size, options, false)
+    }),
+};
+
+const WEIGHT_GRADIENT: Pass = Pass {
+    products: ("split", split::weight_gradient),
+    implicit: implicit_weight_gradient,
+    last: ("direct", |problem| {
+        let Problem {
+            map,
+            other,
+            size,
+            options,
+        } = problem;
+        direct::weight_gradient(map, other, size, options)
+    }),
+};
+
+/// `map` `[n, h, w, c]` by `weight` `[c_out, kh, kw, c]` -> `[n, *to, c_out]`. The padding is that of the
+/// upper left; `to` says how far the output goes.
+pub fn correlate(
+    map: CubeTensor,
+    weight: CubeTensor,
+    to: [usize; 2],
+    options: Conv2dOptions,
+) -> CubeTensor {
+    static TUNER: LocalTuner<String, CubeTuneId> = local_tuner!("forward");
+    let problem = Problem {
+        map,
+        other: weight,
+        size: to,
+        options,
+    };
+    match cfg!(feature = "tune") {
+        true => tuned(&TUNER, || FORWARD.set(), problem),
+        false => FORWARD.first(problem),
+    }
+}
+
+/// The gradient of the weight, `[c_out, kh, kw, c_in]`, of maps that lie pixel by pixel.
+pub fn weight_gradient(
+    x: CubeTensor,
+    gradient: CubeTensor,
+    kernel: [usize; 2],
+    options: Conv2dOptions,
+) -> CubeTensor {
+    static TUNER: LocalTuner<String, CubeTuneId> = local_tuner!("weight-gradient");
+    let problem = Problem {
+        map: x,
+        other: gradient,
+        size: kernel,
+        options,
+    };
+    match cfg!(feature = "tune") {
+        true => tuned(&TUNER, || WEIGHT_GRADIENT.set(), problem),
+        false => WEIGHT_GRADIENT.first(problem),
+    }
+}
+
+fn strategies() -> impl Iterator<Item = (&'static str, Strategy)> {
+    IMPLICIT.into_iter().map(|(name, algorithm, tile_kind)| {
+        let strategy = Strategy::Inferred {
+            algorithm,
+            tile_kind,
+        };
+        (name, strategy)
+    })
+}
+
+impl Pass {
+    /// The first candidate that does not decline.
+    fn first(&self, problem: Problem) -> CubeTensor {
+        let products = (self.products.1)(problem.clone()).ok();
+        let implicit = || {
+            strategies().find_map(|(_, strategy)| (self.implicit)(problem.clone(), &strategy).ok())
+        };
+        let found = products.or_else(implicit);
+        found.unwrap_or_else(|| (self.last.1)(problem))
+    }
+
+    /// The candidates for a tuner, which measures them once for each [`Problem::key`] and keeps the result.
+    fn set(&self) -> TunableSet<String, Problem, CubeTensor> {
+        let fast = TuneGroup::new("fast", |_: &String| 1);
+        let slow = TuneGroup::new("slow", |_: &String| 0);
+        let mut set = TunableSet::new(
+            |problem: &Problem| problem.key(),
+            |_: &String, problem: &Problem| problem.clone(),
+        );
+        let (name, products) = self.products;
+        set = set.with(Tunable::new(name, products).group(&fast, |_| 0));
+        let implicit = self.implicit;
+        for (name, strategy) in strategies() {
+            let candidate = move |problem: Problem| implicit(problem, &strategy);
+            set = set.with(Tunable::new(name, candidate).group(&fast, |_| 0));
+        }
+        let (name, last) = self.last;
+        let candidate = move |problem: Problem| Ok::<_, Declined>(last(problem));
+        set.with(Tunable::new(name, candidate).group(&slow, |_| 0))
+    }
+}
+
+fn tuned(
+    tuner: &'static LocalTuner<String, CubeTuneId>,
+    set: impl Fn() -> TunableSet<String, Problem, CubeTensor> + Send + Sync + 'static,
+    problem: Problem,
+) -> CubeTensor {
+    let id = CubeTuneId::new(&problem.map.client, &problem.map.device);
+    let client = problem.map.client.clone();
+    let set = tuner.init(&id, set);
+    tuner.execute(&id, &client, set, problem)
+}
+
+/// A kernel of one tap that reads each pixel by itself: a matrix product.
+fn pointwise(problem: Problem) -> Result<CubeTensor, Declined> {
+    let [n, h, w, c] = problem.map.meta.shape().dims();
+    let [c_out, kh, kw, _] = problem.other.meta.shape().dims();
+    let Conv2dOptions {
+        stride, padding, ..
+    } = problem.options;
+    if ([kh, kw], stride, padding, problem.size) != ([1, 1], [1, 1], [0, 0], [h, w]) {
+        return Err("not one pixel to one".to_owned());
+    }
+    let dtype = problem.map.dtype;
+    let map = reshape(problem.map, [n * h * w, c].into());
+    let weight = permute(reshape(problem.other, [c_out, c].into()), &[1, 0]);
+    let output = matmul(map, weight, None, MatmulStrategy::default(), dtype);
+    let output = output.map_err(|error| format!("{error:?}"))?;
+    Ok(reshape(output, [n, h, w, c_out].into()))
+}
+
+fn arguments(options: Conv2dOptions) -> ConvolutionArgs<2> {
+    ConvolutionArgs {
+        stride: options.stride,
+        padding: options.padding,
+        dilation: options.dilation,
+    }
+}
+
+fn launch(
+    strategy: &Strategy,
+    like: &CubeTensor,
+    inputs: ConvolutionInputs,
+    options: Conv2dOptions,
+) -> Result<(), Declined> {
+    let dtype = element(like);
+    let dtypes = MatmulElems::from_globals(&MatmulGlobalElems {
+        lhs: dtype,
+        rhs: dtype,
+        out: dtype,
+    });
+    let launched = launch_ref(strategy, &like.client, inputs, arguments(options), dtypes);
+    launched.map_err(|error| format!("{error:?}"))
+}
+
+fn binding(tensor: CubeTensor) -> InputBinding {
+    let dtype = element(&tensor);
+    InputBinding::new(tensor.binding(), dtype)
+}
+
+fn implicit_forward(problem: Problem, strategy: &Strategy) -> Result<CubeTensor, Declined> {
+    let Problem {
+        map,
+        other: weight,
+        size: [h, w],
+        options,
+    } = problem;
+    let [n, ..] = map.meta.shape().dims::<4>();
+    let [c_out, ..] = weight.meta.shape().dims::<4>();
+    let output = empty(&map, [n, h, w, c_out], map.dtype);
+    let inputs = ConvolutionInputs::Forward {
+        input: binding(map),
+        weight: binding(weight),
+        bias: None,
+        out: output.clone().binding(),
+    };
+    launch(strategy, &output, inputs, options)?;
+    Ok(output)
+}
+
+fn implicit_weight_gradient(problem: Problem, strategy: &Strategy) -> Result<CubeTensor, Declined> {
+    let Problem {
+        map: x,
+        other: gradient,
+        size: [kh, kw],
+        options,
+    } = problem;
+    let [.., c_in] = x.meta.shape().dims::<4>();
+    let [.., c_out] = gradient.meta.shape().dims::<4>();
+    let weight = empty(&x, [c_out, kh, kw, c_in], x.dtype);
+    let inputs = ConvolutionInputs::BackwardWeight {
+        input: binding(x),
+        out_grad: binding(gradient),
+        weight_grad: weight.clone().binding(),
+    };
+    launch(strategy, &weight, inputs, options)?;
+    Ok(weight)
+}

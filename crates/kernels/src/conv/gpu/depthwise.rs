@@ -1,0 +1,231 @@
+//! Depthwise convolutions: each channel by a kernel of its own. Their cost is reading maps, so a unit
+//! works on as many channels beside each other as it can read at a time, and sums in f32.
+
+use burn::tensor::DType;
+use burn_cubecl::cubecl;
+use burn_cubecl::ops::{permute, reshape};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::super::Conv2dOptions;
+use super::direct::sum_of_parts;
+use super::window::{Side, sides, source, vector_size};
+use crate::cube::{element, elementwise, empty};
+
+/// Units that reduce together, of which [`COLUMNS`] are beside each other in one pixel.
+const UNITS: usize = 256;
+const COLUMNS: usize = 32;
+const ROWS: usize = UNITS / COLUMNS;
+/// Groups of units that a weight gradient is split over at most: a few times what large GPUs run at once.
+const GROUPS: usize = 1024;
+/// Pixels that a unit reads at least before channels are split.
+const READS: usize = 8;
+/// Taps at most that a unit of the weight gradient sums at a time: each takes registers.
+pub const TAPS: usize = 25;
+
+/// One vector of channels of one output pixel a unit. The weight is `[kh * kw, c]`.
+#[cube(launch_unchecked)]
+fn correlate<E: Float, N: Size>(
+    map: &[Vector<E, N>],
+    weight: &[Vector<E, N>],
+    output: &mut [Vector<E, N>],
+    rows: Side,
+    columns: Side,
+    channels: usize,
+    length: usize,
+    #[comptime] adjoint: bool,
+    #[define(E)] _dtype: ElemType,
+) {
+    let index = ABSOLUTE_POS;
+    if index >= length {
+        terminate!();
+    }
+    let channel = index % channels;
+    let pixel = index / channels;
+    let x = pixel % columns.to;
+    let line = pixel / columns.to;
+    let y = line % rows.to;
+    let image = line / rows.to;
+    let mut sum = Vector::<f32, N>::new(0.0);
+    for ky in 0..rows.taps {
+        let down = source(y, ky, &rows, adjoint);
+        if down.inside {
+            let line = (image * rows.from + down.at) * columns.from;
+            for kx in 0..columns.taps {
+                let across = source(x, kx, &columns, adjoint);
+                if across.inside {
+                    let value = map[(line + across.at) * channels + channel];
+                    let tap = weight[(ky * columns.taps + kx) * channels + channel];
+                    sum += Vector::<f32, N>::cast_from(value) * Vector::<f32, N>::cast_from(tap);
+                }
+            }
+        }
+    }
+    output[index] = Vector::cast_from(sum);
+}
+
+/// The weight gradient by parts of the pixels: `[splits, kh * kw, c]`. Groups are numbered by channels in
+/// x and by parts in y.
+#[cube(launch_unchecked)]
+fn weight_parts<E: Float, N: Size>(
+    x: &[Vector<E, N>],
+    gradient: &[Vector<E, N>],
+    parts: &mut [f32],
+    rows: Side,
+    columns: Side,
+    channels: usize,
+    pixels: usize,
+    splits: usize,
+    #[comptime] kernel: [usize; 2],
+    #[define(E)] _dtype: ElemType,
+) {
+    let lanes = N::value();
+    let taps = comptime!(kernel[0] * kernel[1]);
+    let size = comptime!(UNITS * lanes);
+    let mut table = Shared::<[f32]>::new_slice(size);
+    let row = UNIT_POS_Y as usize;
+    let channel = (CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X) as usize;
+    let split = CUBE_POS_Y as usize;
+
+    let mut sums = Array::<Vector<f32, N>>::new(taps);
+    #[unroll]
+    for tap in 0..taps {
+        sums[tap] = Vector::new(0.0);
+    }
+    if channel < channels {
+        let mut pixel = split * ROWS + row;
+        while pixel < pixels {
+            let line = pixel / columns.to;
+            let g = Vector::<f32, N>::cast_from(gradient[pixel * channels + channel]);
+            #[unroll]
+            for ky in 0..comptime!(kernel[0]) {
+                let down = source(line % rows.to, ky, &rows, false);
+                let start = (line / rows.to * rows.from + down.at) * columns.from;
+                #[unroll]
+                for kx in 0..comptime!(kernel[1]) {
+                    let across = source(pixel % columns.to, kx, &columns, false);
+                    if down.inside && across.inside {
+                        let value = x[(start + across.at) * channels + channel];
+                        sums[comptime!(ky * kernel[1] + kx)] +=
+                            g * Vector::<f32, N>::cast_from(value);
+                    }
+                }
+            }
+            pixel += splits * ROWS;
+        }
+    }
+
+    let width = comptime!(COLUMNS * lanes);
+    let here = row * width + UNIT_POS_X as usize * lanes;
+    #[unroll]
+    for tap in 0..taps {
+        #[unroll]
+        for lane in 0..lanes {
+            table[here + lane] = sums[tap].extract(lane);
+        }
+        sync_cube();
+        let mut half = comptime!(ROWS / 2).runtime();
+        while half > 0 {
+            if row < half {
+                #[unroll]
+                for lane in 0..lanes {
+                    let other = table[here + lane + half * width];
+                    table[here + lane] += other;
+                }
+            }
+            sync_cube();
+            half /= 2;
+        }
+        if row == 0 && channel < channels {
+            #[unroll]
+            for lane in 0..lanes {
+                let at = ((split * taps + tap) * channels + channel) * lanes + lane;
+                parts[at] = table[here + lane];
+            }
+        }
+        sync_cube();
+    }
+}
+
+/// `map` `[n, *from, c]` by `weight` `[kh * kw, c]` -> `[n, *to, c]`; with `adjoint` as an input gradient,
+/// of which `map` is the output's gradient.
+pub fn convolve(
+    map: CubeTensor,
+    weight: CubeTensor,
+    kernel: [usize; 2],
+    to: [usize; 2],
+    options: Conv2dOptions,
+    adjoint: bool,
+) -> CubeTensor {
+    let [n, from_h, from_w, channels] = map.meta.shape().dims();
+    let output = empty(&map, [n, to[0], to[1], channels], map.dtype);
+    let vector = vector_size(&map, channels);
+    let length = n * to[0] * to[1] * channels / vector;
+    let (count, dim) = elementwise(&map, length);
+    let [rows, columns] = sides([from_h, from_w], to, kernel, options);
+    let dtype = element(&map);
+    // SAFETY: units beyond `length` stop; sources are within the map, taps within the weight.
+    unsafe {
+        correlate::launch_unchecked(
+            &output.client,
+            count,
+            dim,
+            vector,
+            map.into_buffer_arg(),
+            weight.into_buffer_arg(),
+            output.clone().into_buffer_arg(),
+            rows,
+            columns,
+            channels / vector,
+            length,
+            adjoint,
+            dtype,
+        );
+    }
+    output
+}
+
+/// The gradient of the weight, `[c, 1, kh, kw]`, of maps that lie pixel by pixel. For kernels of up to
+/// [`TAPS`] taps.
+pub fn weight_gradient(
+    x: CubeTensor,
+    gradient: CubeTensor,
+    kernel: [usize; 2],
+    options: Conv2dOptions,
+) -> CubeTensor {
+    let [n, from_h, from_w, channels] = x.meta.shape().dims();
+    let [_, to_h, to_w, _] = gradient.meta.shape().dims();
+    let vector = vector_size(&x, channels);
+    let pixels = n * to_h * to_w;
+    let groups = (channels / vector).div_ceil(COLUMNS);
+    let splits = pixels
+        .div_ceil(ROWS * READS)
+        .min(GROUPS.div_ceil(groups))
+        .max(1);
+    let taps = kernel[0] * kernel[1];
+    let parts = empty(&x, [splits, taps, channels], DType::F32);
+    let [rows, columns] = sides([from_h, from_w], [to_h, to_w], kernel, options);
+    let (dtype, element) = (x.dtype, element(&x));
+    // SAFETY: units beyond the channels read and write nothing, others stay within their maps.
+    unsafe {
+        weight_parts::launch_unchecked(
+            &parts.client,
+            CubeCount::Static(groups as u32, splits as u32, 1),
+            CubeDim::new_2d(COLUMNS as u32, ROWS as u32),
+            vector,
+            x.into_buffer_arg(),
+            gradient.into_buffer_arg(),
+            parts.clone().into_buffer_arg(),
+            rows,
+            columns,
+            channels / vector,
+            pixels,
+            splits,
+            kernel,
+            element,
+        );
+    }
+    let weight = sum_of_parts(parts, [taps, channels], dtype);
+    let weight = permute(weight, &[1, 0]);
+    reshape(weight, [channels, 1, kernel[0], kernel[1]].into())
+}

@@ -1,0 +1,148 @@
+//! Convolutions on GPUs that sum in f32, whatever the dtype of their maps: Burn's choose among kernels by
+//! speed alone, and some of those sum f16 in f16.
+//!
+//! Depthwise convolutions have kernels of their own. Others in f16 and bf16 go through matrix products and
+//! implicit ones (`dense`), and grouped ones through kernels of one value a unit (`direct`). Those in f32
+//! that are not depthwise are left to Burn.
+
+mod dense;
+mod depthwise;
+mod direct;
+mod ops;
+mod phases;
+mod split;
+mod window;
+
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::ops::permute_nhwc_to_nchw;
+use burn_cubecl::tensor::CubeTensor;
+
+use self::ops::GpuConvolution;
+use self::window::{by_input, by_output, by_tap, pixels};
+use super::Conv2dOptions;
+
+/// Whether a convolution runs here.
+pub fn handles(x: &Tensor<4>, weight: &Tensor<4>, options: Conv2dOptions) -> bool {
+    let (channels, [c_out, depth, ..]) = (x.dims()[1], weight.dims());
+    crate::cube::handles(&x.device(), x.dtype())
+        && (x.dtype() != DType::F32 || is_depthwise(channels, c_out, depth, options))
+}
+
+fn is_depthwise(c_in: usize, c_out: usize, depth: usize, options: Conv2dOptions) -> bool {
+    options.groups > 1 && c_in == options.groups && c_out == options.groups && depth == 1
+}
+
+/// See [`super::conv2d`].
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    options: Conv2dOptions,
+) -> Tensor<4> {
+    let ([_, c_in, h, w], [c_out, depth, kh, kw]) = (x.dims(), weight.dims());
+    let dtype = x.dtype();
+    let groups = options.groups;
+    assert!(
+        weight.dtype() == dtype && bias.as_ref().is_none_or(|bias| bias.dtype() == dtype),
+        "operands of a convolution must have one dtype, not {dtype:?} and {:?}: cast them first",
+        weight.dtype()
+    );
+    assert!(
+        groups > 0 && c_in == depth * groups && c_out % groups == 0,
+        "a weight of shape {:?} in {groups} groups does not fit {c_in} channels",
+        weight.dims()
+    );
+    assert!(
+        options.fits([h, w], [kh, kw]),
+        "a kernel of {kh}x{kw} with {options:?} does not fit a map of {h}x{w}"
+    );
+    let y = ops::conv2d(x, weight, options);
+    match bias {
+        // In f32, for the sake of the bias's gradient: a sum over all pixels.
+        Some(bias) => {
+            let bias = bias.cast(DType::F32).reshape([1, c_out, 1, 1]);
+            (y.cast(DType::F32) + bias).cast(dtype)
+        }
+        None => y,
+    }
+}
+
+impl Conv2dOptions {
+    /// Input pixels that a kernel spans, in one direction.
+    fn extent(&self, kernel: usize, axis: usize) -> usize {
+        (kernel.max(1) - 1) * self.dilation[axis] + 1
+    }
+
+    fn fits(&self, input: [usize; 2], kernel: [usize; 2]) -> bool {
+        [0, 1].into_iter().all(|axis| {
+            kernel[axis] > 0
+                && self.stride[axis] > 0
+                && input[axis] + 2 * self.padding[axis] >= self.extent(kernel[axis], axis)
+        })
+    }
+
+    /// Height and width of the output.
+    fn output_size(&self, input: [usize; 2], kernel: [usize; 2]) -> [usize; 2] {
+        [0, 1].map(|axis| {
+            let room = input[axis] + 2 * self.padding[axis] - self.extent(kernel[axis], axis);
+            room / self.stride[axis] + 1
+        })
+    }
+}
+
+impl GpuConvolution for CubeBackend {
+    fn halfseg_gpu_conv2d(x: CubeTensor, weight: CubeTensor, options: Conv2dOptions) -> CubeTensor {
+        let [_, c_in, h, w] = x.meta.shape().dims();
+        let [c_out, depth, kh, kw] = weight.meta.shape().dims();
+        let to = options.output_size([h, w], [kh, kw]);
+        let x = pixels(x);
+        let output = if is_depthwise(c_in, c_out, depth, options) {
+            depthwise::convolve(x, by_tap(weight), [kh, kw], to, options, false)
+        } else if options.groups == 1 {
+            dense::correlate(x, by_output(weight), to, options)
+        } else {
+            direct::convolve(x, by_output(weight), to, options, false)
+        };
+        permute_nhwc_to_nchw(output)
+    }
+
+    fn halfseg_gpu_conv2d_input_gradient(
+        weight: CubeTensor,
+        gradient: CubeTensor,
+        size: [usize; 2],
+        options: Conv2dOptions,
+    ) -> CubeTensor {
+        let [c_out, depth, kh, kw] = weight.meta.shape().dims();
+        let groups = options.groups;
+        let gradient = pixels(gradient);
+        let output = if is_depthwise(depth * groups, c_out, depth, options) {
+            depthwise::convolve(gradient, by_tap(weight), [kh, kw], size, options, true)
+        } else if groups == 1 {
+            phases::input_gradient(weight, gradient, size, options)
+        } else {
+            direct::convolve(gradient, by_input(weight, groups), size, options, true)
+        };
+        permute_nhwc_to_nchw(output)
+    }
+
+    fn halfseg_gpu_conv2d_weight_gradient(
+        x: CubeTensor,
+        gradient: CubeTensor,
+        kernel: [usize; 2],
+        options: Conv2dOptions,
+    ) -> CubeTensor {
+        let [c_in, c_out] = [&x, &gradient].map(|map| map.meta.shape()[1]);
+        let depth = c_in / options.groups;
+        let (x, gradient) = (pixels(x), pixels(gradient));
+        let taps = kernel[0] * kernel[1];
+        if is_depthwise(c_in, c_out, depth, options) && taps <= depthwise::TAPS {
+            return depthwise::weight_gradient(x, gradient, kernel, options);
+        }
+        let weight = match options.groups {
+            1 => dense::weight_gradient(x, gradient, kernel, options),
+            _ => direct::weight_gradient(x, gradient, kernel, options),
+        };
+        permute_nhwc_to_nchw(weight)
+    }
+}

@@ -1,0 +1,139 @@
+//! The kernels as one differentiable operation of a Burn backend.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::{Autodiff, NodeId};
+use burn::backend::fusion::custom::TensorSpec;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::tensor::{Shape, Tensor};
+
+use super::super::Conv2dOptions;
+
+/// Runs the operation on a device that has it; shapes and dtypes were checked.
+pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, options: Conv2dOptions) -> Tensor<4> {
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(Dispatch::halfseg_gpu_conv2d(x, weight, options))
+}
+
+/// What this module adds to a backend.
+#[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(feature = "cube"), Autodiff)]
+pub trait GpuConvolution: Backend {
+    /// See [`crate::conv2d`].
+    #[fusion(meta = |x, weight, options| {
+        let (x, weight) = (x.clone(), weight.clone());
+        let size = options.output_size(size_of(&x.shape), size_of(&weight.shape));
+        spec(&x, [x.shape[0], weight.shape[0]], size)
+    })]
+    fn halfseg_gpu_conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self>;
+
+    /// The gradient of the input, `[n, c_in, *size]`.
+    #[fusion(meta = |weight, gradient, size, options| {
+        let channels = weight.shape[1] * options.groups;
+        spec(gradient, [gradient.shape[0], channels], *size)
+    })]
+    fn halfseg_gpu_conv2d_input_gradient(
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        size: [usize; 2],
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self>;
+
+    /// The gradient of the weight, `[c_out, c_in / groups, *kernel]`.
+    #[fusion(meta = |x, gradient, kernel, options| {
+        spec(x, [gradient.shape[1], x.shape[1] / options.groups], *kernel)
+    })]
+    fn halfseg_gpu_conv2d_weight_gradient(
+        x: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        kernel: [usize; 2],
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self>;
+}
+
+/// Height and width of a map or a kernel.
+fn size_of(shape: &Shape) -> [usize; 2] {
+    [shape[2], shape[3]]
+}
+
+fn spec(like: &TensorSpec, [n, c]: [usize; 2], [h, w]: [usize; 2]) -> TensorSpec {
+    TensorSpec::new(Shape::new([n, c, h, w]), like.dtype)
+}
+
+#[derive(Debug)]
+struct ConvolutionBackward;
+
+/// Input and weight, through the checkpointer, with the sizes of both.
+type Kept = (NodeId, NodeId, [usize; 2], [usize; 2], Conv2dOptions);
+
+/// Parents: input, weight.
+impl<B: GpuConvolution> Backward<B, 2> for ConvolutionBackward {
+    type State = Kept;
+
+    fn backward(self, ops: Ops<Kept, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let (x, weight, size, kernel, options) = ops.state;
+        let gradient = grads.consume::<B>(&ops.node);
+        // Both are retrieved even where one is not needed: the checkpointer counts.
+        let x = checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(x);
+        let weight = checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(weight);
+        let [x_node, weight_node] = ops.parents;
+        if let Some(node) = x_node {
+            let result =
+                B::halfseg_gpu_conv2d_input_gradient(weight, gradient.clone(), size, options);
+            grads.register::<B>(node.id, result);
+        }
+        if let Some(node) = weight_node {
+            let result = B::halfseg_gpu_conv2d_weight_gradient(x, gradient, kernel, options);
+            grads.register::<B>(node.id, result);
+        }
+    }
+}
+
+impl<B: GpuConvolution, C: CheckpointStrategy> GpuConvolution for Autodiff<B, C> {
+    fn halfseg_gpu_conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        options: Conv2dOptions,
+    ) -> FloatTensor<Self> {
+        let (size, kernel) = (size_of(&x.shape()), size_of(&weight.shape()));
+        let nodes = [x.node(), weight.node()];
+        let prepared = Backward::<B, 2>::prepare::<C>(ConvolutionBackward, nodes);
+        match prepared.compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let kept = (prepared.checkpoint(&x), prepared.checkpoint(&weight));
+                let state = (kept.0, kept.1, size, kernel, options);
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                prepared.finish(state, B::halfseg_gpu_conv2d(x, weight, options))
+            }
+            OpsKind::UnTracked(prepared) => {
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                prepared.finish(B::halfseg_gpu_conv2d(x, weight, options))
+            }
+        }
+    }
+
+    fn halfseg_gpu_conv2d_input_gradient(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: [usize; 2],
+        _: Conv2dOptions,
+    ) -> FloatTensor<Self> {
+        unreachable!("{FIRST_ORDER}")
+    }
+
+    fn halfseg_gpu_conv2d_weight_gradient(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: [usize; 2],
+        _: Conv2dOptions,
+    ) -> FloatTensor<Self> {
+        unreachable!("{FIRST_ORDER}")
+    }
+}
+
+const FIRST_ORDER: &str = "Burn computes gradients of first order only";

@@ -1,0 +1,304 @@
+//! Input gradients as convolutions of the output's gradient, so that the forward pass's kernels serve.
+//!
+//! With a stride `s`, every `s`-th pixel of the input is read through the same taps: the input falls into
+//! `s * s` interleaved grids, each of them a convolution of stride 1 with a part of the kernel, turned
+//! around. Together they multiply as often as the forward pass does.
+
+use burn::tensor::DType;
+use burn_cubecl::cubecl;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::super::Conv2dOptions;
+use super::window::{Pair, by_input, pair, vector_size};
+use super::{dense, direct};
+use crate::cube::{element, elementwise, empty};
+
+/// One of the interleaved grids, in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Phase {
+    /// The first pixel, and the number of all.
+    first: usize,
+    count: usize,
+    /// The taps that it is read through: the first, the distance between them and their number, which
+    /// may be 0.
+    tap: usize,
+    step: usize,
+    taps: usize,
+    /// Of the convolution of the output's gradient.
+    padding: usize,
+    dilation: usize,
+}
+
+impl Phase {
+    /// All grids of an input of `size` pixels that have any, or `None` where one of them would need a
+    /// negative padding: where zeros are around the input that no tap needs.
+    fn all(size: usize, kernel: usize, options: Conv2dOptions, axis: usize) -> Option<Vec<Self>> {
+        let stride = options.stride[axis];
+        let (padding, dilation) = (options.padding[axis], options.dilation[axis]);
+        let one = |rest: usize| {
+            let first = (rest + stride - padding % stride) % stride;
+            let count = size.saturating_sub(first).div_ceil(stride);
+            // Pixel y reads output (y + padding - tap * dilation) / stride where that is whole.
+            let fitting: Vec<usize> = (0..kernel)
+                .filter(|tap| tap * dilation % stride == rest)
+                .collect();
+            let Some(&tap) = fitting.first() else {
+                return Some(Self {
+                    first,
+                    count,
+                    tap: 0,
+                    step: 1,
+                    taps: 0,
+                    padding: 0,
+                    dilation: 1,
+                });
+            };
+            let step = fitting.get(1).map_or(1, |second| second - tap);
+            let taps = fitting.len();
+            // With a single tap the distance to the next means nothing.
+            let dilation = if taps > 1 {
+                step * dilation / stride
+            } else {
+                1
+            };
+            let step_to_first = (first + padding) as i64 - (tap * options.dilation[axis]) as i64;
+            let padding = ((taps - 1) * dilation) as i64 - step_to_first / stride as i64;
+            Some(Self {
+                first,
+                count,
+                tap,
+                step,
+                taps,
+                padding: usize::try_from(padding).ok()?,
+                dilation,
+            })
+        };
+        let phases: Option<Vec<_>> = (0..stride).map(one).collect();
+        Some(
+            phases?
+                .into_iter()
+                .filter(|phase| phase.count > 0)
+                .collect(),
+        )
+    }
+}
+
+/// A part of a weight, turned around: `[c_out, c_in, kh, kw]` of any strides -> `[c_in, kh', kw', c_out]`.
+#[cube(launch_unchecked)]
+fn pick<E: Float>(
+    weight: &Tensor<E>,
+    output: &mut [E],
+    taps: Pair,
+    first: Pair,
+    step: Pair,
+    length: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let index = ABSOLUTE_POS;
+    if index >= length {
+        terminate!();
+    }
+    let channels = weight.shape(0);
+    let to = index % channels;
+    let tap = index / channels;
+    let x = first.x + (taps.x - 1 - tap % taps.x) * step.x;
+    let row = tap / taps.x;
+    let y = first.y + (taps.y - 1 - row % taps.y) * step.y;
+    let from = row / taps.y;
+    let at = to * weight.stride(0)
+        + from * weight.stride(1)
+        + y * weight.stride(2)
+        + x * weight.stride(3);
+    output[index] = weight[at];
+}
+
+/// Puts a grid into its place in a map, zeros where there is none; one vector of channels a unit.
+#[cube(launch_unchecked)]
+fn place<E: Float, N: Size>(
+    grid: ComptimeOption<&[Vector<E, N>]>,
+    output: &mut [Vector<E, N>],
+    size: Pair,
+    grid_size: Pair,
+    first: Pair,
+    stride: Pair,
+    channels: usize,
+    length: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let index = ABSOLUTE_POS;
+    if index >= length {
+        terminate!();
+    }
+    let pixel = index / channels;
+    let x = first.x + pixel % grid_size.x * stride.x;
+    let line = pixel / grid_size.x;
+    let y = first.y + line % grid_size.y * stride.y;
+    let image = line / grid_size.y;
+    let at = ((image * size.y + y) * size.x + x) * channels + index % channels;
+    #[comptime]
+    let value = match grid {
+        ComptimeOption::Some(grid) => grid[index],
+        ComptimeOption::None => Vector::new(E::from_int(0)),
+    };
+    output[at] = value;
+}
+
+fn part_of(weight: &CubeTensor, rows: &Phase, columns: &Phase) -> CubeTensor {
+    let [c_out, c_in, ..] = weight.meta.shape().dims::<4>();
+    let part = empty(weight, [c_in, rows.taps, columns.taps, c_out], weight.dtype);
+    let length = c_in * rows.taps * columns.taps * c_out;
+    let (count, dim) = elementwise(weight, length);
+    let dtype = element(weight);
+    // SAFETY: units beyond `length` stop; taps are within the kernel.
+    unsafe {
+        pick::launch_unchecked(
+            &part.client,
+            count,
+            dim,
+            weight.clone().into_tensor_arg(),
+            part.clone().into_buffer_arg(),
+            pair([rows.taps, columns.taps]),
+            pair([rows.tap, columns.tap]),
+            pair([rows.step, columns.step]),
+            length,
+            dtype,
+        );
+    }
+    part
+}
+
+/// The input's gradient, `[n, *size, c_in]`, from that of the output, which lies pixel by pixel; `weight`
+/// is `[c_out, c_in, kh, kw]`. For f16 and bf16 and one group.
+pub fn input_gradient(
+    weight: CubeTensor,
+    gradient: CubeTensor,
+    size: [usize; 2],
+    options: Conv2dOptions,
+) -> CubeTensor {
+    debug_assert_ne!(gradient.dtype, DType::F32);
+    let [n, ..] = gradient.meta.shape().dims::<4>();
+    let [_, c_in, kh, kw] = weight.meta.shape().dims();
+    let (Some(rows), Some(columns)) = (
+        Phase::all(size[0], kh, options, 0),
+        Phase::all(size[1], kw, options, 1),
+    ) else {
+        return direct::convolve(gradient, by_input(weight, 1), size, options, true);
+    };
+    let output = (options.stride != [1, 1])
+        .then(|| empty(&gradient, [n, size[0], size[1], c_in], gradient.dtype));
+    for rows in &rows {
+        for columns in &columns {
+            let grid = (rows.taps * columns.taps > 0).then(|| {
+                let part = part_of(&weight, rows, columns);
+                let options = Conv2dOptions {
+                    stride: [1, 1],
+                    padding: [rows.padding, columns.padding],
+                    dilation: [rows.dilation, columns.dilation],
+                    groups: 1,
+                };
+                let to = [rows.count, columns.count];
+                dense::correlate(gradient.clone(), part, to, options)
+            });
+            let Some(output) = &output else {
+                return grid.expect("with stride 1 every tap reads every pixel");
+            };
+            let vector = vector_size(output, c_in);
+            let channels = c_in / vector;
+            let length = n * rows.count * columns.count * channels;
+            let (count, dim) = elementwise(output, length);
+            // SAFETY: units beyond `length` stop; the grid's pixels are within the output.
+            unsafe {
+                place::launch_unchecked(
+                    &output.client,
+                    count,
+                    dim,
+                    vector,
+                    grid.map(|grid| grid.into_buffer_arg()).into(),
+                    output.clone().into_buffer_arg(),
+                    pair(size),
+                    pair([rows.count, columns.count]),
+                    pair([rows.first, columns.first]),
+                    pair(options.stride),
+                    channels,
+                    length,
+                    element(output),
+                );
+            }
+        }
+    }
+    output.expect("with stride 1 the only grid was returned")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every pair of a pixel and an output that reads it through a tap is in one grid, once.
+    #[test]
+    fn the_grids_make_up_the_input_gradient() {
+        let mut grids = 0;
+        for (kernel, stride, padding, dilation) in [
+            (3, 2, 1, 1),
+            (3, 1, 2, 2),
+            (1, 2, 0, 1),
+            (3, 2, 2, 2),
+            (5, 3, 2, 1),
+            (4, 2, 1, 3),
+            (7, 4, 3, 1),
+            (2, 3, 0, 2),
+        ] {
+            for size in 7..20 {
+                let options = Conv2dOptions {
+                    stride: [stride; 2],
+                    padding: [padding; 2],
+                    dilation: [dilation; 2],
+                    groups: 1,
+                };
+                if !options.fits([size; 2], [kernel; 2]) {
+                    continue;
+                }
+                let [outputs, _] = options.output_size([size; 2], [kernel; 2]);
+                let mut expected = Vec::new();
+                for output in 0..outputs {
+                    for tap in 0..kernel {
+                        let at = output * stride + tap * dilation;
+                        if (padding..padding + size).contains(&at) {
+                            expected.push((at - padding, output, tap));
+                        }
+                    }
+                }
+                let Some(phases) = Phase::all(size, kernel, options, 0) else {
+                    panic!("{options:?} has grids");
+                };
+                let mut found = Vec::new();
+                for phase in phases {
+                    grids += 1;
+                    for i in 0..phase.count {
+                        for m in 0..phase.taps {
+                            let at = i + m * phase.dilation;
+                            if (phase.padding..phase.padding + outputs).contains(&at) {
+                                let tap = phase.tap + (phase.taps - 1 - m) * phase.step;
+                                let pixel = phase.first + i * stride;
+                                found.push((pixel, at - phase.padding, tap));
+                            }
+                        }
+                    }
+                }
+                expected.sort_unstable();
+                found.sort_unstable();
+                assert_eq!(found, expected, "{size} {kernel} {options:?}");
+            }
+        }
+        assert!(grids > 100);
+    }
+
+    #[test]
+    fn zeros_that_no_tap_needs_have_no_grids() {
+        let options = Conv2dOptions {
+            padding: [1, 1],
+            ..Conv2dOptions::default()
+        };
+        assert_eq!(Phase::all(8, 1, options, 0), None);
+    }
+}

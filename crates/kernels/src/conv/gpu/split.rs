@@ -1,0 +1,199 @@
+//! Weight gradients as matrix products over parts of the pixels.
+//!
+//! The gradient of a weight is a sum over all pixels of a batch, while there are only as many sums as the
+//! weight has values: one product of matrices leaves most of a large GPU idle. Each tap is a product for
+//! itself, so that the columns of one tap are in memory at a time, not of all; its pixels are cut into parts
+//! that are multiplied side by side, whose products are f32 and are added in f32.
+
+use burn::tensor::DType;
+use burn_cubecl::cubecl;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
+use burn_cubecl::ops::{permute, reshape};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::super::Conv2dOptions;
+use super::dense::{Declined, Problem};
+use super::window::{Pair, Side, pair, sides, source, vector_size};
+use crate::cube::{element, elementwise, empty};
+
+/// Rows and columns that a matrix product gives to a group of units, as a guess.
+const TILE: usize = 128;
+/// Groups of units that keep a large GPU busy.
+const GROUPS: usize = 256;
+/// Pixels of a part at least, and what their number is a multiple of.
+const PIXELS: usize = 512;
+const MULTIPLE: usize = 16;
+
+/// The pixels that a tap reads, one row for each output pixel, zeros where it reads none and in rows from
+/// `rows_used` on: `[rows, c]`, a vector of channels a unit.
+#[cube(launch_unchecked)]
+fn columns_of_tap<E: Float, N: Size>(
+    x: &[Vector<E, N>],
+    output: &mut [Vector<E, N>],
+    rows: Side,
+    columns: Side,
+    tap: Pair,
+    channels: usize,
+    rows_used: usize,
+    length: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let index = ABSOLUTE_POS;
+    if index >= length {
+        terminate!();
+    }
+    let pixel = index / channels;
+    let line = pixel / columns.to;
+    let down = source(line % rows.to, tap.y, &rows, false);
+    let across = source(pixel % columns.to, tap.x, &columns, false);
+    let mut value = Vector::<E, N>::new(E::from_int(0));
+    if pixel < rows_used && down.inside && across.inside {
+        let start = (line / rows.to * rows.from + down.at) * columns.from;
+        value = x[(start + across.at) * channels + index % channels];
+    }
+    output[index] = value;
+}
+
+/// Adds up the parts of one tap, `[splits, c_out, c_in]`, into `[c_out, taps, c_in]`, one value a unit.
+#[cube(launch_unchecked)]
+fn add_up<E: Float>(
+    parts: &[f32],
+    output: &mut [E],
+    c_in: usize,
+    taps: usize,
+    tap: usize,
+    splits: usize,
+    length: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let index = ABSOLUTE_POS;
+    if index >= length {
+        terminate!();
+    }
+    let mut sum = 0.0f32.runtime();
+    for split in 0..splits {
+        sum += parts[split * length + index];
+    }
+    output[(index / c_in * taps + tap) * c_in + index % c_in] = E::cast_from(sum);
+}
+
+/// How pixels are cut: the number of parts, and the pixels of each.
+fn cut(pixels: usize, c_out: usize, c_in: usize) -> (usize, usize) {
+    let tiles = c_out.div_ceil(TILE) * c_in.div_ceil(TILE);
+    let splits = (GROUPS / tiles).min(pixels / PIXELS).max(1);
+    let part = pixels.div_ceil(splits).next_multiple_of(MULTIPLE);
+    (pixels.div_ceil(part), part)
+}
+
+/// See [`super::dense::weight_gradient`].
+pub fn weight_gradient(problem: Problem) -> Result<CubeTensor, Declined> {
+    let Problem {
+        map: x,
+        other: gradient,
+        size: kernel,
+        options,
+    } = problem;
+    let [n, h_out, w_out, c_out] = gradient.meta.shape().dims();
+    let [.., c_in] = x.meta.shape().dims::<4>();
+    let pixels = n * h_out * w_out;
+    let (splits, part) = cut(pixels, c_out, c_in);
+    let taps = kernel[0] * kernel[1];
+
+    let whole = Conv2dOptions::default();
+    let gradient = rows_of_tap(
+        &gradient,
+        [h_out, w_out],
+        [1, 1],
+        whole,
+        [0, 0],
+        splits * part,
+    );
+    let gradient = reshape(gradient, [splits, part, c_out].into());
+    let gradient = permute(gradient, &[0, 2, 1]);
+    let weight = empty(&x, [c_out, kernel[0], kernel[1], c_in], x.dtype);
+    for tap in 0..taps {
+        let place = [tap / kernel[1], tap % kernel[1]];
+        let columns = rows_of_tap(&x, [h_out, w_out], kernel, options, place, splits * part);
+        let columns = reshape(columns, [splits, part, c_in].into());
+        let strategy = MatmulStrategy::default();
+        let parts = matmul(gradient.clone(), columns, None, strategy, DType::F32);
+        let parts = parts.map_err(|error| format!("{error:?}"))?;
+        let length = c_out * c_in;
+        let (count, dim) = elementwise(&weight, length);
+        // SAFETY: units beyond `length` stop; `parts` has all splits of all values.
+        unsafe {
+            add_up::launch_unchecked(
+                &weight.client,
+                count,
+                dim,
+                parts.into_buffer_arg(),
+                weight.clone().into_buffer_arg(),
+                c_in,
+                taps,
+                tap,
+                splits,
+                length,
+                element(&weight),
+            );
+        }
+    }
+    Ok(weight)
+}
+
+/// What one tap reads of `x`, `[rows, c]`: the map itself where that is the same.
+fn rows_of_tap(
+    x: &CubeTensor,
+    to: [usize; 2],
+    kernel: [usize; 2],
+    options: Conv2dOptions,
+    tap: [usize; 2],
+    rows: usize,
+) -> CubeTensor {
+    let [n, h, w, c] = x.meta.shape().dims();
+    let pixels = n * to[0] * to[1];
+    let same = kernel == [1, 1] && options.stride == [1, 1] && options.padding == [0, 0];
+    if same && to == [h, w] && rows == pixels {
+        return reshape(x.clone(), [rows, c].into());
+    }
+    let output = empty(x, [rows, c], x.dtype);
+    let vector = vector_size(x, c);
+    let length = rows * c / vector;
+    let (count, dim) = elementwise(x, length);
+    let [down, across] = sides([h, w], to, kernel, options);
+    // SAFETY: units beyond `length` stop; sources are within the map.
+    unsafe {
+        columns_of_tap::launch_unchecked(
+            &output.client,
+            count,
+            dim,
+            vector,
+            x.clone().into_buffer_arg(),
+            output.clone().into_buffer_arg(),
+            down,
+            across,
+            pair(tap),
+            c / vector,
+            pixels,
+            length,
+            element(x),
+        );
+    }
+    output
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cut;
+
+    #[test]
+    fn parts_cover_all_pixels_and_none_is_empty() {
+        for pixels in [1, 15, 512, 4095, 16_384, 97 * 97 * 2] {
+            for (c_out, c_in) in [(1, 1), (64, 3), (512, 2048), (4096, 4096)] {
+                let (splits, part) = cut(pixels, c_out, c_in);
+                assert!(splits * part >= pixels && (splits - 1) * part < pixels);
+            }
+        }
+        assert_eq!(cut(16_384, 512, 512), (16, 1024));
+    }
+}
