@@ -2,10 +2,11 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m512, _MM_FROUND_TO_NEAREST_INT, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16,
-    _mm512_castsi512_ps, _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
-    _mm512_cvtps_ph, _mm512_loadu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_slli_epi32, _mm512_storeu_ps,
+    __m512, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _mm256_mask_storeu_epi16,
+    _mm256_maskz_loadu_epi16, _mm512_add_epi32, _mm512_and_epi32, _mm512_castps_si512,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32,
+    _mm512_cvtph_ps, _mm512_cvtps_ph, _mm512_mask_or_epi32, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_slli_epi32, _mm512_srli_epi32,
 };
 
 use half::{bf16, f16};
@@ -101,10 +102,15 @@ impl Element for bf16 {
     unsafe fn store_lanes(values: __m512, mask: u16, target: *mut Self) {
         // SAFETY: the caller's promises.
         unsafe {
-            let mut wide = [0f32; 16];
-            _mm512_storeu_ps(wide.as_mut_ptr(), values);
-            let bits = wide.map(|value| i32::from(Self::narrow(value).to_bits()));
-            let bits = _mm512_cvtepi32_epi16(_mm512_loadu_epi32(bits.as_ptr()));
+            // As `narrow`.
+            let bits = _mm512_castps_si512(values);
+            let high = _mm512_srli_epi32::<16>(bits);
+            let even = _mm512_and_epi32(high, _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(values, values);
+            let bits = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
+            let bits = _mm512_cvtepi32_epi16(bits);
             _mm256_mask_storeu_epi16(target.cast(), mask, bits);
         }
     }

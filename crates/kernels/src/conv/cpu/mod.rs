@@ -160,7 +160,57 @@ impl<E> Tail<'_, E> {
 
 impl<E: Element> Tail<'_, E> {
     /// Finishes neighbouring pixels of one output channel, the first of which is value `at` of the
-    /// output. The processor has `isa`.
+    /// output, and rounds them into `target`, which is as long. `values` may change. The processor
+    /// has `isa`.
+    #[inline(always)]
+    fn store(&self, isa: Isa, channel: usize, at: usize, values: &mut [f32], target: &mut [E]) {
+        assert_eq!(values.len(), target.len());
+        #[cfg(target_arch = "x86_64")]
+        if isa >= Isa::Avx512 {
+            // SAFETY: the caller promises the instructions.
+            unsafe { self.store_avx512(channel, at, values, target) };
+            return;
+        }
+        self.apply(isa, channel, at, values);
+        E::narrow_run(isa, values, target);
+    }
+
+    /// As [`Self::store`], in one pass.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn store_avx512(&self, channel: usize, at: usize, values: &[f32], target: &mut [E]) {
+        use std::arch::x86_64::{
+            _CMP_LT_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_mask_mov_ps,
+            _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+        };
+        const LANES: usize = 16;
+        let skip = self.skip.map(|skip| &skip[at..at + values.len()]);
+        for first in (0..values.len()).step_by(LANES) {
+            let mask = u16::MAX >> (LANES - LANES.min(values.len() - first));
+            // SAFETY: the mask keeps to the slices, which are as long as each other; the caller
+            // promises the instructions.
+            unsafe {
+                let mut sums = _mm512_maskz_loadu_ps(mask, values.as_ptr().add(first));
+                if let Some(bias) = self.bias {
+                    sums = _mm512_add_ps(sums, _mm512_set1_ps(bias[channel]));
+                }
+                if let Some(skip) = skip {
+                    sums = _mm512_add_ps(sums, E::load_lanes(skip.as_ptr().add(first), mask));
+                }
+                if self.relu {
+                    let zero = _mm512_setzero_ps();
+                    let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sums, zero);
+                    sums = _mm512_mask_mov_ps(sums, negative, zero);
+                }
+                E::store_lanes(sums, mask, target.as_mut_ptr().add(first));
+            }
+        }
+    }
+
+    /// As [`Self::store`], but does not round.
     #[inline(always)]
     fn apply(&self, isa: Isa, channel: usize, at: usize, values: &mut [f32]) {
         if let Some(bias) = self.bias {
@@ -490,6 +540,19 @@ fn prefetch<E>(values: &[E], first: usize, count: usize) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (values, first, count);
+}
+
+/// As [`prefetch`], for values that will be written.
+#[inline(always)]
+fn prefetch_to_write<E>(first: *const E, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..count).step_by((64 / size_of::<E>()).max(1)) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        // SAFETY: as in `prefetch`.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(first.wrapping_add(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (first, count);
 }
 
 /// A cache line.

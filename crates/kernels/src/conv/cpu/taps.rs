@@ -7,7 +7,10 @@ use rayon::prelude::*;
 
 use super::isa::{Work, compiled};
 use super::micro::{Core, Walk};
-use super::{Aligned, Element, Geometry, Shared, Tail, Weight, inside, prefetch, with_scratch};
+use super::{
+    Aligned, Element, Geometry, Shared, Tail, Weight, inside, prefetch, prefetch_to_write,
+    with_scratch,
+};
 
 /// Values of the left operand that stay in the second-level cache beside the strip.
 const CHUNK: usize = 96 << 10;
@@ -321,21 +324,20 @@ impl Problem {
                         let tap = self.taps[segment.tap].index * strides.tap;
                         // A few channels for all lanes: where lanes are neighbours in the weight, its
                         // cache lines are still there for the next one.
-                        for channels in (segment.first..segment.last).step_by(TOGETHER) {
-                            let channels = channels..segment.last.min(channels + TOGETHER);
+                        for first in (segment.first..segment.last).step_by(TOGETHER) {
+                            let count = TOGETHER.min(segment.last - first);
+                            let step = at + first - segment.first;
                             for lane in 0..lanes {
                                 let out = row * C::MR + lane;
+                                let source =
+                                    &weight.values[tap + out * strides.m + first * strides.c..];
                                 let scale = weight.scale.map(|scale| scale[out]);
-                                for channel in channels.clone() {
-                                    let value =
-                                        weight.values[tap + out * strides.m + channel * strides.c];
-                                    let value = match scale {
-                                        Some(scale) => C::value(E::narrow(value.widen() * scale)),
-                                        None => C::value(value),
-                                    };
-                                    let step = at + channel - segment.first;
-                                    // SAFETY: as above.
-                                    unsafe { *target.at(base + C::left_at(step, lane)) = value };
+                                // SAFETY: as above.
+                                unsafe {
+                                    let target = target.at(base);
+                                    pack_run::<C, E, W>(
+                                        source, strides.c, count, scale, target, step, lane,
+                                    );
                                 }
                             }
                         }
@@ -387,6 +389,52 @@ impl Problem {
                 length: last - first,
                 offset: y as usize * self.input[1] + x as usize,
             });
+        }
+    }
+}
+
+/// Packs `count` values of a weight, `stride` values apart, as products from `step` on of row `lane`.
+///
+/// # Safety
+/// A packed operand at `target` has these products.
+#[inline(always)]
+unsafe fn pack_run<C: Core, E: Element, W: Element>(
+    source: &[W],
+    stride: usize,
+    count: usize,
+    scale: Option<f32>,
+    target: *mut C::Value,
+    step: usize,
+    lane: usize,
+) {
+    let source = &source[..(count - 1) * stride + 1];
+    let value = |value: W| match scale {
+        Some(scale) => C::value(E::narrow(value.widen() * scale)),
+        None => C::value(value),
+    };
+    let first = C::left_at(step, lane);
+    let apart = C::left_at(step + 1, lane) - first;
+    // Inside whole steps products of a row are equally far apart.
+    let even = C::STEP == 1 || step.is_multiple_of(C::STEP) && count <= C::STEP;
+    // SAFETY: the caller's promise; `left_at` tells where.
+    unsafe {
+        match (even, stride, apart) {
+            (true, 1, 1) => {
+                for (i, &source) in source.iter().enumerate() {
+                    *target.add(first + i) = value(source);
+                }
+            }
+            (true, ..) => {
+                for i in 0..count {
+                    let source = *source.get_unchecked(i * stride);
+                    *target.add(first + i * apart) = value(source);
+                }
+            }
+            (false, ..) => {
+                for (i, &source) in source.iter().step_by(stride).enumerate() {
+                    *target.add(C::left_at(step + i, lane)) = value(source);
+                }
+            }
         }
     }
 }
@@ -466,7 +514,13 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
             unsafe { self.gather(slice, &runs, &mut reached, strip, panel_length, &mut filled) };
             let weight = &self.weight[all_rows * C::MR * slice.start..];
             let walk = Walk::packed::<C>(slice.depth);
-            let chunk = (CHUNK / (slice.depth * C::MR)).max(1);
+            // The wider operand of a product stays in the first-level cache, the left one if they are
+            // alike: then neighbouring pixels of the output follow each other.
+            let chunk = if C::NR > C::MR {
+                (CHUNK / (slice.depth * C::MR)).max(1)
+            } else {
+                1
+            };
             let mut first = self.rows.start;
             while first < self.rows.end {
                 let last = self.rows.end.min(first + chunk);
@@ -483,6 +537,9 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                             0
                         };
                         let block = &mut sums[at * C::BLOCK..][..C::BLOCK];
+                        if last_slice {
+                            self.fetch_output(row, &runs[panel]);
+                        }
                         if filled[panel] {
                             // SAFETY: the slices hold `depth` products and a block.
                             unsafe {
@@ -611,6 +668,33 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
         }
     }
 
+    /// Fetches what [`Self::store`] reads and writes, while the last products are made: each channel
+    /// lies in pages of its own.
+    #[inline(always)]
+    fn fetch_output(&self, row: usize, runs: &[Run]) {
+        let problem = self.problem;
+        if problem.output_step[1] != 1 {
+            return;
+        }
+        let plane = problem.output[0] * problem.output[1];
+        let channels = (problem.channels[1] - row * C::MR).min(C::MR);
+        for channel in row * C::MR..row * C::MR + channels {
+            for run in runs {
+                let y = run.y * problem.output_step[0] + problem.output_base[0];
+                let x = run.x + problem.output_base[1];
+                let at = self.start + channel * plane + y * problem.output[1] + x;
+                // The last value may lie in one more line than there are lines' worth of values.
+                let last = at + run.length - 1;
+                prefetch_to_write(self.output.at(at), run.length);
+                prefetch_to_write(self.output.at(last), 1);
+                if let Some(skip) = self.tail.skip {
+                    prefetch(skip, at, run.length);
+                    prefetch(skip, last, 1);
+                }
+            }
+        }
+    }
+
     /// Adds what follows the sums of a panel of channels, rounds and stores.
     ///
     /// # Safety
@@ -634,8 +718,7 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                     // task's own.
                     let target = unsafe { std::slice::from_raw_parts_mut(target, values.len()) };
                     self.tail
-                        .apply(C::ISA, self.group * m + channel, at, values);
-                    E::narrow_run(C::ISA, values, target);
+                        .store(C::ISA, self.group * m + channel, at, values, target);
                 } else {
                     // An input gradient, which nothing follows.
                     for (i, &value) in values.iter().enumerate() {

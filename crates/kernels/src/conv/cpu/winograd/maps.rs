@@ -680,8 +680,7 @@ where
                         if dilation_x == 1 {
                             // SAFETY: a run's outputs are neighbours in a row of this task's channel.
                             let target = unsafe { std::slice::from_raw_parts_mut(target, count) };
-                            self.tail.apply(C::ISA, channel, start, values);
-                            E::narrow_run(C::ISA, values, target);
+                            self.tail.store(C::ISA, channel, start, values, target);
                             continue;
                         }
                         for (k, value) in values.iter_mut().enumerate() {
