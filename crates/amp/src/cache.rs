@@ -8,7 +8,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, FloatDType, Gradients, Tensor};
 
 use crate::report::count_hit;
-use crate::scope::{convert, in_scope, target};
+use crate::scope::{castable, convert, in_scope, target};
 use crate::statistics::parameters;
 use crate::{Op, OpClass};
 
@@ -145,6 +145,16 @@ pub fn cast_param<const D: usize>(op: Op, param: &Param<Tensor<D>>) -> Tensor<D>
     let replaced = CACHE.with(|cache| lock(cache).insert(key, entry));
     drop(replaced);
     cast
+}
+
+/// The dtype of what [`cast_param`] gives. For operations that round a weight while they read it, so
+/// that no copy is made, counted or kept.
+pub fn param_dtype<const D: usize>(op: Op, param: &Param<Tensor<D>>) -> DType {
+    let stored = param.dtype();
+    match target(op) {
+        Some(dtype) if op.class() != OpClass::Input && castable(stored) => dtype.into(),
+        _ => stored,
+    }
 }
 
 /// Whether the value of `param` is computed (LoRA, say): the cell of its base is then no identity.

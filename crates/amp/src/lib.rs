@@ -20,7 +20,7 @@ mod statistics;
 mod underflow;
 
 pub use audit::{AuditReport, AuditRow, audit};
-pub use cache::{cast_param, invalidate_casts};
+pub use cache::{cast_param, invalidate_casts, param_dtype};
 pub use error::AmpError;
 pub use grads::{ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
 pub use op::{Op, OpClass};

@@ -3,7 +3,7 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use halfseg_layers::{ConvBnAct, ConvBnActConfig};
+use halfseg_layers::{ConvBnAct, ConvBnActConfig, fork};
 
 /// Configuration of a residual block.
 #[derive(Config, Debug)]
@@ -123,17 +123,19 @@ impl Block {
 impl BasicBlock {
     /// `[n, in_channels, h, w]` -> `[n, width, ceil(h / stride), ceil(w / stride)]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = self.conv1.forward(x.clone());
-        self.conv2.forward_add(y, skip(&self.downsample, x))
+        let [x, around] = fork(x);
+        let y = self.conv1.forward(x);
+        self.conv2.forward_add(y, skip(&self.downsample, around))
     }
 }
 
 impl Bottleneck {
     /// `[n, in_channels, h, w]` -> `[n, 4 * width, ceil(h / stride), ceil(w / stride)]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = self.conv1.forward(x.clone());
+        let [x, around] = fork(x);
+        let y = self.conv1.forward(x);
         let y = self.conv2.forward(y);
-        self.conv3.forward_add(y, skip(&self.downsample, x))
+        self.conv3.forward_add(y, skip(&self.downsample, around))
     }
 }
 

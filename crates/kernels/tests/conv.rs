@@ -1,7 +1,7 @@
 //! The differentiable convolution against Burn's own, on the CPU.
 
 use burn::tensor::{DType, Device, Distribution, Tensor, module, ops::ConvOptions};
-use halfseg_kernels::{Activation, Conv2dOptions, conv2d, conv2d_act};
+use halfseg_kernels::{Activation, Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.cast(DType::F32).into_data().try_to_vec().unwrap()
@@ -66,6 +66,38 @@ fn step(
         values(weight.grad(&grads).unwrap()),
         values(bias.grad(&grads).unwrap()),
     )
+}
+
+/// As if it had been cast before, to the last bit; 64 channels take Winograd's way where tiles of bf16
+/// do not.
+#[test]
+fn f32_weights_are_rounded_to_the_maps_dtype() {
+    let device = Device::flex().autodiff();
+    let wide = ([1, 64, 24, 40], [64, 64, 3, 3], options(1, 1, 1, 1));
+    for (x, weight, options) in CASES.into_iter().chain([wide]) {
+        for dtype in [DType::F16, DType::BF16] {
+            let normal = Distribution::Normal(0.0, 1.0);
+            let draw = |shape| Tensor::<4>::random(shape, normal, &device).into_data();
+            let (x, weight) = (draw(x), draw(weight));
+            let run = |cast: bool| {
+                let x = Tensor::<4>::from_data(x.clone(), &device).cast(dtype);
+                let x = x.detach().require_grad();
+                assert!(rounds_weight(&x));
+                let weight = Tensor::<4>::from_data(weight.clone(), &device).require_grad();
+                let operand = match cast {
+                    true => weight.clone().cast(dtype),
+                    false => weight.clone(),
+                };
+                let y = conv2d(x.clone(), operand, None, options);
+                let grads = y.clone().cast(DType::F32).powi_scalar(2).mean().backward();
+                let dw = weight.grad(&grads).unwrap();
+                assert_eq!(dw.dtype(), DType::F32);
+                let dx = x.grad(&grads).unwrap();
+                [y.inner().into_data(), dx.into_data(), dw.into_data()]
+            };
+            assert_eq!(run(false), run(true), "{dtype:?} {options:?}");
+        }
+    }
 }
 
 #[test]

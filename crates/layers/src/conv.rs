@@ -2,9 +2,9 @@
 
 use burn::config::Config;
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Distribution, Tensor};
-use halfseg_amp::{Op, cast, cast_param, observe, operands, promote};
-use halfseg_kernels::{Activation, Conv2dOptions, conv2d, conv2d_act};
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use halfseg_amp::{Op, cast, cast_param, observe, operands, param_dtype, promote};
+use halfseg_kernels::{Activation, Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 
 /// How the initial weights of a [`Conv2d`] are drawn.
 #[derive(Config, Debug, PartialEq)]
@@ -109,8 +109,7 @@ impl Conv2d {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.check(&x);
         observe(Op::Conv2d, &self.weight, x, |x| {
-            // In one dtype also where an override leaves an f16 map as it is.
-            let (x, weight) = operands(Op::Conv2d, x, &self.weight);
+            let (x, weight) = self.operands(x);
             let bias = self.bias.as_ref();
             let bias = bias.map(|bias| cast_param(Op::Conv2d, bias).cast(x.dtype()));
             conv2d(x, weight, bias, self.options)
@@ -147,6 +146,19 @@ impl Conv2d {
                 conv2d_act(x, weight, [scale, shift], skip, activation, self.options)
             },
         )
+    }
+
+    /// In one dtype also where an override leaves an f16 map as it is; but the weight as it is where the
+    /// kernel rounds it.
+    fn operands(&self, x: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        if rounds_weight(&x) && self.weight.dtype() == DType::F32 {
+            let x = cast(Op::Conv2d, x);
+            if x.dtype() == param_dtype(Op::Conv2d, &self.weight) {
+                return (x, self.weight.val());
+            }
+            return promote(x, cast_param(Op::Conv2d, &self.weight));
+        }
+        operands(Op::Conv2d, x, &self.weight)
     }
 
     /// How the window moves.

@@ -71,9 +71,9 @@ pub fn training_memory(
     precision: Precision,
     checkpointing: bool,
 ) -> Bytes {
-    let (element, casts) = match precision {
-        Precision::F32 => (4, 0),
-        Precision::F16 | Precision::Bf16 => (2, 2),
+    let element = match precision {
+        Precision::F32 => 4,
+        Precision::F16 | Precision::Bf16 => 2,
     };
     let (mut parameters, mut maps) = (0, 0);
     for layer in layers(model, crop) {
@@ -83,7 +83,7 @@ pub fn training_memory(
         }
     }
     let pixels = crop.height as u64 * crop.width as u64;
-    let weights = parameters * (12 + casts);
+    let weights = parameters * 12;
     let image = maps * element + 3 * 4 * pixels;
     // Logits at label size, their exponentials and their gradient, one image at a time.
     let loss = 3 * 4 * model.num_classes as u64 * pixels;

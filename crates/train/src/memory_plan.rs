@@ -11,7 +11,8 @@ use crate::{Bytes, Crop, Precision, Recipe};
 /// convolution its output, from which the normalisation is differentiated, and the normalised map
 /// that the next convolution reads. The peak is that of a step from the second on, with momentum: the
 /// largest sum at the loss, at each convolution of the backward pass, and at the optimizer's step.
-/// What an allocator wastes, and the program itself, are not part of it.
+/// What an allocator wastes, and the program itself, are not part of it. On GPUs copies of the weights
+/// in half precision and buffers of convolutions come on top.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// Weights, f32.
@@ -20,8 +21,6 @@ pub struct MemoryPlan {
     pub momentum: u64,
     /// Gradients of the weights, f32, when all are there.
     pub gradients: u64,
-    /// Weights in half precision.
-    pub casts: u64,
     /// Images and labels of a batch.
     pub batch: u64,
     /// Maps kept between the forward and the backward pass.
@@ -91,10 +90,9 @@ struct Kept {
     saved: u64,
     /// From its own backward pass to the end of its block's: what is computed again.
     recomputed: u64,
-    cast: u64,
     gradient: u64,
     /// At its own backward pass: gradients of its input and its output, and that of its weight before
-    /// it is rounded.
+    /// it is put in order.
     transient: u64,
 }
 
@@ -116,7 +114,6 @@ impl Walk<'_> {
         let quarter = self.crop.height.div_ceil(4) * self.crop.width.div_ceil(4);
         let pooled = self.batch * self.model.stem_channels as u64 * quarter as u64;
         let saved = total(|kept| kept.saved) + image + pooled * (self.element + INDEX);
-        let casts = total(|kept| kept.cast);
         let always = 2 * weights + batch;
 
         // Of one image at a time: the class maps at the labels' size, and what the loss makes of them.
@@ -125,7 +122,6 @@ impl Walk<'_> {
             weights,
             momentum: weights,
             gradients: weights,
-            casts,
             batch,
             saved,
             workspace: 0,
@@ -137,11 +133,11 @@ impl Walk<'_> {
                 plan.workspace = workspace;
             }
         };
-        at(always + casts + saved, loss);
-        let (mut there, mut gradients) = (always + casts + saved, 0);
+        at(always + saved, loss);
+        let (mut there, mut gradients) = (always + saved, 0);
         for kept in kept.iter().rev() {
             at(there + gradients, kept.recomputed + kept.transient);
-            there -= kept.saved + kept.cast;
+            there -= kept.saved;
             gradients += kept.gradient;
         }
         // Gradients are all f32 in the end, and their squares are summed one by one.
@@ -153,35 +149,23 @@ impl Walk<'_> {
     fn kept(&self, layers: &[Layer], index: usize) -> Kept {
         let layer = &layers[index];
         let map = self.element * self.batch;
-        let cast = |layer: &Layer| {
-            if self.element < F32 {
-                2 * layer.weight
-            } else {
-                0
-            }
-        };
-        let gradient = self.element * layer.weight;
-        // The weight's gradient is summed in f32 and then rounded and put in order, when the weight
-        // in half precision is gone.
-        let transient =
-            map * (layer.input + 2 * layer.output) + F32 * layer.weight + gradient - cast(layer);
+        let gradient = F32 * layer.weight;
+        let transient = map * (layer.input + 2 * layer.output) + 2 * gradient;
         let mut kept = Kept {
             saved: self.saved(layer),
             recomputed: 0,
-            cast: cast(layer),
             gradient,
             transient,
         };
         if let Some(block) = layer.block.filter(|_| self.checkpointing) {
             kept.saved = 0;
-            kept.cast = 0;
             if block.last {
                 // The next block reads it; PSPNet only pools and joins the last one.
                 let blocks: usize = self.model.backbone.blocks().iter().sum();
                 let unread = self.model.method == Method::PspNet && block.index + 1 == blocks;
                 kept.saved = if unread { 0 } else { map * layer.output };
                 let same = |other: &&Layer| other.block.is_some_and(|b| b.index == block.index);
-                let made_again = |layer: &Layer| self.saved(layer) + cast(layer);
+                let made_again = |layer: &Layer| self.saved(layer);
                 kept.recomputed = layers.iter().filter(same).map(made_again).sum();
             }
         }

@@ -100,8 +100,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     if let Some(plan) = &plan {
         row("predicted peak", Bytes(plan.peak).to_string());
-        let kept = Bytes(plan.saved + plan.casts);
-        row("predicted to be kept", kept.to_string());
+        row("predicted to be kept", Bytes(plan.saved).to_string());
     }
 
     if let Some(path) = &args.json {

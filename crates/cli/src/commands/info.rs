@@ -38,8 +38,8 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     let batch = args.batch.map_or(2, usize::from);
     eprintln!("\npredicted memory of a training step with {batch} such image(s)");
     eprintln!(
-        "{:<26}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}",
-        "", "weights", "momentum", "gradients", "casts", "maps", "work", "peak"
+        "{:<26}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}",
+        "", "weights", "momentum", "gradients", "maps", "work", "peak"
     );
     for (precision, checkpointing) in plans() {
         let plan = MemoryPlan::new(&config, args.size, batch, precision, checkpointing);
@@ -51,7 +51,6 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             plan.weights,
             plan.momentum,
             plan.gradients,
-            plan.casts,
             plan.saved,
             plan.workspace,
             plan.peak,
@@ -111,7 +110,6 @@ pub fn memory_plan(plan: &MemoryPlan) -> Value {
         "weights": plan.weights,
         "momentum": plan.momentum,
         "gradients": plan.gradients,
-        "casts": plan.casts,
         "batch": plan.batch,
         "saved": plan.saved,
         "workspace": plan.workspace,

@@ -105,12 +105,13 @@ pub trait Convolution: Backend {
         options: Conv2dOptions,
     ) -> FloatTensor<Self>;
 
-    /// The gradient of the weight, `[c_out, c_in / groups, *kernel]`.
+    /// The gradient of the weight, `[c_out, c_in / groups, *kernel]`, in the maps' dtype or f32.
     fn halfseg_conv2d_weight_gradient(
         x: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         kernel: [usize; 2],
         options: Conv2dOptions,
+        dtype: DType,
     ) -> FloatTensor<Self>;
 
     /// The gradient of the bias: `gradient` summed over all but channels, in f32.
@@ -134,6 +135,20 @@ macro_rules! with_element {
                 $body
             }
             other => panic!("a convolution on the CPU takes f32, f16 or bf16, not {other:?}"),
+        }
+    };
+}
+
+/// Calls `$body` with `$W` bound to the type of `$weight`: that of `$map`, which is `$E`, or f32.
+macro_rules! with_weight {
+    ($map:expr, $weight:expr, $E:ident, $W:ident => $body:expr) => {
+        if $weight.dtype() == $map.dtype() {
+            type $W = $E;
+            $body
+        } else {
+            one_dtype(&[Some(&$map), (!is_f32(&$weight)).then_some(&$weight)]);
+            type $W = f32;
+            $body
         }
     };
 }
@@ -171,19 +186,10 @@ fn run(
             relu: extra.relu,
         };
         let scale = scale.as_deref();
-        let output = if weight.dtype() == x.dtype() {
-            let weight = Weight { values: values::<E>(&weight), scale };
-            cpu::forward::<E, E>(&geometry, values(&x), weight, tail, exactness)
-        } else {
-            assert!(
-                weight.dtype() == DType::F32 && scale.is_some(),
-                "operands of a convolution must have one dtype, not {:?} and {:?}: cast them first",
-                x.dtype(),
-                weight.dtype()
-            );
-            let weight = Weight { values: values::<f32>(&weight), scale };
-            cpu::forward::<E, f32>(&geometry, values(&x), weight, tail, exactness)
-        };
+        let output = with_weight!(x, weight, E, W => {
+            let weight = Weight { values: values::<W>(&weight), scale };
+            cpu::forward::<E, W>(&geometry, values(&x), weight, tail, exactness)
+        });
         tensor(output, geometry.output_shape())
     })
 }
@@ -266,9 +272,11 @@ impl Convolution for Flex {
         let x = [batch, per_group * options.groups, size[0], size[1]];
         let geometry = Geometry::new(x, shape(&weight), options);
         let (weight, gradient) = (weight.to_contiguous(), gradient.to_contiguous());
-        one_dtype(&[Some(&weight), Some(&gradient)]);
-        with_element!(weight.dtype(), E => {
-            tensor(cpu::input_gradient::<E>(&geometry, values(&weight), values(&gradient)), x)
+        with_element!(gradient.dtype(), E => {
+            let result = with_weight!(gradient, weight, E, W => {
+                cpu::input_gradient::<E, W>(&geometry, values(&weight), values(&gradient))
+            });
+            tensor(result, x)
         })
     }
 
@@ -277,6 +285,7 @@ impl Convolution for Flex {
         gradient: FlexTensor,
         kernel: [usize; 2],
         options: Conv2dOptions,
+        dtype: DType,
     ) -> FlexTensor {
         let [_, c_in, ..] = shape(&x);
         let [_, c_out, ..] = shape(&gradient);
@@ -285,7 +294,13 @@ impl Convolution for Flex {
         let (x, gradient) = (x.to_contiguous(), gradient.to_contiguous());
         one_dtype(&[Some(&x), Some(&gradient)]);
         with_element!(x.dtype(), E => {
-            tensor(cpu::weight_gradient::<E>(&geometry, values(&x), values(&gradient)), weight)
+            if dtype == DType::F32 {
+                let result = cpu::weight_gradient::<E, f32>;
+                tensor(result(&geometry, values(&x), values(&gradient)), weight)
+            } else {
+                let result = cpu::weight_gradient::<E, E>;
+                tensor(result(&geometry, values(&x), values(&gradient)), weight)
+            }
         })
     }
 
@@ -346,13 +361,14 @@ fn backward<B: Convolution, const PARENTS: usize>(
     // Both are retrieved even where one is not needed: the checkpointer counts.
     let x = checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(x);
     let weight = checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(weight);
+    let dtype = weight.dtype();
     let mut parents = ops.parents.into_iter();
     if let Some(Some(node)) = parents.next() {
         let result = B::halfseg_conv2d_input_gradient(weight, gradient.clone(), size, options);
         grads.register::<B>(node.id, result);
     }
     if let Some(Some(node)) = parents.next() {
-        let result = B::halfseg_conv2d_weight_gradient(x, gradient.clone(), kernel, options);
+        let result = B::halfseg_conv2d_weight_gradient(x, gradient.clone(), kernel, options, dtype);
         grads.register::<B>(node.id, result);
     }
     if let Some(Some(node)) = parents.next() {
@@ -458,6 +474,7 @@ impl<B: Convolution, C: CheckpointStrategy> Convolution for Autodiff<B, C> {
         _: FloatTensor<Self>,
         _: [usize; 2],
         _: Conv2dOptions,
+        _: DType,
     ) -> FloatTensor<Self> {
         unreachable!("{FIRST_ORDER}")
     }
@@ -481,6 +498,10 @@ fn one_dtype(operands: &[Option<&FlexTensor>]) {
         dtypes.iter().all(|dtype| *dtype == dtypes[0]),
         "operands of a convolution must have one dtype, not {dtypes:?}: cast them first"
     );
+}
+
+fn is_f32(tensor: &FlexTensor) -> bool {
+    tensor.dtype() == DType::F32
 }
 
 fn values<E: burn::tensor::Element + bytemuck::Pod>(tensor: &FlexTensor) -> &[E] {

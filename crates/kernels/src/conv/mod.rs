@@ -50,6 +50,9 @@ impl Default for Conv2dOptions {
 /// - `bias`: `[c_out]`
 /// - output: `[n, c_out, h_out, w_out]`
 ///
+/// All have one dtype; but where [`rounds_weight`], an f32 weight is rounded to the dtype of `x` while
+/// it is read, and its gradient, rounded likewise, is f32: as with a cast before, without its copy.
+///
 /// # Panics
 /// If the shapes do not fit each other, or the dtypes differ.
 pub fn conv2d(
@@ -74,6 +77,17 @@ pub fn conv2d(
     } = options;
     let options = ConvOptions::new(stride, padding, dilation, groups);
     module::conv2d(x, weight, bias, options)
+}
+
+/// Whether [`conv2d`] takes an f32 weight with `x`, whatever the dtype of `x`: on the CPU.
+pub fn rounds_weight(x: &Tensor<4>) -> bool {
+    #[cfg(feature = "flex")]
+    return flex::handles(x);
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = x;
+        false
+    }
 }
 
 /// A convolution and what follows it in a network that is not trained:

@@ -7,7 +7,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 /// Values that are widened to f32 at a time, on the stack.
-const BLOCK: usize = 512;
+pub const BLOCK: usize = 512;
 /// Partial f32 sums of a block: each adds 32 values before f64 takes over.
 const LANES: usize = 16;
 /// Values that a task of the thread pool works on at least.
@@ -214,10 +214,9 @@ pub fn forward<E: Element>(
     relu: bool,
 ) -> (Vec<E>, Vec<Statistics>) {
     assert_eq!(x.len(), sizes.channels * sizes.per_channel());
-    // Not cleared first: that would be a pass over the memory by one thread.
     let mut output = Vec::with_capacity(x.len());
-    // SAFETY: the room is there, its values are numbers, and all are written before any is read.
-    let room = unsafe { std::slice::from_raw_parts_mut(output.as_mut_ptr(), x.len()) };
+    // SAFETY: all is written before any is read.
+    let room = unsafe { room(&mut output, x.len()) };
     let arch = Arch::new();
     let statistics = sizes
         .planes_mut(room)
@@ -293,22 +292,28 @@ pub enum Mask<'a, E> {
     FromOutput(&'a [E]),
 }
 
-/// Turns the output's `gradient` into that of `x`; with `input_gradient` this goes there instead,
-/// and `gradient` becomes that of the skip connection. Returns the gradients of gamma and beta.
+/// Turns the output's `gradient` into that of `x`; where that is wanted `apart`, it is returned, and
+/// `gradient` becomes that of the skip connection. Returns the gradients of gamma and beta as well.
 pub fn backward<E: Element>(
     sizes: Sizes,
     x: &[E],
     channels: Channels<'_>,
     mask: Mask<'_, E>,
     gradient: &mut [E],
-    input_gradient: Option<&mut [E]>,
-) -> (Vec<f32>, Vec<f32>) {
-    let targets: Vec<Option<Vec<&mut [E]>>> = match input_gradient {
-        Some(target) => sizes.planes_mut(target).into_iter().map(Some).collect(),
+    apart: bool,
+) -> (Option<Vec<E>>, Vec<f32>, Vec<f32>) {
+    let length = gradient.len();
+    let mut result = apart.then(|| Vec::with_capacity(length));
+    let targets: Vec<Option<Vec<&mut [E]>>> = match &mut result {
+        // SAFETY: all is written before any is read.
+        Some(result) => {
+            let planes = sizes.planes_mut(unsafe { room(result, length) });
+            planes.into_iter().map(Some).collect()
+        }
         None => (0..sizes.channels).map(|_| None).collect(),
     };
     let arch = Arch::new();
-    sizes
+    let (dgamma, dbeta) = sizes
         .planes_mut(gradient)
         .into_par_iter()
         .zip(targets)
@@ -320,7 +325,21 @@ pub fn backward<E: Element>(
                 || backward_channel(sizes, x, channels, mask, channel, gradient, target),
             )
         })
-        .unzip()
+        .unzip();
+    if let Some(result) = &mut result {
+        // SAFETY: every plane of every channel was written.
+        unsafe { result.set_len(length) };
+    }
+    (result, dgamma, dbeta)
+}
+
+/// The room of an empty vector, not cleared: that would be a pass over the memory by one thread.
+///
+/// # Safety
+/// It has room for `length` values, which are written before they are read.
+unsafe fn room<E: Element>(values: &mut Vec<E>, length: usize) -> &mut [E] {
+    // SAFETY: the room is there, and its values are numbers.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr(), length) }
 }
 
 #[inline(always)]

@@ -108,17 +108,14 @@ fn backward(
         statistics: &statistics,
     };
     let (dx, dskip, dgamma, dbeta) = with_element!(x.dtype(), E => {
-        let (mask, mut target) = match &source {
-            Source::Nothing => (Mask::None, None),
-            Source::Input => (Mask::FromInput, None),
-            Source::Output(output) => {
-                let target = vec![E::default(); x.storage::<E>().len()];
-                (Mask::FromOutput(output.storage::<E>()), Some(target))
-            }
+        let (mask, apart) = match &source {
+            Source::Nothing => (Mask::None, false),
+            Source::Input => (Mask::FromInput, false),
+            Source::Output(output) => (Mask::FromOutput(output.storage::<E>()), true),
         };
         let values = gradient.storage_mut::<E>();
-        let (dgamma, dbeta) =
-            cpu::backward(sizes, x.storage(), channels, mask, values, target.as_deref_mut());
+        let (target, dgamma, dbeta) =
+            cpu::backward(sizes, x.storage(), channels, mask, values, apart);
         match target {
             Some(target) => (tensor(target, shape), Some(gradient), dgamma, dbeta),
             None => (gradient, None, dgamma, dbeta),

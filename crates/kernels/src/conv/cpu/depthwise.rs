@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
+use super::element::convert;
 use super::isa::{Isa, Work, compiled};
-use super::{Element, Geometry, Tail, Weight, inside};
+use super::{Element, Geometry, Tail, Weight, inside, rounded};
 
 pub fn forward<E: Element, W: Element>(
     isa: Isa,
@@ -20,12 +21,8 @@ pub fn forward<E: Element, W: Element>(
         .for_each(|(index, output)| {
             let channel = index % geometry.c_in;
             let x = widen(isa, part(x, geometry.input, index));
-            let mut kernel = widen(isa, part(weight.values, geometry.kernel, channel));
-            if let Some(scale) = weight.scale {
-                for value in &mut kernel {
-                    *value = E::narrow(*value * scale[channel]).widen();
-                }
-            }
+            let scale = weight.scale.map(|scale| scale[channel]);
+            let kernel = kernel::<E, W>(geometry, weight.values, scale, channel);
             let mut sums = vec![0f32; plane];
             dispatch(isa, || {
                 forward_plane(geometry, &x, &kernel, &mut sums);
@@ -35,10 +32,10 @@ pub fn forward<E: Element, W: Element>(
         });
 }
 
-pub fn input_gradient<E: Element>(
+pub fn input_gradient<E: Element, W: Element>(
     isa: Isa,
     geometry: &Geometry,
-    weight: &[E],
+    weight: &[W],
     gradient: &[E],
     result: &mut [E],
 ) {
@@ -48,19 +45,19 @@ pub fn input_gradient<E: Element>(
         .enumerate()
         .for_each(|(index, result)| {
             let gradient = widen(isa, part(gradient, geometry.output, index));
-            let weight = widen(isa, part(weight, geometry.kernel, index % geometry.c_in));
+            let weight = kernel::<E, W>(geometry, weight, None, index % geometry.c_in);
             let mut sums = vec![0f32; plane];
             dispatch(isa, || input_plane(geometry, &weight, &gradient, &mut sums));
             narrow(isa, &sums, result);
         });
 }
 
-pub fn weight_gradient<E: Element>(
+pub fn weight_gradient<E: Element, W: Element>(
     isa: Isa,
     geometry: &Geometry,
     x: &[E],
     gradient: &[E],
-    result: &mut [E],
+    result: &mut [W],
 ) {
     let kernel = geometry.kernel[0] * geometry.kernel[1];
     result
@@ -75,7 +72,7 @@ pub fn weight_gradient<E: Element>(
                 dispatch(isa, || weight_plane(geometry, &x, &gradient, &mut sums));
             }
             for (result, sum) in result.iter_mut().zip(&sums) {
-                *result = E::narrow(*sum as f32);
+                *result = convert(E::narrow(*sum as f32));
             }
         });
 }
@@ -171,6 +168,18 @@ fn each_tap_row(geometry: &Geometry, mut body: impl FnMut(usize, usize, usize, u
             }
         }
     }
+}
+
+fn kernel<E: Element, W: Element>(
+    geometry: &Geometry,
+    weight: &[W],
+    scale: Option<f32>,
+    channel: usize,
+) -> Vec<f32> {
+    let kernel = part(weight, geometry.kernel, channel).iter();
+    kernel
+        .map(|&value| rounded::<E, W>(value, scale).widen())
+        .collect()
 }
 
 fn part<E>(values: &[E], size: [usize; 2], index: usize) -> &[E] {

@@ -60,6 +60,16 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     unsafe fn store_lanes(values: __m512, mask: u16, target: *mut Self);
 }
 
+/// The nearest stored value of another format.
+#[inline(always)]
+pub fn convert<From: Element, To: Element>(value: From) -> To {
+    // Bits stay as they are, at no cost, where the format does.
+    match (&value as &dyn std::any::Any).downcast_ref::<To>() {
+        Some(&same) => same,
+        None => To::narrow(value.widen()),
+    }
+}
+
 impl Element for f32 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]

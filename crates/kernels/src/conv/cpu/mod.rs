@@ -20,6 +20,9 @@ mod winograd;
 
 pub use element::Element;
 
+use rayon::prelude::*;
+
+use element::convert;
 use isa::Isa;
 
 use super::Conv2dOptions;
@@ -118,7 +121,7 @@ impl Geometry {
             .map(|shape| shape.iter().product())
     }
 
-    fn check<E>(&self, x: &[E], weight: &[E], output: &[E]) {
+    fn check<E, W>(&self, x: &[E], weight: &[W], output: &[E]) {
         assert_eq!(
             [x.len(), weight.len(), output.len()],
             self.sizes(),
@@ -236,12 +239,13 @@ impl<E: Element> Tail<'_, E> {
     }
 }
 
-/// A weight, `[c_out, c_in / groups, kh, kw]`, and what each output channel's is multiplied by.
+/// A weight, `[c_out, c_in / groups, kh, kw]`, and what each output channel's is multiplied by. What
+/// results is rounded to what the maps hold, as a cast would do.
 #[derive(Clone, Copy)]
 pub struct Weight<'a, W> {
     /// Contiguous.
     pub values: &'a [W],
-    /// One value per output channel. Products are rounded to what the maps hold.
+    /// One value per output channel.
     pub scale: Option<&'a [f32]>,
 }
 
@@ -263,6 +267,15 @@ impl<'a, W> Weight<'a, W> {
             values: part(self.values, group, groups),
             scale: self.scale.map(|scale| part(scale, group, groups)),
         }
+    }
+}
+
+/// A value of a weight as maps of `E` hold it.
+#[inline(always)]
+fn rounded<E: Element, W: Element>(value: W, scale: Option<f32>) -> E {
+    match scale {
+        Some(scale) => E::narrow(value.widen() * scale),
+        None => convert(value),
     }
 }
 
@@ -412,14 +425,18 @@ fn multiplies_tiles<E: Element>(isa: Isa) -> bool {
 }
 
 /// The gradient of `x`, given that of the output.
-pub fn input_gradient<E: Element>(geometry: &Geometry, weight: &[E], gradient: &[E]) -> Vec<E> {
+pub fn input_gradient<E: Element, W: Element>(
+    geometry: &Geometry,
+    weight: &[W],
+    gradient: &[E],
+) -> Vec<E> {
     input_gradient_with(Isa::best(), geometry, weight, gradient)
 }
 
-fn input_gradient_with<E: Element>(
+fn input_gradient_with<E: Element, W: Element>(
     isa: Isa,
     geometry: &Geometry,
-    weight: &[E],
+    weight: &[W],
     gradient: &[E],
 ) -> Vec<E> {
     let geometry = geometry.flattened();
@@ -447,10 +464,10 @@ fn input_gradient_with<E: Element>(
                 if filter::<E>(isa, &turned, Exactness::Summed) == Filter::Tiles2 =>
             {
                 let tail = Tail::none();
-                with_wide_core!(isa, C => winograd::forward::<C, E, E, 2, 4>(&turned, gradient, kernels, tail, target));
+                with_wide_core!(isa, C => winograd::forward::<C, E, W, 2, 4>(&turned, gradient, kernels, tail, target));
             }
             _ => {
-                with_core!(isa, E, C => taps::input_gradient::<C, E>(&geometry, weight, gradient, target));
+                with_core!(isa, E, C => taps::input_gradient::<C, E, W>(&geometry, weight, gradient, target));
             }
         }
         result.set_len(length);
@@ -458,19 +475,24 @@ fn input_gradient_with<E: Element>(
     result
 }
 
-/// The gradient of `weight`, given that of the output.
-pub fn weight_gradient<E: Element>(geometry: &Geometry, x: &[E], gradient: &[E]) -> Vec<E> {
+/// The gradient of `weight`, given that of the output: rounded to what the maps hold, as that of a cast
+/// weight would be.
+pub fn weight_gradient<E: Element, W: Element>(
+    geometry: &Geometry,
+    x: &[E],
+    gradient: &[E],
+) -> Vec<W> {
     weight_gradient_with(Isa::best(), geometry, x, gradient)
 }
 
-fn weight_gradient_with<E: Element>(
+fn weight_gradient_with<E: Element, W: Element>(
     isa: Isa,
     geometry: &Geometry,
     x: &[E],
     gradient: &[E],
-) -> Vec<E> {
+) -> Vec<W> {
     let geometry = geometry.flattened();
-    let mut result = vec![E::default(); geometry.weight_shape().iter().product()];
+    let mut result = vec![W::default(); geometry.weight_shape().iter().product()];
     geometry.check(x, &result, gradient);
     if geometry.is_depthwise() {
         depthwise::weight_gradient(isa, &geometry, x, gradient, &mut result);
@@ -482,10 +504,10 @@ fn weight_gradient_with<E: Element>(
                 unsafe { tiles::weight_gradient(&geometry, x, gradient, &mut result) }
             }
             _ if filter::<E>(isa, &geometry, Exactness::Summed) == Filter::Tiles2 => {
-                with_weight_core!(isa, C => winograd::weight_gradient::<C, E>(&geometry, x, gradient, &mut result))
+                with_weight_core!(isa, C => winograd::weight_gradient::<C, E, W>(&geometry, x, gradient, &mut result))
             }
             _ => {
-                with_weight_core!(isa, C => weights::weight_gradient::<C, E>(&geometry, x, gradient, &mut result))
+                with_weight_core!(isa, C => weights::weight_gradient::<C, E, W>(&geometry, x, gradient, &mut result))
             }
         }
     }
@@ -575,9 +597,21 @@ struct Aligned<T> {
 }
 
 impl<T: bytemuck::Pod> Aligned<T> {
+    /// Cleared by all threads.
     fn zeros(length: usize) -> Self {
+        const TASK: usize = 1 << 12;
+        let count = Line::count::<T>(length);
+        let mut lines = Vec::<Line>::with_capacity(count);
+        let clear = |part: &mut [std::mem::MaybeUninit<Line>]| {
+            part.fill(std::mem::MaybeUninit::new(Line::default()));
+        };
+        lines.spare_capacity_mut()[..count]
+            .par_chunks_mut(TASK)
+            .for_each(clear);
+        // SAFETY: all of these lines were cleared.
+        unsafe { lines.set_len(count) };
         Self {
-            lines: vec![Line::default(); Line::count::<T>(length)],
+            lines,
             length,
             values: std::marker::PhantomData,
         }

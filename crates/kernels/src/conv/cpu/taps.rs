@@ -1,14 +1,15 @@
 //! Forward pass and input gradient: `out[m, p] = sum over taps and channels of
 //! weight[tap, c, m] * in[c, position(p) + offset(tap)]`.
 
+use std::any::TypeId;
 use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::isa::{Work, compiled};
+use super::isa::{Isa, Work, compiled};
 use super::micro::{Core, Walk};
 use super::{
-    Aligned, Element, Geometry, Shared, Tail, Weight, inside, prefetch, prefetch_to_write,
+    Aligned, Element, Geometry, Shared, Tail, Weight, inside, prefetch, prefetch_to_write, rounded,
     with_scratch,
 };
 
@@ -125,9 +126,9 @@ pub unsafe fn forward<C: Core, E: Element, W: Element>(
 ///
 /// # Safety
 /// `result` has room for the input; the processor has the core's instructions.
-pub unsafe fn input_gradient<C: Core, E: Element>(
+pub unsafe fn input_gradient<C: Core, E: Element, W: Element>(
     geometry: &Geometry,
-    weight: &[E],
+    weight: &[W],
     gradient: &[E],
     result: Shared<E>,
 ) {
@@ -178,7 +179,7 @@ pub unsafe fn input_gradient<C: Core, E: Element>(
             let weight = Weight::plain(weight);
             let tail = Tail::none();
             // SAFETY: the caller's promises.
-            unsafe { problem.run::<C, E, E>(geometry, gradient, weight, strides, tail, result) };
+            unsafe { problem.run::<C, E, W>(geometry, gradient, weight, strides, tail, result) };
         }
     }
 }
@@ -298,8 +299,7 @@ impl Problem {
         slices
     }
 
-    /// `[slice][panel of MR channels]`, each as the core packs it; what fills up is zero. Values are
-    /// rounded to what the maps hold, as autocast would.
+    /// `[slice][panel of MR channels]`, each as the core packs it; what fills up is zero.
     fn pack_weight<C: Core, E: Element, W: Element>(
         &self,
         slices: &[Slice],
@@ -311,39 +311,20 @@ impl Problem {
         let depth: usize = slices.iter().map(|slice| slice.depth).sum();
         let fill = |target: Shared<C::Value>| {
             (0..rows).into_par_iter().for_each(|row| {
-                for slice in slices {
-                    let base = rows * C::MR * slice.start + row * C::MR * slice.depth;
-                    let lanes = C::MR.min(m - row * C::MR);
-                    let products: usize = slice.segments.iter().map(|s| s.last - s.first).sum();
-                    if lanes < C::MR || products < slice.depth {
-                        // SAFETY: each row of panels is one task's own; zero is all bits clear.
-                        unsafe { target.at(base).write_bytes(0, C::MR * slice.depth) };
-                    }
-                    let mut at = 0;
-                    for segment in &slice.segments {
-                        let tap = self.taps[segment.tap].index * strides.tap;
-                        // A few channels for all lanes: where lanes are neighbours in the weight, its
-                        // cache lines are still there for the next one.
-                        for first in (segment.first..segment.last).step_by(TOGETHER) {
-                            let count = TOGETHER.min(segment.last - first);
-                            let step = at + first - segment.first;
-                            for lane in 0..lanes {
-                                let out = row * C::MR + lane;
-                                let source =
-                                    &weight.values[tap + out * strides.m + first * strides.c..];
-                                let scale = weight.scale.map(|scale| scale[out]);
-                                // SAFETY: as above.
-                                unsafe {
-                                    let target = target.at(base);
-                                    pack_run::<C, E, W>(
-                                        source, strides.c, count, scale, target, step, lane,
-                                    );
-                                }
-                            }
-                        }
-                        at += segment.padded::<C>();
-                    }
-                }
+                let work = PackRow::<E, W, C> {
+                    problem: self,
+                    slices,
+                    weight,
+                    strides,
+                    row,
+                    target,
+                    core: PhantomData,
+                };
+                // Nothing is multiplied here.
+                let isa = C::ISA.min(Isa::Avx512);
+                // SAFETY: cores are chosen by what the processor has; each row of panels is one
+                // task's own.
+                unsafe { compiled(isa, work) };
             });
         };
         // SAFETY: every row of every slice is written, the rest of it cleared before.
@@ -393,48 +374,111 @@ impl Problem {
     }
 }
 
-/// Packs `count` values of a weight, `stride` values apart, as products from `step` on of row `lane`.
-///
-/// # Safety
-/// A packed operand at `target` has these products.
-#[inline(always)]
-unsafe fn pack_run<C: Core, E: Element, W: Element>(
-    source: &[W],
-    stride: usize,
-    count: usize,
-    scale: Option<f32>,
-    target: *mut C::Value,
-    step: usize,
-    lane: usize,
-) {
-    let source = &source[..(count - 1) * stride + 1];
-    let value = |value: W| match scale {
-        Some(scale) => C::value(E::narrow(value.widen() * scale)),
-        None => C::value(value),
-    };
-    let first = C::left_at(step, lane);
-    let apart = C::left_at(step + 1, lane) - first;
-    // Inside whole steps products of a row are equally far apart.
-    let even = C::STEP == 1 || step.is_multiple_of(C::STEP) && count <= C::STEP;
-    // SAFETY: the caller's promise; `left_at` tells where.
-    unsafe {
-        match (even, stride, apart) {
-            (true, 1, 1) => {
-                for (i, &source) in source.iter().enumerate() {
-                    *target.add(first + i) = value(source);
+/// Packs a weight for one panel of output channels, in all slices.
+struct PackRow<'a, E, W, C: Core> {
+    problem: &'a Problem,
+    slices: &'a [Slice],
+    weight: Weight<'a, W>,
+    strides: WeightStrides,
+    row: usize,
+    target: Shared<C::Value>,
+    core: PhantomData<(C, E)>,
+}
+
+impl<E: Element, W: Element, C: Core> Work for PackRow<'_, E, W, C> {
+    /// # Safety
+    /// The target has room for the whole weight; no other thread writes this panel's part.
+    #[inline(always)]
+    unsafe fn run(self) {
+        let m = self.problem.channels[1];
+        let rows = m.div_ceil(C::MR);
+        let lanes = C::MR.min(m - self.row * C::MR);
+        // Each segment, where its slice is packed, and its first product in there.
+        let mut places = Vec::new();
+        for slice in self.slices {
+            let panel = rows * C::MR * slice.start + self.row * C::MR * slice.depth;
+            let panel = self.target.at(panel);
+            let products: usize = slice.segments.iter().map(|s| s.last - s.first).sum();
+            if lanes < C::MR || products < slice.depth {
+                // SAFETY: the caller's promise; zero is all bits clear.
+                unsafe { panel.write_bytes(0, C::MR * slice.depth) };
+            }
+            let mut step = 0;
+            for &segment in &slice.segments {
+                places.push((segment, panel, step));
+                step += segment.padded::<C>();
+            }
+        }
+        // A few channels for all taps and lanes, two of which are neighbours in the weight: its cache
+        // lines are still there for the next one.
+        places.sort_by_key(|(segment, ..)| segment.first);
+        for places in places.chunk_by(|(a, ..), (b, ..)| a.first == b.first) {
+            let all = places[0].0.first..places[0].0.last;
+            for first in all.clone().step_by(TOGETHER) {
+                let count = TOGETHER.min(all.end - first);
+                for &(segment, panel, step) in places {
+                    let tap = self.problem.taps[segment.tap].index;
+                    for lane in 0..lanes {
+                        // SAFETY: the caller's promise.
+                        unsafe {
+                            self.pack(tap, [first, count], lane, panel, step + first - all.start)
+                        };
+                    }
                 }
             }
-            (true, ..) => {
-                for i in 0..count {
-                    let source = *source.get_unchecked(i * stride);
-                    *target.add(first + i * apart) = value(source);
+        }
+    }
+}
+
+impl<E: Element, W: Element, C: Core> PackRow<'_, E, W, C> {
+    /// Packs `count` channels of one tap as products from `step` on of row `lane`.
+    ///
+    /// # Safety
+    /// The packed panel has these products.
+    #[inline(always)]
+    unsafe fn pack(
+        &self,
+        tap: usize,
+        [first, count]: [usize; 2],
+        lane: usize,
+        panel: *mut C::Value,
+        step: usize,
+    ) {
+        let out = self.row * C::MR + lane;
+        let stride = self.strides.c;
+        let start = tap * self.strides.tap + out * self.strides.m + first * stride;
+        let source = &self.weight.values[start..=start + (count - 1) * stride];
+        let mut values = [E::default(); TOGETHER];
+        let values = &mut values[..count];
+        match self.weight.scale.map(|scale| scale[out]) {
+            None if TypeId::of::<W>() == TypeId::of::<E>() => {
+                for (value, source) in values.iter_mut().zip(source.iter().step_by(stride)) {
+                    *value = rounded(*source, None);
                 }
             }
-            (false, ..) => {
-                for (i, &source) in source.iter().step_by(stride).enumerate() {
-                    *target.add(C::left_at(step + i, lane)) = value(source);
+            scale => {
+                let mut wide = [0f32; TOGETHER];
+                for (wide, source) in wide.iter_mut().zip(source.iter().step_by(stride)) {
+                    *wide = source.widen();
                 }
+                if let Some(scale) = scale {
+                    wide.iter_mut().for_each(|wide| *wide *= scale);
+                }
+                E::narrow_run(C::ISA, &wide[..count], values);
             }
+        }
+        let at = C::left_at(step, lane);
+        // Inside whole steps products of a row are equally far apart.
+        let even = C::STEP == 1 || step.is_multiple_of(C::STEP) && count <= C::STEP;
+        let apart = C::left_at(step + 1, lane) - at;
+        for (i, &value) in values.iter().enumerate() {
+            let at = match (even, apart) {
+                (true, 1) => at + i,
+                (true, apart) => at + i * apart,
+                (false, _) => C::left_at(step + i, lane),
+            };
+            // SAFETY: the caller's promise; `left_at` tells where.
+            unsafe { *panel.add(at) = C::value(value) };
         }
     }
 }

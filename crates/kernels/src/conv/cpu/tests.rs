@@ -103,7 +103,10 @@ fn compare<E: Element>(geometry: &Geometry, bound: f64, random: &mut Random) -> 
                 &y,
             ),
             distance(&input_gradient_with(isa, geometry, &weight, &gradient), &dx),
-            distance(&weight_gradient_with(isa, geometry, &x, &gradient), &dw),
+            distance(
+                &weight_gradient_with::<E, E>(isa, geometry, &x, &gradient),
+                &dw,
+            ),
         ];
         assert!(
             errors.iter().all(|&error| error <= bound),
@@ -254,7 +257,7 @@ fn fewer_products_give_the_same_maps_within_their_bounds() {
         for isa in Isa::available() {
             let mut found = vec![0f32; weight.len()];
             with_weight_core!(isa, C => {
-                winograd::weight_gradient::<C, f32>(&geometry, &x, &gradient, &mut found)
+                winograd::weight_gradient::<C, f32, f32>(&geometry, &x, &gradient, &mut found)
             });
             let errors = [
                 distance(&found, &expected_weight),

@@ -3,13 +3,16 @@
 
 use rayon::prelude::*;
 
+use super::element::convert;
 use super::isa::{Isa, Work, compiled};
 use super::micro::{Amx, Core, Walk, interleave, multiply_rows};
 use super::weights::{Band, bands};
 use super::{Aligned, Element, Geometry, Shared, inside, with_scratch};
 
 /// Pixels that are summed in one go: an input panel's rows stay in the second-level cache.
-const PIXELS: usize = 1024;
+const PIXELS: usize = 2048;
+/// Values of the gradient's panels that stay in the second-level cache while the input's pass by.
+const TOGETHER: usize = 1 << 19;
 /// Channels of a block, of either map.
 const CHANNELS: usize = Amx::MR;
 /// Pixels of a step.
@@ -19,11 +22,11 @@ const STEP: usize = Amx::STEP;
 ///
 /// # Safety
 /// The processor has tiles.
-pub unsafe fn weight_gradient<E: Element>(
+pub unsafe fn weight_gradient<E: Element, W: Element>(
     geometry: &Geometry,
     x: &[E],
     gradient: &[E],
-    result: &mut [E],
+    result: &mut [W],
 ) {
     const { assert!(Amx::MR == Amx::NR) };
     assert_eq!(size_of::<E>(), size_of::<u16>());
@@ -34,6 +37,7 @@ pub unsafe fn weight_gradient<E: Element>(
     let (left_panels, right_panels) = (c.div_ceil(CHANNELS), m.div_ceil(CHANNELS));
     // [panel of output channels][row of the band][pair of pixels][channel][pixel]
     let panel_length = PIXELS * CHANNELS;
+    let together = TOGETHER / panel_length;
     let mut right = Aligned::<u16>::zeros(right_panels * panel_length);
     for group in 0..groups {
         // [panel of input channels][tap][panel of output channels][input channel][output channel]
@@ -59,9 +63,11 @@ pub unsafe fn weight_gradient<E: Element>(
                 });
             let target = Shared(sums.as_mut_ptr());
             let right = &right[..];
-            (0..left_panels * kernel_height)
+            let tasks = left_panels * kernel_height;
+            (0..right_panels.div_ceil(together) * tasks)
                 .into_par_iter()
                 .for_each(|task| {
+                    let (chunk, task) = (task / tasks, task % tasks);
                     let (panel, tap_row) = (task / kernel_height, task % kernel_height);
                     let first = panel * kernel + tap_row * kernel_width;
                     let part = Part {
@@ -73,6 +79,7 @@ pub unsafe fn weight_gradient<E: Element>(
                         count: CHANNELS.min(c - panel * CHANNELS),
                         right,
                         panel_length,
+                        panels: chunk * together..right_panels.min((chunk + 1) * together),
                         sums: Shared(target.at(first * right_panels * Amx::BLOCK)),
                     };
                     let Some(layout) = part.layout() else { return };
@@ -89,16 +96,22 @@ pub unsafe fn weight_gradient<E: Element>(
         }
         let length = m * c * kernel;
         result[group * length..][..length]
-            .par_chunks_mut(c * kernel)
+            .par_chunks_mut(CHANNELS * c * kernel)
             .enumerate()
-            .for_each(|(out, target)| {
-                for channel in 0..c {
+            .for_each(|(panel, target)| {
+                // Block by block, which stays in the first-level cache for all of its columns.
+                for first in (0..c).step_by(CHANNELS) {
+                    let channels = CHANNELS.min(c - first);
                     for tap in 0..kernel {
-                        let block = (channel / CHANNELS * kernel + tap) * right_panels;
-                        let at = (block + out / CHANNELS) * Amx::BLOCK
-                            + channel % CHANNELS * CHANNELS
-                            + out % CHANNELS;
-                        target[channel * kernel + tap] = E::narrow(sums[at]);
+                        let block = (first / CHANNELS * kernel + tap) * right_panels + panel;
+                        let block = &sums[block * Amx::BLOCK..][..Amx::BLOCK];
+                        for (out, target) in target.chunks_exact_mut(c * kernel).enumerate() {
+                            let target = target[first * kernel + tap..].iter_mut();
+                            let rows = block.chunks_exact(CHANNELS).take(channels);
+                            for (target, row) in target.step_by(kernel).zip(rows) {
+                                *target = convert(E::narrow(row[out]));
+                            }
+                        }
                     }
                 }
             });
@@ -158,6 +171,9 @@ struct Part<'a, E> {
     count: usize,
     right: &'a [u16],
     panel_length: usize,
+    /// Those that are multiplied.
+    panels: std::ops::Range<usize>,
+    /// Of all panels.
     sums: Shared<f32>,
 }
 
@@ -279,7 +295,7 @@ impl<E: Element> Work for PartWork<'_, E> {
         };
         let skipped = (layout.rows.start - part.band.rows[0]) * width * CHANNELS;
         let panels = part.right.len() / part.panel_length;
-        for panel in 0..panels {
+        for panel in part.panels.clone() {
             let right = &part.right[panel * part.panel_length + skipped..];
             assert!(right.len() >= layout.rows.len() * width * CHANNELS);
             for tap in 0..kernel_width {

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
+use super::element::convert;
 use super::isa::{Isa, Work, compiled};
 use super::micro::{Core, Walk, interleave};
 use super::{Aligned, Element, Geometry, Shared, inside, with_scratch};
@@ -36,11 +37,11 @@ impl Band {
     }
 }
 
-pub fn weight_gradient<C: Core<Value = f32>, E: Element>(
+pub fn weight_gradient<C: Core<Value = f32>, E: Element, W: Element>(
     geometry: &Geometry,
     x: &[E],
     gradient: &[E],
-    result: &mut [E],
+    result: &mut [W],
 ) {
     let groups = geometry.options.groups;
     let [c, m] = [geometry.c_in / groups, geometry.c_out / groups];
@@ -117,7 +118,7 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element>(
                     for tap in 0..kernel {
                         let block = (channel / C::NR * kernel + tap) * left_panels + row / C::MR;
                         let at = block * C::BLOCK + row % C::MR * C::NR + channel % C::NR;
-                        target[channel * kernel + tap] = E::narrow(sums[at]);
+                        target[channel * kernel + tap] = convert(E::narrow(sums[at]));
                     }
                 }
             });

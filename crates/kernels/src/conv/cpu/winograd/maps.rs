@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::super::isa::{Isa, Work, compiled};
 use super::super::micro::{Core, LANES};
-use super::super::{Element, Geometry, Shared, Tail, Weight, prefetch, with_scratch};
+use super::super::{Element, Geometry, Shared, Tail, Weight, prefetch, rounded, with_scratch};
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
 use super::{
@@ -373,10 +373,8 @@ where
                     for (channel, taps) in channels.clone().zip(taps) {
                         let start = out * strides[0] + channel * strides[1];
                         for (tap, value) in taps.iter_mut().zip(&weight.values[start..start + 9]) {
-                            *tap = match weight.scale {
-                                Some(scale) => E::narrow(value.widen() * scale[out]).widen(),
-                                None => value.widen(),
-                            };
+                            let scale = weight.scale.map(|scale| scale[out]);
+                            *tap = rounded::<E, W>(*value, scale).widen();
                         }
                     }
                 }

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::super::element::convert;
 use super::super::isa::{Work, compiled};
 use super::super::micro::{Core, LANES, interleave};
 use super::super::{Element, Geometry, Shared, with_scratch};
@@ -34,11 +35,11 @@ struct Band {
 }
 
 /// Writes every value of the result.
-pub fn weight_gradient<C: Core<Value = f32>, E: Element>(
+pub fn weight_gradient<C: Core<Value = f32>, E: Element, W: Element>(
     geometry: &Geometry,
     x: &[E],
     gradient: &[E],
-    result: &mut [E],
+    result: &mut [W],
 ) {
     let (c_in, c_out) = (geometry.c_in, geometry.c_out);
     let columns = starts(geometry, 1, TILE);
@@ -120,13 +121,13 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element>(
             .par_chunks_mut(c_in * 9)
             .enumerate()
             .for_each(|(row, target)| {
-                let work = Store::<C, E> {
+                let work = Store::<C, E, W> {
                     sums,
                     point: sums_point,
                     block: row / C::MR * right_panels,
                     lane: row % C::MR,
                     target: &mut target[channels.start * 9..channels.end * 9],
-                    core: PhantomData,
+                    types: PhantomData,
                 };
                 // SAFETY: cores are chosen by what the processor has.
                 unsafe { compiled(C::ISA, work) };
@@ -365,18 +366,18 @@ impl<C: Core<Value = f32>, E: Element, const FROM: usize> Panel<'_, C, E, FROM> 
 }
 
 /// Transforms the sums of one output channel back.
-struct Store<'a, C, E> {
+struct Store<'a, C, E, W> {
     sums: Shared<f32>,
     point: usize,
     /// The first block of the channel's panel, and its row in there.
     block: usize,
     lane: usize,
     /// `[input channel][9]`.
-    target: &'a mut [E],
-    core: PhantomData<C>,
+    target: &'a mut [W],
+    types: PhantomData<(C, E)>,
 }
 
-impl<C: Core<Value = f32>, E: Element> Work for Store<'_, C, E> {
+impl<C: Core<Value = f32>, E: Element, W: Element> Work for Store<'_, C, E, W> {
     #[inline(always)]
     unsafe fn run(self) {
         for (group, target) in self.target.chunks_mut(LANES * 9).enumerate() {
@@ -390,7 +391,7 @@ impl<C: Core<Value = f32>, E: Element> Work for Store<'_, C, E> {
             let taps = both_axes!(gather, &values, WINDOW, 3);
             for (lane, target) in target.chunks_exact_mut(9).enumerate() {
                 for (target, values) in target.iter_mut().zip(taps.as_flattened()) {
-                    *target = E::narrow(values[lane]);
+                    *target = convert(E::narrow(values[lane]));
                 }
             }
         }

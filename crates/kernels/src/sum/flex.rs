@@ -1,0 +1,89 @@
+//! Sums on the CPU, as an operation of Burn's Flex backend.
+
+use burn::backend::flex::FlexTensor;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{DType, Device, Tensor, bf16, f16};
+use pulp::Arch;
+use rayon::prelude::*;
+
+use crate::norm::cpu::{BLOCK, Element};
+
+/// Values of a task.
+const CHUNK: usize = 1 << 15;
+
+/// Whether `x` is a map that this operation takes.
+pub fn handles(x: &Tensor<4>) -> bool {
+    x.device() == Device::flex()
+        && !x.device().is_autodiff()
+        && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16)
+}
+
+pub fn sum(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::halfseg_sum(a.into_dispatch(), b.into_dispatch()))
+}
+
+/// What this module adds to a backend.
+#[backend_extension(Flex)]
+pub trait Sum: Backend {
+    /// See [`super::sum`].
+    fn halfseg_sum(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+impl Sum for Flex {
+    fn halfseg_sum(a: FlexTensor, b: FlexTensor) -> FlexTensor {
+        match a.dtype() {
+            DType::F32 => add::<f32>(a, &b),
+            DType::F16 => add::<f16>(a, &b),
+            DType::BF16 => add::<bf16>(a, &b),
+            other => unreachable!("{other:?} is not handled here"),
+        }
+    }
+}
+
+fn add<E: Element + burn::tensor::Element + bytemuck::Pod>(
+    a: FlexTensor,
+    b: &FlexTensor,
+) -> FlexTensor {
+    let mut target = {
+        let contiguous = a.to_contiguous();
+        // What the result alone owns is not copied.
+        drop(a);
+        contiguous
+    };
+    let b = b.to_contiguous();
+    let range = |tensor: &FlexTensor| {
+        let start = tensor.layout().start_offset();
+        start..start + tensor.layout().num_elements()
+    };
+    let (to, from) = (range(&target), range(&b));
+    let values = &mut target.storage_mut::<E>()[to];
+    let others = &b.storage::<E>()[from];
+    let arch = Arch::new();
+    values
+        .par_chunks_mut(CHUNK)
+        .zip(others.par_chunks(CHUNK))
+        .for_each(|(values, others)| {
+            // As in `norm::cpu`: the closure must be inlined into what pulp compiles.
+            arch.dispatch(
+                #[inline(always)]
+                || add_run(values, others),
+            );
+        });
+    target
+}
+
+#[inline(always)]
+fn add_run<E: Element>(values: &mut [E], others: &[E]) {
+    let (x_buffer, y_buffer) = (&mut [0f32; BLOCK], &mut [0f32; BLOCK]);
+    let sums = &mut [0f32; BLOCK];
+    for (values, others) in values.chunks_mut(BLOCK).zip(others.chunks(BLOCK)) {
+        let x = E::widen(values, x_buffer);
+        let y = E::widen(others, y_buffer);
+        let sums = &mut sums[..x.len()];
+        for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
+            *sum = x + y;
+        }
+        E::narrow(sums, values);
+    }
+}
