@@ -77,7 +77,7 @@ fn training_steps_of_all_methods_follow_those_on_the_cpu() {
 fn a_step_moves_weights_and_momentum_as_on_the_cpu() {
     let Some(gpu) = gpu() else { return };
     let (gpu, host) = (gpu.autodiff(), Device::flex().autodiff());
-    for (precision, bound) in [(Precision::F32, 1e-4), (Precision::F16, 0.02)] {
+    for (precision, bound) in [(Precision::F32, 1e-4), (Precision::F16, 0.05)] {
         let mut recipe = recipe(Method::DeepLabV3Plus, precision);
         recipe.optimizer.clip_norm = 1.0;
         let model = recipe.model.init(&host);

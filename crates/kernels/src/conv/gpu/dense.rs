@@ -5,7 +5,7 @@ use burn_cubecl::cubecl;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::ops::{permute, reshape};
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::tune::{LocalTuner, Tunable, TunableSet, TuneGroup, local_tuner};
+use cubecl::tune::{LocalTuner, Tunable, TunableSet, TuneGroup, anchor, local_tuner};
 use cubek::convolution::{
     AcceleratedTileKind, ConvAlgorithm, ConvolutionArgs, ConvolutionInputs, Strategy, launch_ref,
 };
@@ -27,15 +27,6 @@ pub struct Problem {
     /// Height and width of the output, or in a weight gradient of the kernel.
     pub size: [usize; 2],
     pub options: Conv2dOptions,
-}
-
-impl Problem {
-    /// All that decides which candidates can be launched, and which is fastest.
-    fn key(&self) -> String {
-        let [map, other] = [&self.map, &self.other].map(|tensor| tensor.meta.shape().dims::<4>());
-        let (size, options, dtype) = (self.size, self.options, self.map.dtype);
-        format!("{map:?} {other:?} {size:?} {options:?} {dtype:?}")
-    }
 }
 
 /// Why a candidate cannot be launched.
@@ -60,6 +51,8 @@ const IMPLICIT: [(&str, ConvAlgorithm, AcceleratedTileKind); 6] = {
 
 /// What a pass can be computed with.
 struct Pass {
+    /// All that decides which candidates can be launched, and, with sizes rounded, which is fastest.
+    key: fn(&Problem) -> String,
     /// By matrix products of Burn's.
     products: (&'static str, Candidate),
     implicit: fn(Problem, &Strategy) -> Result<CubeTensor, Declined>,
@@ -67,7 +60,20 @@ struct Pass {
     last: (&'static str, fn(Problem) -> CubeTensor),
 }
 
+/// A size as tuning tells it from others, so that images of all sizes do not each tune anew.
+fn rounded(size: usize) -> usize {
+    anchor(size, None, None, None)
+}
+
 const FORWARD: Pass = Pass {
+    key: |problem| {
+        let (map, size, options) = (&problem.map, problem.size, problem.options);
+        let weight = problem.other.meta.shape().dims::<4>();
+        let [n, h, w, c] = map.meta.shape().dims();
+        let (same, dtype) = (size == [h, w], map.dtype);
+        let sizes = [n, h, w, size[0], size[1]].map(rounded);
+        format!("{sizes:?} {same} {c} {weight:?} {options:?} {dtype:?}")
+    },
     products: ("pointwise", pointwise),
     implicit: implicit_forward,
     last: ("direct", |problem| {
@@ -82,6 +88,13 @@ const FORWARD: Pass = Pass {
 };
 
 const WEIGHT_GRADIENT: Pass = Pass {
+    key: |problem| {
+        let (kernel, options, dtype) = (problem.size, problem.options, problem.map.dtype);
+        let [n, h, w, c_in] = problem.map.meta.shape().dims();
+        let [_, h_out, w_out, c_out] = problem.other.meta.shape().dims();
+        let sizes = [n, h, w, h_out, w_out].map(rounded);
+        format!("{sizes:?} {c_in} {c_out} {kernel:?} {options:?} {dtype:?}")
+    },
     products: ("split", split::weight_gradient),
     implicit: implicit_weight_gradient,
     last: ("direct", |problem| {
@@ -157,12 +170,12 @@ impl Pass {
         found.unwrap_or_else(|| (self.last.1)(problem))
     }
 
-    /// The candidates for a tuner, which measures them once for each [`Problem::key`] and keeps the result.
+    /// The candidates for a tuner, which measures them once for each key and keeps the result.
     fn set(&self) -> TunableSet<String, Problem, CubeTensor> {
         let fast = TuneGroup::new("fast", |_: &String| 1);
         let slow = TuneGroup::new("slow", |_: &String| 0);
         let mut set = TunableSet::new(
-            |problem: &Problem| problem.key(),
+            self.key,
             |_: &String, problem: &Problem| problem.clone(),
         );
         let (name, products) = self.products;
