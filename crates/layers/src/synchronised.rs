@@ -1,14 +1,20 @@
 //! Batch normalisation over the parts of a batch that several workers have.
 
+use std::sync::Arc;
+
 use burn::tensor::{FloatDType, Tensor};
-use halfseg_kernels::{Activation, AnyTensor, BatchNormOutput, takes_gradients, with_gradient};
+use halfseg_kernels::{
+    Activation, AnyTensor, BatchNormOutput, Exchange, batch_norm_shared, takes_gradients,
+    with_gradient,
+};
 
 use crate::Worker;
 
 /// [`halfseg_kernels::batch_norm_train`] with the statistics of all workers' maps, which are of one
 /// size. It exchanges two numbers a channel in each direction.
 ///
-/// It is composed of Burn's operations in f32, and keeps `x` and the output in their own dtype.
+/// On GPUs kernels do it; elsewhere it is composed of Burn's operations in f32. It keeps `x` and the
+/// output in their own dtype.
 ///
 /// # Panics
 /// If `x` is on a device that [`takes_gradients`] refuses.
@@ -25,6 +31,19 @@ pub fn batch_norm_train(
         "synchronised batch normalisation needs the CPU or a GPU, without Burn's gradient \
          checkpointing"
     );
+    let exchange: Arc<dyn Exchange> = Arc::new(worker.clone());
+    let parameters = [&gamma, &beta];
+    let found = batch_norm_shared(
+        &x,
+        parameters,
+        epsilon,
+        skip.as_ref(),
+        activation,
+        &exchange,
+    );
+    if let Some(found) = found {
+        return found;
+    }
     let [n, c, h, w] = x.dims();
     let count = (n * h * w) as f64;
     let total = count * worker.size() as f64;
@@ -103,6 +122,16 @@ pub fn batch_norm_train(
         gradients
     });
     BatchNormOutput { output, ..result }
+}
+
+impl Exchange for Worker {
+    fn gather(&self, own: Tensor<1>) -> Vec<Tensor<1>> {
+        Worker::gather(self, own)
+    }
+
+    fn sum(&self, own: Tensor<1>) -> Tensor<1> {
+        Worker::sum(self, own)
+    }
 }
 
 /// The sum, in the order of the workers.

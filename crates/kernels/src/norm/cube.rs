@@ -11,12 +11,14 @@
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
-use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::kernel::{into_contiguous, slice};
+use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::Activation;
 use super::ops::BatchNormalisation;
+use super::shared::SharedNormalisation;
 use crate::cube::{Layout, Order, element, elementwise, empty};
 
 /// Units that reduce together.
@@ -612,16 +614,8 @@ fn gradients<E: Float, N: Size>(
     }
 }
 
-fn forward(
-    x: CubeTensor,
-    [gamma, beta]: [CubeTensor; 2],
-    skip: Option<CubeTensor>,
-    epsilon: f64,
-    activation: Activation,
-) -> (CubeTensor, CubeTensor) {
+fn statistics_of(x: CubeTensor, epsilon: f64) -> CubeTensor {
     let (x, layout) = Layout::of(x);
-    let (gamma, beta) = (into_contiguous(gamma), into_contiguous(beta));
-    let skip = skip.map(|skip| layout.arrange(skip));
     let plan = Plan::new(&layout, &x);
     let [_, c, h, w] = layout.shape;
     let client = x.client.clone();
@@ -667,13 +661,28 @@ fn forward(
             element(&x),
         );
     }
+    statistics
+}
+
+fn apply(
+    x: CubeTensor,
+    [gamma, beta]: [CubeTensor; 2],
+    statistics: CubeTensor,
+    skip: Option<CubeTensor>,
+    activation: Activation,
+) -> CubeTensor {
+    let (x, layout) = Layout::of(x);
+    let (gamma, beta) = (into_contiguous(gamma), into_contiguous(beta));
+    let statistics = into_contiguous(statistics);
+    let skip = skip.map(|skip| layout.arrange(skip));
+    let plan = Plan::new(&layout, &x);
     let output = layout.empty(&x);
     let length = plan.channels * plan.length;
     let (count, dim) = elementwise(&x, length);
     // SAFETY: units beyond `length` stop; all maps have as many vectors.
     unsafe {
         normalise::launch_unchecked(
-            &client,
+            &output.client,
             count,
             dim,
             plan.vector,
@@ -681,7 +690,7 @@ fn forward(
             optional(skip),
             gamma.into_buffer_arg(),
             beta.into_buffer_arg(),
-            statistics.clone().into_buffer_arg(),
+            statistics.into_buffer_arg(),
             output.clone().into_buffer_arg(),
             plan.channels,
             plan.inner,
@@ -691,113 +700,178 @@ fn forward(
             element(&x),
         );
     }
-    (layout.view(output), statistics)
+    layout.view(output)
+}
+
+fn forward(
+    x: CubeTensor,
+    parameters: [CubeTensor; 2],
+    skip: Option<CubeTensor>,
+    epsilon: f64,
+    activation: Activation,
+) -> (CubeTensor, CubeTensor) {
+    // Once, where it has gaps.
+    let (x, layout) = Layout::of(x);
+    let x = layout.view(x);
+    let statistics = statistics_of(x.clone(), epsilon);
+    let output = apply(x, parameters, statistics.clone(), skip, activation);
+    (output, statistics)
+}
+
+/// What a backward pass reads, all maps in one order.
+struct Backward {
+    layout: Layout,
+    plan: Plan,
+    x: CubeTensor,
+    gamma: CubeTensor,
+    beta: CubeTensor,
+    statistics: CubeTensor,
+    output: Option<CubeTensor>,
+    mask: Mask,
+}
+
+impl Backward {
+    fn new(
+        x: CubeTensor,
+        [gamma, beta]: [CubeTensor; 2],
+        statistics: CubeTensor,
+        output: Option<CubeTensor>,
+        activation: Activation,
+    ) -> Self {
+        let (x, layout) = Layout::of(x);
+        let mask = match (activation, &output) {
+            (Activation::None, _) => Mask::None,
+            (Activation::Relu, None) => Mask::FromInput,
+            (Activation::Relu, Some(_)) => Mask::FromOutput,
+        };
+        Self {
+            plan: Plan::new(&layout, &x),
+            gamma: into_contiguous(gamma),
+            beta: into_contiguous(beta),
+            statistics: into_contiguous(statistics),
+            output: output.map(|output| layout.arrange(output)),
+            layout,
+            x,
+            mask,
+        }
+    }
+
+    /// The gradients of gamma and beta; `gradient` is in the order of the maps.
+    fn sums(&self, gradient: &CubeTensor) -> [CubeTensor; 2] {
+        let (x, plan) = (&self.x, &self.plan);
+        let [_, c, ..] = self.layout.shape;
+        let parts = empty(x, [plan.splits, 2, c], DType::F32);
+        let (count, dim) = plan.launch();
+        // SAFETY: units beyond the channels read and write nothing, others stay within `length`.
+        unsafe {
+            part_sums::launch_unchecked(
+                &x.client,
+                count,
+                dim,
+                plan.vector,
+                gradient.clone().into_buffer_arg(),
+                x.clone().into_buffer_arg(),
+                optional(self.output.clone()),
+                self.gamma.clone().into_buffer_arg(),
+                self.beta.clone().into_buffer_arg(),
+                self.statistics.clone().into_buffer_arg(),
+                parts.clone().into_buffer_arg(),
+                plan.channels,
+                plan.inner,
+                plan.length,
+                plan.splits,
+                plan.order,
+                self.mask,
+                element(x),
+            );
+        }
+        let [dgamma, dbeta] = [(); 2].map(|()| empty(x, [c], DType::F32));
+        let (count, dim) = elementwise(x, c);
+        // SAFETY: units beyond the channels stop; `parts` has all splits of all channels.
+        unsafe {
+            combine_sums::launch_unchecked(
+                &x.client,
+                count,
+                dim,
+                parts.into_buffer_arg(),
+                self.statistics.clone().into_buffer_arg(),
+                dgamma.clone().into_buffer_arg(),
+                dbeta.clone().into_buffer_arg(),
+                c,
+                plan.splits,
+            );
+        }
+        [dgamma, dbeta]
+    }
+
+    /// The gradients of the input and, with the output, of the skip connection. `sums` are over all
+    /// `count` values of a channel that the statistics are of.
+    fn gradients(
+        self,
+        gradient: CubeTensor,
+        [dgamma, dbeta]: [CubeTensor; 2],
+        count_of_channel: f32,
+    ) -> (CubeTensor, Option<CubeTensor>) {
+        let (layout, plan, x) = (self.layout, self.plan, self.x);
+        // The gradient's own memory, if nothing else holds it.
+        let (dx, dx_argument) = if gradient.can_mut() {
+            let argument = BufferArg::alias(0, gradient.meta.num_elements());
+            (gradient.clone(), argument)
+        } else {
+            let dx = layout.empty(&x);
+            (dx.clone(), dx.into_buffer_arg())
+        };
+        let dskip = self.output.as_ref().map(|_| layout.empty(&x));
+        let length = plan.channels * plan.length;
+        let (count, dim) = elementwise(&x, length);
+        // SAFETY: units beyond `length` stop; all maps have as many vectors. Where `dx` is the
+        // gradient's memory, each unit writes only what it alone has read.
+        unsafe {
+            gradients::launch_unchecked(
+                &x.client,
+                count,
+                dim,
+                plan.vector,
+                gradient.into_buffer_arg(),
+                x.clone().into_buffer_arg(),
+                optional(self.output),
+                self.gamma.into_buffer_arg(),
+                self.beta.into_buffer_arg(),
+                self.statistics.into_buffer_arg(),
+                into_contiguous(dgamma).into_buffer_arg(),
+                into_contiguous(dbeta).into_buffer_arg(),
+                dx_argument,
+                optional(dskip.clone()),
+                plan.channels,
+                plan.inner,
+                length,
+                1.0 / count_of_channel,
+                plan.order,
+                self.mask,
+                element(&x),
+            );
+        }
+        let dskip = dskip.map(|dskip| layout.view(dskip));
+        (layout.view(dx), dskip)
+    }
 }
 
 /// The gradients of the input, gamma, beta and, with `output`, the skip connection.
 fn backward(
     x: CubeTensor,
-    [gamma, beta]: [CubeTensor; 2],
+    parameters: [CubeTensor; 2],
     statistics: CubeTensor,
     output: Option<CubeTensor>,
     gradient: CubeTensor,
     activation: Activation,
 ) -> (CubeTensor, CubeTensor, CubeTensor, Option<CubeTensor>) {
-    let (x, layout) = Layout::of(x);
-    let gradient = layout.arrange(gradient);
-    let output = output.map(|output| layout.arrange(output));
-    let (gamma, beta) = (into_contiguous(gamma), into_contiguous(beta));
-    let statistics = into_contiguous(statistics);
-    let plan = Plan::new(&layout, &x);
-    let [n, c, h, w] = layout.shape;
-    let client = x.client.clone();
-    let mask = match (activation, &output) {
-        (Activation::None, _) => Mask::None,
-        (Activation::Relu, None) => Mask::FromInput,
-        (Activation::Relu, Some(_)) => Mask::FromOutput,
-    };
-
-    let parts = empty(&x, [plan.splits, 2, c], DType::F32);
-    let (count, dim) = plan.launch();
-    // SAFETY: units beyond the channels read and write nothing, others stay within `length`.
-    unsafe {
-        part_sums::launch_unchecked(
-            &client,
-            count,
-            dim,
-            plan.vector,
-            gradient.clone().into_buffer_arg(),
-            x.clone().into_buffer_arg(),
-            optional(output.clone()),
-            gamma.clone().into_buffer_arg(),
-            beta.clone().into_buffer_arg(),
-            statistics.clone().into_buffer_arg(),
-            parts.clone().into_buffer_arg(),
-            plan.channels,
-            plan.inner,
-            plan.length,
-            plan.splits,
-            plan.order,
-            mask,
-            element(&x),
-        );
-    }
-    let [dgamma, dbeta] = [(); 2].map(|()| empty(&x, [c], DType::F32));
-    let (count, dim) = elementwise(&x, c);
-    // SAFETY: units beyond the channels stop; `parts` has all splits of all channels.
-    unsafe {
-        combine_sums::launch_unchecked(
-            &client,
-            count,
-            dim,
-            parts.into_buffer_arg(),
-            statistics.clone().into_buffer_arg(),
-            dgamma.clone().into_buffer_arg(),
-            dbeta.clone().into_buffer_arg(),
-            c,
-            plan.splits,
-        );
-    }
-    // The gradient's own memory, if nothing else holds it.
-    let (dx, dx_argument) = if gradient.can_mut() {
-        let argument = BufferArg::alias(0, gradient.meta.num_elements());
-        (gradient.clone(), argument)
-    } else {
-        let dx = layout.empty(&x);
-        (dx.clone(), dx.into_buffer_arg())
-    };
-    let dskip = output.as_ref().map(|_| layout.empty(&x));
-    let length = plan.channels * plan.length;
-    let (count, dim) = elementwise(&x, length);
-    // SAFETY: units beyond `length` stop; all maps have as many vectors. Where `dx` is the
-    // gradient's memory, each unit writes only what it alone has read.
-    unsafe {
-        gradients::launch_unchecked(
-            &client,
-            count,
-            dim,
-            plan.vector,
-            gradient.into_buffer_arg(),
-            x.clone().into_buffer_arg(),
-            optional(output),
-            gamma.into_buffer_arg(),
-            beta.into_buffer_arg(),
-            statistics.into_buffer_arg(),
-            dgamma.clone().into_buffer_arg(),
-            dbeta.clone().into_buffer_arg(),
-            dx_argument,
-            optional(dskip.clone()),
-            plan.channels,
-            plan.inner,
-            length,
-            1.0 / (n * h * w) as f32,
-            plan.order,
-            mask,
-            element(&x),
-        );
-    }
-    let dskip = dskip.map(|dskip| layout.view(dskip));
-    (layout.view(dx), dgamma, dbeta, dskip)
+    let pass = Backward::new(x, parameters, statistics, output, activation);
+    let gradient = pass.layout.arrange(gradient);
+    let [n, _, h, w] = pass.layout.shape;
+    let sums = pass.sums(&gradient);
+    let (dx, dskip) = pass.gradients(gradient, sums.clone(), (n * h * w) as f32);
+    let [dgamma, dbeta] = sums;
+    (dx, dgamma, dbeta, dskip)
 }
 
 /// A buffer that a kernel may do without.
@@ -856,4 +930,102 @@ impl BatchNormalisation for CubeBackend {
         let dskip = dskip.expect("with the output comes the skip connection's gradient");
         (dx, dgamma, dbeta, dskip)
     }
+}
+
+impl SharedNormalisation for CubeBackend {
+    fn halfseg_norm_statistics(x: CubeTensor, epsilon: f64) -> CubeTensor {
+        statistics_of(x, epsilon)
+    }
+
+    fn halfseg_norm_apply(
+        x: CubeTensor,
+        gamma: CubeTensor,
+        beta: CubeTensor,
+        statistics: CubeTensor,
+        activation: Activation,
+    ) -> CubeTensor {
+        apply(x, [gamma, beta], statistics, None, activation)
+    }
+
+    fn halfseg_norm_apply_skip(
+        x: CubeTensor,
+        gamma: CubeTensor,
+        beta: CubeTensor,
+        statistics: CubeTensor,
+        skip: CubeTensor,
+        activation: Activation,
+    ) -> CubeTensor {
+        apply(x, [gamma, beta], statistics, Some(skip), activation)
+    }
+
+    fn halfseg_norm_sums(
+        x: CubeTensor,
+        gamma: CubeTensor,
+        beta: CubeTensor,
+        statistics: CubeTensor,
+        gradient: CubeTensor,
+        activation: Activation,
+    ) -> (CubeTensor, CubeTensor) {
+        let pass = Backward::new(x, [gamma, beta], statistics, None, activation);
+        let gradient = pass.layout.arrange(gradient);
+        let [dgamma, dbeta] = pass.sums(&gradient);
+        (dgamma, dbeta)
+    }
+
+    fn halfseg_norm_skip_relu_sums(
+        x: CubeTensor,
+        gamma: CubeTensor,
+        statistics: CubeTensor,
+        output: CubeTensor,
+        gradient: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        // The shift is not read where the mask comes from the output.
+        let parameters = [gamma.clone(), gamma];
+        let pass = Backward::new(x, parameters, statistics, Some(output), Activation::Relu);
+        let gradient = pass.layout.arrange(gradient);
+        let [dgamma, dbeta] = pass.sums(&gradient);
+        (dgamma, dbeta)
+    }
+
+    fn halfseg_norm_gradient(
+        x: CubeTensor,
+        parameters: CubeTensor,
+        statistics: CubeTensor,
+        sums: CubeTensor,
+        gradient: CubeTensor,
+        count: f64,
+        activation: Activation,
+    ) -> CubeTensor {
+        let pass = Backward::new(x, rows(parameters), statistics, None, activation);
+        let gradient = pass.layout.arrange(gradient);
+        pass.gradients(gradient, rows(sums), count as f32).0
+    }
+
+    fn halfseg_norm_skip_relu_gradient(
+        x: CubeTensor,
+        gamma: CubeTensor,
+        statistics: CubeTensor,
+        output: CubeTensor,
+        sums: CubeTensor,
+        gradient: CubeTensor,
+        count: f64,
+    ) -> (CubeTensor, CubeTensor) {
+        let parameters = [gamma.clone(), gamma];
+        let pass = Backward::new(x, parameters, statistics, Some(output), Activation::Relu);
+        let gradient = pass.layout.arrange(gradient);
+        let (dx, dskip) = pass.gradients(gradient, rows(sums), count as f32);
+        (
+            dx,
+            dskip.expect("with the output comes the skip connection's gradient"),
+        )
+    }
+}
+
+/// The two rows of `[2, c]`.
+fn rows(pair: CubeTensor) -> [CubeTensor; 2] {
+    let [_, c] = pair.meta.shape().dims();
+    [0, 1].map(|row| {
+        let row = slice(pair.clone(), &[row..row + 1, 0..c]);
+        reshape(row, [c].into())
+    })
 }

@@ -8,6 +8,10 @@ mod cube;
 mod flex;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod ops;
+#[cfg(feature = "cube")]
+mod shared;
+
+use std::sync::Arc;
 
 use burn::tensor::{DType, FloatDType, Tensor, activation::relu};
 
@@ -67,26 +71,7 @@ pub fn batch_norm_train(
     skip: Option<Tensor<4>>,
     activation: Activation,
 ) -> BatchNormOutput {
-    let [n, c, h, w] = x.dims();
-    assert!(n * c * h * w > 0, "a map {:?} has no values", x.dims());
-    for (name, parameter) in [("gamma", &gamma), ("beta", &beta)] {
-        assert!(
-            parameter.dims() == [c] && parameter.dtype() == DType::F32,
-            "{name} of a batch normalisation must be F32 [{c}], not {:?} {:?}",
-            parameter.dtype(),
-            parameter.dims()
-        );
-    }
-    if let Some(skip) = &skip {
-        assert!(
-            skip.dims() == x.dims() && skip.dtype() == x.dtype(),
-            "a skip connection must be as the map it is added to, {:?} {:?}, not {:?} {:?}",
-            x.dtype(),
-            x.dims(),
-            skip.dtype(),
-            skip.dims()
-        );
-    }
+    check(&x, [&gamma, &beta], skip.as_ref());
     #[cfg(feature = "flex")]
     if flex::handles(&x) {
         return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
@@ -96,6 +81,78 @@ pub fn batch_norm_train(
         return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
     }
     compose(x, gamma, beta, epsilon, skip, activation)
+}
+
+/// How the parts of a batch, each on a device of its own, exchange what they know.
+pub trait Exchange: Send + Sync {
+    /// The values that all parts gave, in one order for all, on the device of `own`, without autodiff.
+    ///
+    /// # Shapes
+    /// f32 `[values]`, to one of the same for each part
+    fn gather(&self, own: Tensor<1>) -> Vec<Tensor<1>>;
+
+    /// The sum of the values that all parts gave, likewise.
+    fn sum(&self, own: Tensor<1>) -> Tensor<1>;
+}
+
+/// [`batch_norm_train`] with the statistics of all parts of a batch, which are of one size: two numbers a
+/// channel are exchanged in each direction, first the parts' means and sums of squared deviations,
+/// `[2 * c]`, then the sums of the gradients of beta and gamma, `[2 * c]`. The gradients of gamma and beta
+/// are those of this part.
+///
+/// On GPUs the kernels of the one for a single device do it, which keep the same. `None` elsewhere, and for
+/// what [`takes_gradients`](crate::takes_gradients) refuses.
+///
+/// # Shapes
+/// As [`batch_norm_train`].
+///
+/// # Panics
+/// As [`batch_norm_train`], and as `exchange` does.
+pub fn batch_norm_shared(
+    x: &Tensor<4>,
+    [gamma, beta]: [&Tensor<1>; 2],
+    epsilon: f64,
+    skip: Option<&Tensor<4>>,
+    activation: Activation,
+    exchange: &Arc<dyn Exchange>,
+) -> Option<BatchNormOutput> {
+    check(x, [gamma, beta], skip);
+    #[cfg(feature = "cube")]
+    if crate::cube::handles(&x.device(), x.dtype()) && crate::takes_gradients(&x.device()) {
+        return Some(shared::batch_norm(
+            x.clone(),
+            [gamma.clone(), beta.clone()],
+            epsilon,
+            skip.cloned(),
+            activation,
+            exchange.clone(),
+        ));
+    }
+    let _ = (epsilon, activation, exchange);
+    None
+}
+
+fn check(x: &Tensor<4>, [gamma, beta]: [&Tensor<1>; 2], skip: Option<&Tensor<4>>) {
+    let [n, c, h, w] = x.dims();
+    assert!(n * c * h * w > 0, "a map {:?} has no values", x.dims());
+    for (name, parameter) in [("gamma", gamma), ("beta", beta)] {
+        assert!(
+            parameter.dims() == [c] && parameter.dtype() == DType::F32,
+            "{name} of a batch normalisation must be F32 [{c}], not {:?} {:?}",
+            parameter.dtype(),
+            parameter.dims()
+        );
+    }
+    if let Some(skip) = skip {
+        assert!(
+            skip.dims() == x.dims() && skip.dtype() == x.dtype(),
+            "a skip connection must be as the map it is added to, {:?} {:?}, not {:?} {:?}",
+            x.dtype(),
+            x.dims(),
+            skip.dtype(),
+            skip.dims()
+        );
+    }
 }
 
 /// The same of Burn's operations.

@@ -174,10 +174,7 @@ impl Pass {
     fn set(&self) -> TunableSet<String, Problem, CubeTensor> {
         let fast = TuneGroup::new("fast", |_: &String| 1);
         let slow = TuneGroup::new("slow", |_: &String| 0);
-        let mut set = TunableSet::new(
-            self.key,
-            |_: &String, problem: &Problem| problem.clone(),
-        );
+        let mut set = TunableSet::new(self.key, |_: &String, problem: &Problem| problem.clone());
         let (name, products) = self.products;
         set = set.with(Tunable::new(name, products).group(&fast, |_| 0));
         let implicit = self.implicit;
