@@ -101,24 +101,19 @@ cp benches/peer/torch_peer.py "$bundle/peer/"
 cp benches/gpu/run.sh benches/gpu/report.py "$bundle/"
 git describe --always --dirty >"$bundle/version"
 if [ -n "$images" ]; then
-  # Every n-th training image, and a few to score on.
-  pick() {
-    local split=$1 wanted=$2 files
-    files=$(cd "$images/leftImg8bit" && find "$split" -name '*_leftImg8bit.*' | sort)
-    awk -v every=$(($(wc -l <<<"$files") / wanted)) -v wanted="$wanted" \
-      'NR % (every > 1 ? every : 1) == 0 && n++ < wanted' <<<"$files" |
-      while read -r file; do
-        mkdir -p "$bundle/images/leftImg8bit/${file%/*}" "$bundle/images/gtFine/${file%/*}"
-        cp "$images/leftImg8bit/$file" "$bundle/images/leftImg8bit/$file"
-        cp "$images/gtFine/${file%_leftImg8bit.*}"_gtFine_*.png "$bundle/images/gtFine/${file%/*}/"
-      done
-  }
-  pick train "$count"
-  pick val 4
-  [ -d "$bundle/images/leftImg8bit/train" ] || {
+  # Every n-th training image.
+  files=$(cd "$images/leftImg8bit" && find train -name '*_leftImg8bit.*' | sort)
+  [ -n "$files" ] || {
     echo "$images: expected images in leftImg8bit/train, found none" >&2
     exit 1
   }
+  awk -v every=$(($(wc -l <<<"$files") / count)) -v wanted="$count" \
+    'NR % (every > 1 ? every : 1) == 0 && n++ < wanted' <<<"$files" |
+    while read -r file; do
+      mkdir -p "$bundle/images/leftImg8bit/${file%/*}" "$bundle/images/gtFine/${file%/*}"
+      cp "$images/leftImg8bit/$file" "$bundle/images/leftImg8bit/$file"
+      cp "$images/gtFine/${file%_leftImg8bit.*}"_gtFine_*.png "$bundle/images/gtFine/${file%/*}/"
+    done
 fi
 
 tar -C "$folder" -c halfseg-gpu | xz -T0 -6 >"$out"

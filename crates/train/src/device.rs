@@ -96,22 +96,32 @@ fn open_wgpu(index: usize) -> Result<Device, String> {
     Ok(device)
 }
 
-/// What else can be missing (a compiler, its headers, memory) shows at the first kernel.
+/// What else can be missing (a driver of this age, memory) shows at the first kernel.
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 fn try_kernel(device: &Device) -> Result<(), String> {
+    use std::panic;
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    // Burn's threads panic one after the other; the first says why.
+    let first = Arc::new(Mutex::new(None));
+    let seen = first.clone();
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or("no message").to_owned();
+        let mut first = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(message);
+    }));
     let trial = device.clone();
-    std::panic::catch_unwind(move || {
+    let result = panic::catch_unwind(move || {
         let sum = burn::tensor::Tensor::<1>::ones([8], &trial)
             .sum()
             .into_scalar::<f32>();
         assert_eq!(sum, 8.0, "the GPU adds wrongly");
-    })
-    .map_err(|panic| {
-        let message = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("unknown error");
+    });
+    panic::set_hook(hook);
+    result.map_err(|_| {
+        let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+        let message = first.take().unwrap_or("no message".to_owned());
         format!("a trial kernel failed: {message}")
     })
 }
