@@ -97,16 +97,22 @@ def kernels(path):
 
 
 def convolutions(path):
-    """How often tuning chose each convolution, by dtype."""
+    """How often tuning chose each convolution, by dtype and by whose it is.
+
+    Lines are `Fastest result NAME-KEY. Top 3 times: ..`. The key of Burn's convolutions is a
+    `ConvAutotuneKey`, that of halfseg's begins with a list of sizes.
+    """
     chosen = {}
     for line in lines(path):
-        row = re.search(r'Fastest result (\w+)-ConvAutotuneKey.*dtype: (\w+)', line)
-        if row:
-            key = row[2].lower(), row[1]
+        row = re.search(r'Fastest result (.+?)-(ConvAutotuneKey|\[\d)(.*)\. Top', line)
+        dtypes = re.findall(r'\b(F16|BF16|F32)\b', row[3]) if row else []
+        if dtypes:
+            whose = 'Burn' if row[2] == 'ConvAutotuneKey' else 'halfseg'
+            key = dtypes[-1].lower(), whose, row[1]
             chosen[key] = chosen.get(key, 0) + 1
-    return [dict(dtype=dtype, convolution=name, times=times,
-                 sums_in_half=name in SUMS_IN_HALF and dtype != 'f32')
-            for (dtype, name), times in sorted(chosen.items())]
+    return [dict(dtype=dtype, whose=whose, convolution=name, times=times,
+                 sums_in_half=whose == 'Burn' and name in SUMS_IN_HALF and dtype != 'f32')
+            for (dtype, whose, name), times in sorted(chosen.items())]
 
 
 def commands(path):
@@ -255,8 +261,8 @@ class Report:
         found = self.results['convolutions'] = convolutions(self.at('autotune.log'))
         if found:
             self.say('## Convolutions that tuning chose', '')
-            self.table(('dtype', 'convolution', 'shapes', 'sums in half precision'), [
-                (row['dtype'], f'`{row["convolution"]}`', row['times'],
+            self.table(('dtype', '', 'convolution', 'shapes', 'sums in half precision'), [
+                (row['dtype'], row['whose'], f'`{row["convolution"]}`', row['times'],
                  '**yes**' if row['sums_in_half'] else '') for row in found])
 
     def write(self):
