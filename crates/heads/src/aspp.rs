@@ -5,7 +5,6 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use halfseg_layers::{
     ConvBnAct, ConvBnActConfig, DepthwiseSeparable, DepthwiseSeparableConfig, adaptive_avg_pool2d,
-    cat, resize_with,
 };
 
 /// Configuration of an [`Aspp`].
@@ -96,17 +95,12 @@ impl Aspp {
     /// # Panics
     /// If a batch of 1 trains: the pooled branch has one value per channel.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [_, _, h, w] = x.dims();
         let pooled = self
             .image_pool
             .forward(adaptive_avg_pool2d(x.clone(), [1, 1]));
-        let mut maps = vec![resize_with(pooled, [h, w], self.align_corners)];
-        maps.extend(
-            self.aspp_modules
-                .iter()
-                .map(|branch| branch.forward(x.clone())),
-        );
-        // A policy may give one branch another dtype.
-        self.bottleneck.forward(cat(maps, 1))
+        let branches = self.aspp_modules.iter();
+        let maps = branches.map(|branch| branch.forward(x.clone())).collect();
+        self.bottleneck
+            .forward_joined(vec![pooled], maps, vec![], self.align_corners)
     }
 }

@@ -3,9 +3,7 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use halfseg_layers::{
-    ChannelDropout, Conv2d, ConvBnAct, ConvBnActConfig, adaptive_avg_pool2d, resize_with,
-};
+use halfseg_layers::{ChannelDropout, Conv2d, ConvBnAct, ConvBnActConfig, adaptive_avg_pool2d};
 use rand::Rng;
 
 use crate::classifier::classifier;
@@ -81,12 +79,12 @@ impl PspHead {
     }
 
     fn features(&self, x: Tensor<4>) -> Tensor<4> {
-        let [_, _, h, w] = x.dims();
-        let mut maps = vec![x.clone()];
-        maps.extend(LEVELS.iter().zip(&self.psp_modules).map(|(&bins, conv)| {
-            let pooled = conv.forward(adaptive_avg_pool2d(x.clone(), [bins; 2]));
-            resize_with(pooled, [h, w], self.align_corners).cast(x.dtype())
-        }));
-        self.bottleneck.forward(Tensor::cat(maps, 1))
+        let levels = LEVELS.iter().zip(&self.psp_modules).map(|(&bins, conv)| {
+            let pooled = adaptive_avg_pool2d(x.clone(), [bins; 2]);
+            conv.forward(pooled).cast(x.dtype())
+        });
+        let levels = levels.collect();
+        self.bottleneck
+            .forward_joined(vec![], vec![x], levels, self.align_corners)
     }
 }

@@ -1,5 +1,7 @@
 //! A convolution with its weight.
 
+use std::ops::Range;
+
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Distribution, Tensor};
@@ -125,11 +127,25 @@ impl Conv2d {
     pub fn forward_affine(
         &self,
         x: Tensor<4>,
-        [scale, shift]: [Tensor<1>; 2],
+        affine: [Tensor<1>; 2],
         skip: Option<Tensor<4>>,
         activation: Activation,
     ) -> Tensor<4> {
         self.check(&x);
+        let [_, channels, ..] = self.weight.dims();
+        self.forward_affine_of(x, 0..channels, affine, skip, activation)
+    }
+
+    /// As [`forward_affine`](Self::forward_affine), of a map that has these of the weight's input channels
+    /// only.
+    pub(crate) fn forward_affine_of(
+        &self,
+        x: Tensor<4>,
+        channels: Range<usize>,
+        [scale, shift]: [Tensor<1>; 2],
+        skip: Option<Tensor<4>>,
+        activation: Activation,
+    ) -> Tensor<4> {
         assert!(
             self.bias.is_none(),
             "a convolution with a bias cannot take a second one"
@@ -139,6 +155,11 @@ impl Conv2d {
             &self.weight,
             (x, self.weight.val(), scale, shift, skip),
             |(x, weight, scale, shift, skip)| {
+                let [c_out, all, ..] = weight.dims();
+                let weight = match channels.len() == all {
+                    true => weight,
+                    false => weight.slice([0..c_out, channels.clone()]),
+                };
                 // As the weight would be cast, which the kernel does while it scales; the scale has
                 // the weight's dtype.
                 let (x, _) = promote(cast(Op::Conv2d, x), cast(Op::Conv2d, scale.clone()));

@@ -87,6 +87,10 @@ impl ConvBnAct {
         self.run(x, Some(skip))
     }
 
+    pub(crate) fn activation(&self) -> Activation {
+        self.activation
+    }
+
     fn run(&self, x: Tensor<4>, skip: Option<Tensor<4>>) -> Tensor<4> {
         if self.bn.trains_on(&x.device()) {
             return self

@@ -5,6 +5,7 @@ mod conv;
 mod conv_bn_act;
 mod dropout;
 mod fork;
+mod joined;
 mod loss;
 mod pool;
 mod recompute;

@@ -110,8 +110,13 @@ pub(crate) fn separable(x: Tensor<4>, rows: Tensor<2>, columns: Tensor<2>) -> Te
     }
 }
 
-/// `[out, size]`: row `o` holds the two weights that output `o` takes from the input.
 fn bilinear_matrix(size: usize, out: usize, align_corners: bool, device: &Device) -> Tensor<2> {
+    let matrix = bilinear_weights(size, out, align_corners);
+    Tensor::from_data(TensorData::new(matrix, [out, size]), (device, DType::F32))
+}
+
+/// `[out, size]`: row `o` holds the two weights that output `o` takes from the input.
+pub(crate) fn bilinear_weights(size: usize, out: usize, align_corners: bool) -> Vec<f32> {
     let mut matrix = vec![0.0f32; out * size];
     // In f32, as PyTorch does: at wide maps the rounding of these positions is visible.
     let scale = match align_corners {
@@ -130,7 +135,7 @@ fn bilinear_matrix(size: usize, out: usize, align_corners: bool, device: &Device
         row[low] += 1.0 - weight;
         row[high] += weight;
     }
-    Tensor::from_data(TensorData::new(matrix, [out, size]), (device, DType::F32))
+    matrix
 }
 
 #[cfg(test)]
