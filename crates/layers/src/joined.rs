@@ -204,10 +204,10 @@ mod tests {
                 let [found, expected] = joined(&layer, maps, align_corners, FloatDType::F32);
                 let error = distance(&found, &expected);
                 assert!(error < 1e-5, "{error} of the joined map");
-                // In half precision no further from f32 than what is rounded more often.
+                // In half precision their share is rounded once before the sum is.
                 let [found, joined] = joined(&layer, maps, align_corners, FloatDType::BF16);
                 let errors = [found, joined].map(|values| distance(&values, &expected));
-                assert!(errors[0] < 1.2 * errors[1] + 1e-5, "{errors:?}");
+                assert!(errors[0] < 2.0 * errors[1], "{errors:?}");
             }
         }
     }
