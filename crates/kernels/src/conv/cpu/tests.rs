@@ -161,7 +161,7 @@ fn random_geometry(random: &mut Random) -> Geometry {
 /// How many random shapes are tried, of so many. Miri, which takes the portable path and looks for
 /// undefined behaviour, would need days for all.
 const fn shapes(all: u64) -> u64 {
-    if cfg!(miri) { all.div_ceil(20) } else { all }
+    if cfg!(miri) { all.div_ceil(100) } else { all }
 }
 
 #[test]
