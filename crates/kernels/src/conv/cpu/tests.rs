@@ -121,7 +121,7 @@ fn random_geometry(random: &mut Random) -> Geometry {
     loop {
         let groups = [1, 1, 1, 2, 3][random.below(5)];
         let depthwise = random.below(4) == 0;
-        let (c, m) = (1 + random.below(20), 1 + random.below(20));
+        let (c, m) = (1 + random.below(at_most(20)), 1 + random.below(at_most(20)));
         let channels = if depthwise {
             [c, c]
         } else {
@@ -146,7 +146,7 @@ fn random_geometry(random: &mut Random) -> Geometry {
         } else {
             options
         };
-        let size = [1 + random.below(40), 1 + random.below(40)];
+        let size = [1 + random.below(at_most(40)), 1 + random.below(at_most(40))];
         let fits = (0..2).all(|axis| {
             size[axis] + 2 * options.padding[axis] > options.dilation[axis] * (kernel - 1)
         });
@@ -161,7 +161,12 @@ fn random_geometry(random: &mut Random) -> Geometry {
 /// How many random shapes are tried, of so many. Miri, which takes the portable path and looks for
 /// undefined behaviour, would need days for all.
 const fn shapes(all: u64) -> u64 {
-    if cfg!(miri) { all.div_ceil(100) } else { all }
+    if cfg!(miri) { all.div_ceil(20) } else { all }
+}
+
+/// How large they are at most, for Miri less than for others.
+const fn at_most(size: usize) -> usize {
+    if cfg!(miri) { size.div_ceil(6) } else { size }
 }
 
 #[test]
@@ -231,8 +236,11 @@ fn fewer_products_give_the_same_maps_within_their_bounds() {
             dilation,
             ..Conv2dOptions::default()
         };
-        let size = [11 + random.below(30), 11 + random.below(40)];
-        let (c, m) = (1 + random.below(40), 1 + random.below(40));
+        let size = [
+            11 + random.below(at_most(30)),
+            11 + random.below(at_most(40)),
+        ];
+        let (c, m) = (1 + random.below(at_most(40)), 1 + random.below(at_most(40)));
         let (c, size) = if seed == 0 {
             (1100, [9, 60])
         } else {
