@@ -204,10 +204,11 @@ mod tests {
                 let [found, expected] = joined(&layer, maps, align_corners, FloatDType::F32);
                 let error = distance(&found, &expected);
                 assert!(error < 1e-5, "{error} of the joined map");
-                // In half precision their share is rounded once before the sum is.
+                // In half precision their share is rounded once before the sum is, each time by at
+                // most 2^-9 of a value, of which the share may be several times the sum.
                 let [found, joined] = joined(&layer, maps, align_corners, FloatDType::BF16);
                 let errors = [found, joined].map(|values| distance(&values, &expected));
-                assert!(errors[0] < 2.0 * errors[1], "{errors:?}");
+                assert!(errors[0] < 2f32.powi(-6), "{errors:?}");
             }
         }
     }
