@@ -111,13 +111,12 @@ pub(crate) fn clear_thread() {
 ///
 /// Parameters of [`Op::BatchNorm`] stay as they are.
 pub fn cast_param<const D: usize>(op: Op, param: &Param<Tensor<D>>) -> Tensor<D> {
-    if op.class() == OpClass::Input {
+    let dtype = param_dtype(op, param);
+    if dtype == param.dtype() {
         return param.val();
     }
-    let Some(dtype) = target(op) else {
-        return param.val();
-    };
-    if param.dtype() == DType::from(dtype) || !in_scope() || is_reparameterized(param) {
+    let dtype = FloatDType::from(dtype);
+    if !in_scope() || is_reparameterized(param) {
         return convert(param.val(), dtype);
     }
 

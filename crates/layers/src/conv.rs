@@ -172,12 +172,10 @@ impl Conv2d {
     /// In one dtype also where an override leaves an f16 map as it is; but the weight as it is where the
     /// kernel rounds it.
     fn operands(&self, x: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        if rounds_weight(&x) && self.weight.dtype() == DType::F32 {
-            let x = cast(Op::Conv2d, x);
-            if x.dtype() == param_dtype(Op::Conv2d, &self.weight) {
-                return (x, self.weight.val());
-            }
-            return promote(x, cast_param(Op::Conv2d, &self.weight));
+        let x = cast(Op::Conv2d, x);
+        let rounds = rounds_weight(&x) && self.weight.dtype() == DType::F32;
+        if rounds && x.dtype() == param_dtype(Op::Conv2d, &self.weight) {
+            return (x, self.weight.val());
         }
         operands(Op::Conv2d, x, &self.weight)
     }

@@ -59,9 +59,8 @@ impl ConvBnAct {
         let (scale, shift) = self.bn.affine();
         // Small maps, and the channels of the weight from which on theirs are.
         let mut small = Vec::with_capacity(before.len() + after.len());
-        let mut channel = 0;
         for (start, maps) in [(0, before), (last, after)] {
-            channel = start.max(channel);
+            let mut channel = start;
             for map in maps {
                 let next = channel + map.dims()[1];
                 small.push((map, channel..next));
@@ -94,6 +93,7 @@ impl ConvBnAct {
             );
             rows.push(moved_weights(k_h, h, align_corners, &device));
         }
+        // One product for all small maps, so that no sums of whole maps are left to Burn.
         let lines = Tensor::cat(lines, 2);
         let [n, _, depth, _] = lines.dims();
         let lines = lines.reshape([n * c_out, depth, w]);

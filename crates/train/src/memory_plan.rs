@@ -165,8 +165,8 @@ impl Walk<'_> {
                 let unread = self.model.method == Method::PspNet && block.index + 1 == blocks;
                 kept.saved = if unread { 0 } else { map * layer.output };
                 let same = |other: &&Layer| other.block.is_some_and(|b| b.index == block.index);
-                let made_again = |layer: &Layer| self.saved(layer);
-                kept.recomputed = layers.iter().filter(same).map(made_again).sum();
+                let again = layers.iter().filter(same).map(|layer| self.saved(layer));
+                kept.recomputed = again.sum();
             }
         }
         kept
