@@ -51,14 +51,7 @@ fn ours(x: Tensor<4>, weight: Tensor<4>, options: Conv2dOptions) -> Tensor<4> {
 }
 
 fn burns(x: Tensor<4>, weight: Tensor<4>, options: Conv2dOptions) -> Tensor<4> {
-    let Conv2dOptions {
-        stride,
-        padding,
-        dilation,
-        groups,
-    } = options;
-    let options = ConvOptions::new(stride, padding, dilation, groups);
-    burn_conv2d(x, weight, None, options)
+    burn_conv2d(x, weight, None, ConvOptions::from(options))
 }
 
 fn passes(c: &mut Criterion) {

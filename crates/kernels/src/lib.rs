@@ -5,6 +5,8 @@ mod classes;
 mod conv;
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(feature = "flex")]
+mod flex;
 mod lists;
 mod memory;
 mod norm;
@@ -18,7 +20,9 @@ pub use classes::{CrossEntropyTerms, cross_entropy_terms, most_likely_classes};
 pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 pub use lists::{SgdParameter, handles_lists, measure_list, scale_list, sgd_step_list};
 pub use memory::keep_freed_memory;
-pub use norm::{Activation, BatchNormOutput, Exchange, batch_norm_shared, batch_norm_train};
+pub use norm::{
+    Activation, BatchNormOutput, Exchange, batch_norm_shared, batch_norm_train, shared_statistics,
+};
 pub use resize::resize_bilinear;
 pub use sgd::{SgdStep, sgd_step};
 pub use sum::sum;

@@ -115,14 +115,7 @@ fn output_and_gradients_equal_those_of_burn() {
                 Tensor::random([weight[0]], normal, &plain),
             );
             let expected = step(&inputs, &device, DType::F32, |x, weight, bias| {
-                let Conv2dOptions {
-                    stride,
-                    padding,
-                    dilation,
-                    groups,
-                } = options;
-                let options = ConvOptions::new(stride, padding, dilation, groups);
-                module::conv2d(x, weight, Some(bias), options)
+                module::conv2d(x, weight, Some(bias), ConvOptions::from(options))
             });
             // The half formats round operands, output and gradients once each.
             for (dtype, bound) in [

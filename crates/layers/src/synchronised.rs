@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use burn::tensor::{FloatDType, Tensor};
 use halfseg_kernels::{
-    Activation, AnyTensor, BatchNormOutput, Exchange, batch_norm_shared, takes_gradients,
-    with_gradient,
+    Activation, AnyTensor, BatchNormOutput, Exchange, batch_norm_shared, shared_statistics,
+    takes_gradients, with_gradient,
 };
 
 use crate::Worker;
@@ -46,7 +46,6 @@ pub fn batch_norm_train(
     }
     let [n, c, h, w] = x.dims();
     let count = (n * h * w) as f64;
-    let total = count * worker.size() as f64;
     let dtype = FloatDType::from(x.dtype());
     let sum = move |map: Tensor<4>| {
         let rows = map.swap_dims(0, 1).reshape([c, n * h * w]);
@@ -65,17 +64,7 @@ pub fn batch_norm_train(
     let wide = x.clone().cast(FloatDType::F32);
     let own = sum(wide.clone()) / count;
     let squares = sum((wide.clone() - per_channel(own.clone())).square());
-    let parts = worker.gather(Tensor::cat(vec![own, squares], 0));
-    let [means, squares] = [0, c].map(|start| {
-        let rows = parts.iter().map(|part| part.clone().narrow(0, start, c));
-        rows.collect::<Vec<_>>()
-    });
-    let mean = added(means.clone()) / worker.size() as f64;
-    let between = means.into_iter().zip(squares).map(|(own, squares)| {
-        let difference = own - mean.clone();
-        squares + difference.square() * count
-    });
-    let variance = added(between.collect()) / total;
+    let ([mean, variance], total) = shared_statistics(worker, own, squares, count);
     let inverse = (variance.clone() + epsilon).sqrt().recip();
 
     let scale = per_channel(gamma * inverse.clone());
@@ -132,10 +121,4 @@ impl Exchange for Worker {
     fn sum(&self, own: Tensor<1>) -> Tensor<1> {
         Worker::sum(self, own)
     }
-}
-
-/// The sum, in the order of the workers.
-fn added(parts: Vec<Tensor<1>>) -> Tensor<1> {
-    let sum = parts.into_iter().reduce(|a, b| a + b);
-    sum.expect("a group has at least one worker")
 }

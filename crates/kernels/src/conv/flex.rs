@@ -7,15 +7,11 @@ use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::{DType, Device, Tensor, TensorData, bf16, f16};
+use burn::tensor::{DType, Tensor};
 
 use super::Conv2dOptions;
 use super::cpu::{self, Element, Exactness, Geometry, Tail, Weight};
-
-/// Whether `x` is a map that these kernels compute with.
-pub fn handles(x: &Tensor<4>) -> bool {
-    x.device() == Device::flex() && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16)
-}
+use crate::flex::{shape, tensor, values, with_element};
 
 pub fn conv2d(
     x: Tensor<4>,
@@ -118,27 +114,6 @@ pub trait Convolution: Backend {
     fn halfseg_conv2d_bias_gradient(gradient: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-/// Calls `$body` with `$E` bound to the type of `$dtype`.
-macro_rules! with_element {
-    ($dtype:expr, $E:ident => $body:expr) => {
-        match $dtype {
-            DType::F32 => {
-                type $E = f32;
-                $body
-            }
-            DType::F16 => {
-                type $E = f16;
-                $body
-            }
-            DType::BF16 => {
-                type $E = bf16;
-                $body
-            }
-            other => panic!("a convolution on the CPU takes f32, f16 or bf16, not {other:?}"),
-        }
-    };
-}
-
 /// Calls `$body` with `$W` bound to the type of `$weight`: that of `$map`, which is `$E`, or f32.
 macro_rules! with_weight {
     ($map:expr, $weight:expr, $E:ident, $W:ident => $body:expr) => {
@@ -146,7 +121,9 @@ macro_rules! with_weight {
             type $W = $E;
             $body
         } else {
-            one_dtype(&[Some(&$map), (!is_f32(&$weight)).then_some(&$weight)]);
+            if $weight.dtype() != DType::F32 {
+                one_dtype(&[Some(&$map), Some(&$weight)]);
+            }
             type $W = f32;
             $body
         }
@@ -487,31 +464,10 @@ impl<B: Convolution, C: CheckpointStrategy> Convolution for Autodiff<B, C> {
 const INFERENCE: &str = "with autodiff, each operation is recorded by itself";
 const FIRST_ORDER: &str = "Burn computes gradients of first order only";
 
-fn shape(tensor: &FlexTensor) -> [usize; 4] {
-    let shape = tensor.layout().shape();
-    std::array::from_fn(|axis| shape[axis])
-}
-
 fn one_dtype(operands: &[Option<&FlexTensor>]) {
     let dtypes: Vec<DType> = operands.iter().flatten().map(|t| t.dtype()).collect();
     assert!(
         dtypes.iter().all(|dtype| *dtype == dtypes[0]),
         "operands of a convolution must have one dtype, not {dtypes:?}: cast them first"
     );
-}
-
-fn is_f32(tensor: &FlexTensor) -> bool {
-    tensor.dtype() == DType::F32
-}
-
-fn values<E: burn::tensor::Element + bytemuck::Pod>(tensor: &FlexTensor) -> &[E] {
-    let layout = tensor.layout();
-    &tensor.storage::<E>()[layout.start_offset()..][..layout.num_elements()]
-}
-
-fn tensor<E: burn::tensor::Element, const D: usize>(
-    values: Vec<E>,
-    shape: [usize; D],
-) -> FlexTensor {
-    FlexTensor::from_data(TensorData::new(values, shape))
 }

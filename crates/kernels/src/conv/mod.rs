@@ -35,6 +35,48 @@ impl Default for Conv2dOptions {
     }
 }
 
+impl From<Conv2dOptions> for ConvOptions<2> {
+    /// Burn's.
+    fn from(options: Conv2dOptions) -> Self {
+        let Conv2dOptions {
+            stride,
+            padding,
+            dilation,
+            groups,
+        } = options;
+        Self::new(stride, padding, dilation, groups)
+    }
+}
+
+#[cfg(any(feature = "flex", feature = "cube"))]
+impl Conv2dOptions {
+    /// Outputs along one axis, `None` where the window is larger than the padded input.
+    fn outputs(&self, axis: usize, input: usize, kernel: usize) -> Option<usize> {
+        let window = self.dilation[axis] * kernel.checked_sub(1)? + 1;
+        let room = (input + 2 * self.padding[axis]).checked_sub(window)?;
+        Some(room.checked_div(self.stride[axis])? + 1)
+    }
+
+    /// Height and width of the output of `x` `[n, c_in, h, w]` and `weight`
+    /// `[c_out, c_in / groups, kh, kw]`.
+    ///
+    /// # Panics
+    /// If these do not fit each other, or the window is larger than the padded input.
+    fn output_size(&self, x: [usize; 4], weight: [usize; 4]) -> [usize; 2] {
+        let groups = self.groups;
+        assert!(
+            groups > 0 && x[1] == weight[1] * groups && weight[0].is_multiple_of(groups),
+            "a weight {weight:?} in {groups} groups does not fit a map {x:?}"
+        );
+        [0, 1].map(|axis| {
+            let outputs = self.outputs(axis, x[2 + axis], weight[2 + axis]);
+            outputs.unwrap_or_else(|| {
+                panic!("the window of a weight {weight:?} with {self:?} does not fit a map {x:?}")
+            })
+        })
+    }
+}
+
 /// Convolves `x` with `weight`, and adds `bias`. Differentiable in all three.
 ///
 /// All operands have one dtype, which is the output's; sums are kept in f32. On the CPU (Burn's Flex
@@ -62,27 +104,20 @@ pub fn conv2d(
     options: Conv2dOptions,
 ) -> Tensor<4> {
     #[cfg(feature = "flex")]
-    if flex::handles(&x) {
+    if crate::flex::handles(&x) {
         return flex::conv2d(x, weight, bias, options);
     }
     #[cfg(feature = "cube")]
     if gpu::handles(&x, &weight, options) {
         return gpu::conv2d(x, weight, bias, options);
     }
-    let Conv2dOptions {
-        stride,
-        padding,
-        dilation,
-        groups,
-    } = options;
-    let options = ConvOptions::new(stride, padding, dilation, groups);
-    module::conv2d(x, weight, bias, options)
+    module::conv2d(x, weight, bias, ConvOptions::from(options))
 }
 
 /// Whether [`conv2d`] takes an f32 weight with `x`, whatever the dtype of `x`: on the CPU.
 pub fn rounds_weight(x: &Tensor<4>) -> bool {
     #[cfg(feature = "flex")]
-    return flex::handles(x);
+    return crate::flex::handles(x);
     #[cfg(not(feature = "flex"))]
     {
         let _ = x;
@@ -113,7 +148,7 @@ pub fn conv2d_act(
     options: Conv2dOptions,
 ) -> Tensor<4> {
     #[cfg(feature = "flex")]
-    if flex::handles(&x) && ![&x, &weight].iter().any(|t| t.device().is_autodiff()) {
+    if crate::flex::handles(&x) && ![&x, &weight].iter().any(|t| t.device().is_autodiff()) {
         let relu = activation == Activation::Relu;
         return flex::conv2d_act(x, weight, [scale, shift], skip, relu, options);
     }

@@ -2,37 +2,11 @@
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{DType, Device, Tensor, TensorData, bf16, f16};
 
 use super::Activation;
 use super::cpu::{self, Channels, Mask, Sizes, Statistics};
 use super::ops::BatchNormalisation;
-
-/// Whether `x` is a map that these kernels compute with.
-pub fn handles(x: &Tensor<4>) -> bool {
-    x.device() == Device::flex() && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16)
-}
-
-/// Calls `$body` with `$E` bound to the type of `$dtype`.
-macro_rules! with_element {
-    ($dtype:expr, $E:ident => $body:expr) => {
-        match $dtype {
-            DType::F32 => {
-                type $E = f32;
-                $body
-            }
-            DType::F16 => {
-                type $E = f16;
-                $body
-            }
-            DType::BF16 => {
-                type $E = bf16;
-                $body
-            }
-            other => unreachable!("{other:?} is not handled here"),
-        }
-    };
-}
+use crate::flex::{shape, tensor, with_element};
 
 fn forward(
     x: FlexTensor,
@@ -180,11 +154,6 @@ impl BatchNormalisation for Flex {
     }
 }
 
-fn shape(tensor: &FlexTensor) -> [usize; 4] {
-    let shape = tensor.layout().shape();
-    std::array::from_fn(|axis| shape[axis])
-}
-
 fn sizes(tensor: &FlexTensor) -> Sizes {
     let [batch, channels, height, width] = shape(tensor);
     Sizes {
@@ -192,11 +161,4 @@ fn sizes(tensor: &FlexTensor) -> Sizes {
         channels,
         pixels: height * width,
     }
-}
-
-fn tensor<E: burn::tensor::Element, const D: usize>(
-    values: Vec<E>,
-    shape: [usize; D],
-) -> FlexTensor {
-    FlexTensor::from_data(TensorData::new(values, shape))
 }

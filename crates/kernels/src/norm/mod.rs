@@ -73,7 +73,7 @@ pub fn batch_norm_train(
 ) -> BatchNormOutput {
     check(&x, [&gamma, &beta], skip.as_ref());
     #[cfg(feature = "flex")]
-    if flex::handles(&x) {
+    if crate::flex::handles(&x) {
         return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
     }
     #[cfg(feature = "cube")]
@@ -93,6 +93,39 @@ pub trait Exchange: Send + Sync {
 
     /// The sum of the values that all parts gave, likewise.
     fn sum(&self, own: Tensor<1>) -> Tensor<1>;
+}
+
+/// The mean and the biased variance of a map whose parts are on several devices, and how many values of a
+/// channel it has, from the `mean` of this part and its sum of `squares` of deviations from that. All parts
+/// have `count` values of a channel. Costs one [`Exchange::gather`].
+///
+/// # Shapes
+/// `mean`, `squares`, results: f32 `[c]`
+pub fn shared_statistics(
+    exchange: &dyn Exchange,
+    mean: Tensor<1>,
+    squares: Tensor<1>,
+    count: f64,
+) -> ([Tensor<1>; 2], f64) {
+    let [c] = mean.dims();
+    let parts = exchange.gather(Tensor::cat(vec![mean, squares], 0));
+    let rows = |start: usize| {
+        parts
+            .iter()
+            .map(move |part| part.clone().narrow(0, start, c))
+    };
+    // In the order of the parts, which is that of all devices.
+    let added = |rows: &mut dyn Iterator<Item = Tensor<1>>| {
+        let sum = rows.reduce(|a, b| a + b);
+        sum.expect("there is at least one part")
+    };
+    let total = count * parts.len() as f64;
+    let mean = added(&mut rows(0)) / parts.len() as f64;
+    let mut squares = rows(0)
+        .zip(rows(c))
+        .map(|(part, squares)| squares + (part - mean.clone()).square() * count);
+    let variance = added(&mut squares) / total;
+    ([mean.clone(), variance], total)
 }
 
 /// [`batch_norm_train`] with the statistics of all parts of a batch, which are of one size: two numbers a

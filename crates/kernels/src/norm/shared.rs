@@ -7,7 +7,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Shape, Tensor};
 
-use super::{Activation, BatchNormOutput, Exchange};
+use super::{Activation, BatchNormOutput, Exchange, shared_statistics};
 use crate::{AnyTensor, with_gradient};
 
 /// See [`super::batch_norm_shared`]; shapes and dtypes were checked, and the device is one that has it.
@@ -33,18 +33,8 @@ pub fn batch_norm(
     let statistics = Tensor::<2>::from_dispatch(statistics);
     let row = |index| statistics.clone().narrow(0, index, 1).reshape([c]);
     // The rest of the mean's digits are in the last row.
-    let parts = exchange.gather(Tensor::cat(vec![row(0) + row(3), row(1) * own], 0));
-    let count = own * parts.len() as f64;
-    let part = |start: usize| {
-        parts
-            .iter()
-            .map(move |part| part.clone().narrow(0, start, c))
-    };
-    let mean = added(part(0)) / parts.len() as f64;
-    let between = part(0)
-        .zip(part(c))
-        .map(|(part, squares)| squares + (part - mean.clone()).square() * own);
-    let variance = added(between) / count;
+    let (own_mean, squares) = (row(0) + row(3), row(1) * own);
+    let ([mean, variance], count) = shared_statistics(&*exchange, own_mean, squares, own);
     let inverse = (variance.clone() + epsilon).sqrt().recip();
     let rest = mean.zeros_like();
     let rows = [&mean, &variance, &inverse, &rest].map(|row| row.clone().reshape([1, c]));
@@ -151,12 +141,6 @@ impl Pass {
         }
         gradients
     }
-}
-
-/// The sum, in the order of the parts.
-fn added(parts: impl Iterator<Item = Tensor<1>>) -> Tensor<1> {
-    let sum = parts.reduce(|a, b| a + b);
-    sum.expect("a group has at least one part")
 }
 
 /// The passes of a normalisation one by one, with the statistics of

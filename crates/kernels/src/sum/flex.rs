@@ -3,10 +3,11 @@
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{DType, Device, Tensor, bf16, f16};
+use burn::tensor::Tensor;
 use pulp::Arch;
 use rayon::prelude::*;
 
+use crate::flex::{values, with_element};
 use crate::norm::cpu::{BLOCK, Element};
 
 /// Values of a task.
@@ -14,9 +15,7 @@ const CHUNK: usize = 1 << 15;
 
 /// Whether `x` is a map that this operation takes.
 pub fn handles(x: &Tensor<4>) -> bool {
-    x.device() == Device::flex()
-        && !x.device().is_autodiff()
-        && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16)
+    crate::flex::handles(x) && !x.device().is_autodiff()
 }
 
 pub fn sum(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
@@ -32,12 +31,7 @@ pub trait Sum: Backend {
 
 impl Sum for Flex {
     fn halfseg_sum(a: FlexTensor, b: FlexTensor) -> FlexTensor {
-        match a.dtype() {
-            DType::F32 => add::<f32>(a, &b),
-            DType::F16 => add::<f16>(a, &b),
-            DType::BF16 => add::<bf16>(a, &b),
-            other => unreachable!("{other:?} is not handled here"),
-        }
+        with_element!(a.dtype(), E => add::<E>(a, &b))
     }
 }
 
@@ -52,17 +46,11 @@ fn add<E: Element + burn::tensor::Element + bytemuck::Pod>(
         contiguous
     };
     let b = b.to_contiguous();
-    let range = |tensor: &FlexTensor| {
-        let start = tensor.layout().start_offset();
-        start..start + tensor.layout().num_elements()
-    };
-    let (to, from) = (range(&target), range(&b));
-    let values = &mut target.storage_mut::<E>()[to];
-    let others = &b.storage::<E>()[from];
+    let (start, length) = (target.layout().start_offset(), values::<E>(&b).len());
     let arch = Arch::new();
-    values
+    target.storage_mut::<E>()[start..][..length]
         .par_chunks_mut(CHUNK)
-        .zip(others.par_chunks(CHUNK))
+        .zip(values::<E>(&b).par_chunks(CHUNK))
         .for_each(|(values, others)| {
             // As in `norm::cpu`: the closure must be inlined into what pulp compiles.
             arch.dispatch(

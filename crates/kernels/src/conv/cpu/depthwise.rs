@@ -26,9 +26,8 @@ pub fn forward<E: Element, W: Element>(
             let mut sums = vec![0f32; plane];
             dispatch(isa, || {
                 forward_plane(geometry, &x, &kernel, &mut sums);
-                tail.apply(isa, channel, index * plane, &mut sums);
+                tail.store(isa, channel, index * plane, &mut sums, output);
             });
-            narrow(isa, &sums, output);
         });
 }
 

@@ -53,29 +53,14 @@ impl Geometry {
     /// If these do not fit each other, or the window is larger than the padded input.
     pub fn new(x: [usize; 4], weight: [usize; 4], options: Conv2dOptions) -> Self {
         let [batch, c_in, height, width] = x;
-        let [c_out, per_group, kernel_height, kernel_width] = weight;
-        let groups = options.groups;
-        assert!(
-            groups > 0 && c_in == per_group * groups && c_out.is_multiple_of(groups),
-            "a weight {weight:?} in {groups} groups does not fit a map {x:?}"
-        );
-        let (input, kernel) = ([height, width], [kernel_height, kernel_width]);
-        let output = std::array::from_fn(|axis| {
-            let window = options.dilation[axis] * (kernel[axis] - 1) + 1;
-            let padded = input[axis] + 2 * options.padding[axis];
-            assert!(
-                kernel[axis] > 0 && options.stride[axis] > 0 && padded >= window,
-                "a window of {window} pixels does not fit {padded} padded ones: map {x:?}, weight {weight:?}, {options:?}"
-            );
-            (padded - window) / options.stride[axis] + 1
-        });
+        let [c_out, _, kernel_height, kernel_width] = weight;
         Self {
             batch,
             c_in,
             c_out,
-            input,
-            output,
-            kernel,
+            input: [height, width],
+            output: options.output_size(x, weight),
+            kernel: [kernel_height, kernel_width],
             options,
         }
     }
@@ -554,24 +539,24 @@ fn inside(count: usize, step: usize, offset: isize, size: usize) -> std::ops::Ra
 /// Asks for the cache lines of `count` values, some of which may not exist.
 #[inline(always)]
 fn prefetch<E>(values: &[E], first: usize, count: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for at in (0..count).step_by((64 / size_of::<E>()).max(1)) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(first + at).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, first, count);
+    const TO_READ: i32 = 3;
+    fetch::<TO_READ, E>(values.as_ptr().wrapping_add(first), count);
 }
 
 /// As [`prefetch`], for values that will be written.
 #[inline(always)]
 fn prefetch_to_write<E>(first: *const E, count: usize) {
+    const TO_WRITE: i32 = 7;
+    fetch::<TO_WRITE, E>(first, count);
+}
+
+/// With x86's `_MM_HINT_T0` or `_MM_HINT_ET0`.
+#[inline(always)]
+fn fetch<const HINT: i32, E>(first: *const E, count: usize) {
     #[cfg(target_arch = "x86_64")]
     for at in (0..count).step_by((64 / size_of::<E>()).max(1)) {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        // SAFETY: as in `prefetch`.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(first.wrapping_add(at).cast()) };
+        // SAFETY: a prefetch reads nothing, whatever the address.
+        unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(first.wrapping_add(at).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (first, count);
@@ -596,25 +581,18 @@ struct Aligned<T> {
     values: std::marker::PhantomData<T>,
 }
 
-impl<T: bytemuck::Pod> Aligned<T> {
+impl<T: bytemuck::Pod + Send + Sync> Aligned<T> {
     /// Cleared by all threads.
     fn zeros(length: usize) -> Self {
-        const TASK: usize = 1 << 12;
-        let count = Line::count::<T>(length);
-        let mut lines = Vec::<Line>::with_capacity(count);
-        let clear = |part: &mut [std::mem::MaybeUninit<Line>]| {
-            part.fill(std::mem::MaybeUninit::new(Line::default()));
+        const TASK: usize = 1 << 16;
+        let clear = |target: Shared<T>| {
+            (0..length).into_par_iter().step_by(TASK).for_each(|first| {
+                // SAFETY: there is room for the values; zero is all bits clear.
+                unsafe { target.at(first).write_bytes(0, TASK.min(length - first)) };
+            });
         };
-        lines.spare_capacity_mut()[..count]
-            .par_chunks_mut(TASK)
-            .for_each(clear);
-        // SAFETY: all of these lines were cleared.
-        unsafe { lines.set_len(count) };
-        Self {
-            lines,
-            length,
-            values: std::marker::PhantomData,
-        }
+        // SAFETY: all are written.
+        unsafe { Self::written(length, clear) }
     }
 
     /// What `fill` writes: clearing a large buffer first would be a pass over it by one thread.

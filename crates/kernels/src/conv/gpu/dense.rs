@@ -51,6 +51,7 @@ const IMPLICIT: [(&str, ConvAlgorithm, AcceleratedTileKind); 6] = {
 
 /// What a pass can be computed with.
 struct Pass {
+    tuner: LocalTuner<String, CubeTuneId>,
     /// All that decides which candidates can be launched, and, with sizes rounded, which is fastest.
     key: fn(&Problem) -> String,
     /// By matrix products of Burn's.
@@ -65,7 +66,8 @@ fn rounded(size: usize) -> usize {
     anchor(size, None, None, None)
 }
 
-const FORWARD: Pass = Pass {
+static FORWARD: Pass = Pass {
+    tuner: local_tuner!("forward"),
     key: |problem| {
         let (map, size, options) = (&problem.map, problem.size, problem.options);
         let weight = problem.other.meta.shape().dims::<4>();
@@ -76,18 +78,13 @@ const FORWARD: Pass = Pass {
     },
     products: ("pointwise", pointwise),
     implicit: implicit_forward,
-    last: ("direct", |problem| {
-        let Problem {
-            map,
-            other,
-            size,
-            options,
-        } = problem;
-        direct::convolve(map, other, size, options, false)
+    last: ("direct", |p| {
+        direct::convolve(p.map, p.other, p.size, p.options, false)
     }),
 };
 
-const WEIGHT_GRADIENT: Pass = Pass {
+static WEIGHT_GRADIENT: Pass = Pass {
+    tuner: local_tuner!("weight-gradient"),
     key: |problem| {
         let (kernel, options, dtype) = (problem.size, problem.options, problem.map.dtype);
         let [n, h, w, c_in] = problem.map.meta.shape().dims();
@@ -97,14 +94,8 @@ const WEIGHT_GRADIENT: Pass = Pass {
     },
     products: ("split", split::weight_gradient),
     implicit: implicit_weight_gradient,
-    last: ("direct", |problem| {
-        let Problem {
-            map,
-            other,
-            size,
-            options,
-        } = problem;
-        direct::weight_gradient(map, other, size, options)
+    last: ("direct", |p| {
+        direct::weight_gradient(p.map, p.other, p.size, p.options)
     }),
 };
 
@@ -116,17 +107,12 @@ pub fn correlate(
     to: [usize; 2],
     options: Conv2dOptions,
 ) -> CubeTensor {
-    static TUNER: LocalTuner<String, CubeTuneId> = local_tuner!("forward");
-    let problem = Problem {
+    FORWARD.run(Problem {
         map,
         other: weight,
         size: to,
         options,
-    };
-    match cfg!(feature = "tune") {
-        true => tuned(&TUNER, || FORWARD.set(), problem),
-        false => FORWARD.first(problem),
-    }
+    })
 }
 
 /// The gradient of the weight, `[c_out, kh, kw, c_in]`, of maps that lie pixel by pixel.
@@ -136,17 +122,12 @@ pub fn weight_gradient(
     kernel: [usize; 2],
     options: Conv2dOptions,
 ) -> CubeTensor {
-    static TUNER: LocalTuner<String, CubeTuneId> = local_tuner!("weight-gradient");
-    let problem = Problem {
+    WEIGHT_GRADIENT.run(Problem {
         map: x,
         other: gradient,
         size: kernel,
         options,
-    };
-    match cfg!(feature = "tune") {
-        true => tuned(&TUNER, || WEIGHT_GRADIENT.set(), problem),
-        false => WEIGHT_GRADIENT.first(problem),
-    }
+    })
 }
 
 fn strategies() -> impl Iterator<Item = (&'static str, Strategy)> {
@@ -160,6 +141,17 @@ fn strategies() -> impl Iterator<Item = (&'static str, Strategy)> {
 }
 
 impl Pass {
+    /// By the fastest candidate where they are measured, else by the first that does not decline.
+    fn run(&'static self, problem: Problem) -> CubeTensor {
+        if cfg!(not(feature = "tune")) {
+            return self.first(problem);
+        }
+        let id = CubeTuneId::new(&problem.map.client, &problem.map.device);
+        let client = problem.map.client.clone();
+        let set = self.tuner.init(&id, || self.set());
+        self.tuner.execute(&id, &client, set, problem)
+    }
+
     /// The first candidate that does not decline.
     fn first(&self, problem: Problem) -> CubeTensor {
         let products = (self.products.1)(problem.clone()).ok();
@@ -186,17 +178,6 @@ impl Pass {
         let candidate = move |problem: Problem| Ok::<_, Declined>(last(problem));
         set.with(Tunable::new(name, candidate).group(&slow, |_| 0))
     }
-}
-
-fn tuned(
-    tuner: &'static LocalTuner<String, CubeTuneId>,
-    set: impl Fn() -> TunableSet<String, Problem, CubeTensor> + Send + Sync + 'static,
-    problem: Problem,
-) -> CubeTensor {
-    let id = CubeTuneId::new(&problem.map.client, &problem.map.device);
-    let client = problem.map.client.clone();
-    let set = tuner.init(&id, set);
-    tuner.execute(&id, &client, set, problem)
 }
 
 /// A kernel of one tap that reads each pixel by itself: a matrix product.

@@ -121,13 +121,17 @@ fn weight_parts<E: Float>(
     parts[index] = sum;
 }
 
-/// The sums of all parts, `[splits, length]` -> `[length]`, one value a unit.
+/// Adds up `[splits, length]`, one value a unit. Runs of `run` values go to every `every`-th run of the
+/// output, from its run `first` on.
 #[cube(launch_unchecked)]
 fn combine<E: Float>(
     parts: &[f32],
     output: &mut [E],
-    length: usize,
+    run: usize,
+    every: usize,
+    first: usize,
     splits: usize,
+    length: usize,
     #[define(E)] _dtype: ElemType,
 ) {
     let index = ABSOLUTE_POS;
@@ -138,7 +142,7 @@ fn combine<E: Float>(
     for split in 0..splits {
         sum += parts[split * length + index];
     }
-    output[index] = E::cast_from(sum);
+    output[(index / run * every + first) * run + index % run] = E::cast_from(sum);
 }
 
 /// `map` `[n, *from, c]` by `weight` `[c_out, kh, kw, c / groups]` -> `[n, *to, c_out]`; with `adjoint` as
@@ -230,12 +234,24 @@ pub fn sum_of_parts<const D: usize>(
     shape: [usize; D],
     dtype: DType,
 ) -> CubeTensor {
-    let length = shape.iter().product::<usize>();
-    let splits = parts.meta.num_elements() / length;
     let output = empty(&parts, shape, dtype);
-    let (count, dim) = elementwise(&output, length);
-    let element = element(&output);
-    // SAFETY: units beyond `length` stop; `parts` has all splits of all values.
+    let length = output.meta.num_elements();
+    add_up(parts, &output, length, [length, 1, 0]);
+    output
+}
+
+/// Adds up `length` values of all `parts` into a part of `output`: runs of so many values, into every so
+/// many runs, from one on.
+pub fn add_up(
+    parts: CubeTensor,
+    output: &CubeTensor,
+    length: usize,
+    [run, every, first]: [usize; 3],
+) {
+    let splits = parts.meta.num_elements() / length;
+    let (count, dim) = elementwise(output, length);
+    // SAFETY: units beyond `length` stop; `parts` has all splits of all values, and the output has room
+    // for all runs.
     unsafe {
         combine::launch_unchecked(
             &output.client,
@@ -243,10 +259,12 @@ pub fn sum_of_parts<const D: usize>(
             dim,
             parts.into_buffer_arg(),
             output.clone().into_buffer_arg(),
-            length,
+            run,
+            every,
+            first,
             splits,
-            element,
+            length,
+            element(output),
         );
     }
-    output
 }

@@ -40,23 +40,15 @@ pub fn conv2d(
     bias: Option<Tensor<1>>,
     options: Conv2dOptions,
 ) -> Tensor<4> {
-    let ([_, c_in, h, w], [c_out, depth, kh, kw]) = (x.dims(), weight.dims());
     let dtype = x.dtype();
-    let groups = options.groups;
     assert!(
         weight.dtype() == dtype && bias.as_ref().is_none_or(|bias| bias.dtype() == dtype),
         "operands of a convolution must have one dtype, not {dtype:?} and {:?}: cast them first",
         weight.dtype()
     );
-    assert!(
-        groups > 0 && c_in == depth * groups && c_out % groups == 0,
-        "a weight of shape {:?} in {groups} groups does not fit {c_in} channels",
-        weight.dims()
-    );
-    assert!(
-        options.fits([h, w], [kh, kw]),
-        "a kernel of {kh}x{kw} with {options:?} does not fit a map of {h}x{w}"
-    );
+    let [c_out, ..] = weight.dims();
+    // What does not fit is refused here, and not in the thread that launches kernels.
+    options.output_size(x.dims(), weight.dims());
     let y = ops::conv2d(x, weight, options);
     match bias {
         // In f32, for the sake of the bias's gradient: a sum over all pixels.
@@ -68,34 +60,11 @@ pub fn conv2d(
     }
 }
 
-impl Conv2dOptions {
-    /// Input pixels that a kernel spans, in one direction.
-    fn extent(&self, kernel: usize, axis: usize) -> usize {
-        (kernel.max(1) - 1) * self.dilation[axis] + 1
-    }
-
-    fn fits(&self, input: [usize; 2], kernel: [usize; 2]) -> bool {
-        [0, 1].into_iter().all(|axis| {
-            kernel[axis] > 0
-                && self.stride[axis] > 0
-                && input[axis] + 2 * self.padding[axis] >= self.extent(kernel[axis], axis)
-        })
-    }
-
-    /// Height and width of the output.
-    fn output_size(&self, input: [usize; 2], kernel: [usize; 2]) -> [usize; 2] {
-        [0, 1].map(|axis| {
-            let room = input[axis] + 2 * self.padding[axis] - self.extent(kernel[axis], axis);
-            room / self.stride[axis] + 1
-        })
-    }
-}
-
 impl GpuConvolution for CubeBackend {
     fn halfseg_gpu_conv2d(x: CubeTensor, weight: CubeTensor, options: Conv2dOptions) -> CubeTensor {
-        let [_, c_in, h, w] = x.meta.shape().dims();
-        let [c_out, depth, kh, kw] = weight.meta.shape().dims();
-        let to = options.output_size([h, w], [kh, kw]);
+        let (shape, kernel) = (x.meta.shape().dims(), weight.meta.shape().dims());
+        let to = options.output_size(shape, kernel);
+        let ([_, c_in, ..], [c_out, depth, kh, kw]) = (shape, kernel);
         let x = pixels(x);
         let output = if is_depthwise(c_in, c_out, depth, options) {
             depthwise::convolve(x, by_tap(weight), [kh, kw], to, options, false)

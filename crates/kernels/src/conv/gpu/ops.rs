@@ -23,7 +23,7 @@ pub trait GpuConvolution: Backend {
     /// See [`crate::conv2d`].
     #[fusion(meta = |x, weight, options| {
         let (x, weight) = (x.clone(), weight.clone());
-        let size = options.output_size(size_of(&x.shape), size_of(&weight.shape));
+        let size = options.output_size(x.shape.dims(), weight.shape.dims());
         spec(&x, [x.shape[0], weight.shape[0]], size)
     })]
     fn halfseg_gpu_conv2d(

@@ -14,6 +14,7 @@ use cubecl::prelude::*;
 
 use super::super::Conv2dOptions;
 use super::dense::{Declined, Problem};
+use super::direct::add_up;
 use super::window::{Pair, Side, pair, sides, source, vector_size};
 use crate::cube::{element, elementwise, empty};
 
@@ -53,29 +54,6 @@ fn columns_of_tap<E: Float, N: Size>(
         value = x[(start + across.at) * channels + index % channels];
     }
     output[index] = value;
-}
-
-/// Adds up the parts of one tap, `[splits, c_out, c_in]`, into `[c_out, taps, c_in]`, one value a unit.
-#[cube(launch_unchecked)]
-fn add_up<E: Float>(
-    parts: &[f32],
-    output: &mut [E],
-    c_in: usize,
-    taps: usize,
-    tap: usize,
-    splits: usize,
-    length: usize,
-    #[define(E)] _dtype: ElemType,
-) {
-    let index = ABSOLUTE_POS;
-    if index >= length {
-        terminate!();
-    }
-    let mut sum = 0.0f32.runtime();
-    for split in 0..splits {
-        sum += parts[split * length + index];
-    }
-    output[(index / c_in * taps + tap) * c_in + index % c_in] = E::cast_from(sum);
 }
 
 /// How pixels are cut: the number of parts, and the pixels of each.
@@ -119,24 +97,8 @@ pub fn weight_gradient(problem: Problem) -> Result<CubeTensor, Declined> {
         let strategy = MatmulStrategy::default();
         let parts = matmul(gradient.clone(), columns, None, strategy, DType::F32);
         let parts = parts.map_err(|error| format!("{error:?}"))?;
-        let length = c_out * c_in;
-        let (count, dim) = elementwise(&weight, length);
-        // SAFETY: units beyond `length` stop; `parts` has all splits of all values.
-        unsafe {
-            add_up::launch_unchecked(
-                &weight.client,
-                count,
-                dim,
-                parts.into_buffer_arg(),
-                weight.clone().into_buffer_arg(),
-                c_in,
-                taps,
-                tap,
-                splits,
-                length,
-                element(&weight),
-            );
-        }
+        // `[c_out, c_in]` into `[c_out, taps, c_in]`.
+        add_up(parts, &weight, c_out * c_in, [c_in, taps, tap]);
     }
     Ok(weight)
 }
