@@ -15,13 +15,11 @@ macro_rules! eprintln {
     }};
 }
 
-mod allocator;
 mod args;
 mod commands;
 mod failure;
 mod interrupt;
 mod output;
-mod peak;
 mod progress;
 mod settings;
 

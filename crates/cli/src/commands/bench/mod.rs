@@ -1,5 +1,8 @@
 //! `halfseg bench`.
 
+mod allocator;
+mod peak;
+
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -10,13 +13,12 @@ use halfseg_train::{
 };
 use serde_json::json;
 
-use crate::allocator;
+use self::peak::measure_gflops;
 use crate::args::BenchArgs;
 use crate::commands::info::memory_plan;
 use crate::failure::{Interrupted, Usage};
 use crate::interrupt;
 use crate::output::write_json;
-use crate::peak::measure_gflops;
 
 /// Measures passes over random images through a network of random weights.
 ///

@@ -2,17 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use serde_json::Value;
 
-fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_halfseg"))
-        .args(args)
-        .env_remove("RUST_BACKTRACE")
-        .output()
-        .expect("the program starts")
-}
+use crate::support::*;
 
 /// Runs the program, which must succeed, and reads the JSON that it prints.
 fn json(args: &[&str]) -> Value {
@@ -225,10 +218,6 @@ fn train(out: &Path, iterations: &str) -> u64 {
     let log = fs::read_to_string(out.join("log.jsonl")).expect("a run leaves a log");
     let end: Value = serde_json::from_str(log.lines().last().expect("a last line")).unwrap();
     end["peak_rss_mib"].as_u64().expect("a peak on Linux")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are Unicode")
 }
 
 /// Longer runs (600 iterations, 200 images) are in `docs/MEASURED.md`.

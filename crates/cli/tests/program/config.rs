@@ -1,0 +1,99 @@
+//! `halfseg config`, and flags that cannot be.
+
+use std::fs;
+
+use crate::support::*;
+
+#[test]
+fn a_printed_configuration_reads_back_unchanged() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("recipe.toml");
+    let args = [
+        "config",
+        "--method",
+        "deeplabv3",
+        "--backbone",
+        "resnet50",
+        "--lr",
+        "0.5",
+    ];
+    let first = run(&[&args[..], &["--set", "data.flip=0.25", "--crop", "96x128"]].concat());
+    assert_eq!(first.status.code(), Some(0), "{}", stderr(&first));
+    fs::write(&file, &first.stdout).unwrap();
+    let second = run(&["config", "--config", text(&file)]);
+    assert_eq!(first.stdout, second.stdout);
+    let toml = String::from_utf8(second.stdout).unwrap();
+    for line in [
+        "method = \"deeplabv3\"",
+        "lr = 0.5",
+        "flip = 0.25",
+        "crop = \"96x128\"",
+    ] {
+        assert!(toml.contains(line), "expected `{line}` in:\n{toml}");
+    }
+}
+
+#[test]
+fn bad_usage_ends_with_2_and_names_what_is_meant() {
+    for scale in ["0", "-1", "nan", "inf", "1e38", "1e-46", "tourch", ""] {
+        let flag = format!("--loss-scale={scale}");
+        let expect = ["2^-126 to 2^126", "torch (or dynamic), megatron", scale];
+        check(&["train", "--out", "x", &flag], 2, &expect);
+        let set = format!("precision.loss_scale={scale}");
+        check(
+            &["config", "--set", &set],
+            2,
+            &["`precision.loss_scale`", expect[0]],
+        );
+    }
+    check(&["train", "--method", "fcn"], 2, &["--out"]);
+    check(&["train", "--methd", "fcn", "--out", "x"], 2, &["--method"]);
+    check(
+        &["config", "--method", "unet"],
+        2,
+        &["unet", "deeplabv3plus"],
+    );
+    check(
+        &["config", "--backbone", "resnet20"],
+        2,
+        &["resnet20", "resnet18"],
+    );
+    check(&["config", "--precision", "f8"], 2, &["f32, f16 or bf16"]);
+    check(&["config", "--crop", "512"], 2, &["HEIGHTxWIDTH"]);
+    check(&["config", "--lr", "0"], 2, &["`optimizer.lr`"]);
+    for classes in ["0", "256"] {
+        check(&["config", "--classes", classes], 2, &[classes, "1..=255"]);
+    }
+    let nearest = "nearest valid key is `optimizer.momentum`";
+    check(
+        &["config", "--set", "optimizer.momentun=1"],
+        2,
+        &["`optimizer.momentun`", nearest],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("typo.toml");
+    for (typo, key, nearest) in [
+        (
+            "[data]\nphotometrics = false\n",
+            "data.photometrics",
+            "data.photometric",
+        ),
+        ("[optimzer]\nlr = 1.0\n", "optimzer.lr", "optimizer.lr"),
+    ] {
+        fs::write(&file, typo).unwrap();
+        let (key, nearest) = (
+            format!("`{key}`"),
+            format!("nearest valid key is `{nearest}`"),
+        );
+        check(
+            &["config", "--config", text(&file)],
+            2,
+            &["typo.toml", &key, &nearest],
+        );
+    }
+    check(
+        &["config", "--method", "pspnet", "--batch", "1"],
+        2,
+        &["`train.batch`", "at least 2"],
+    );
+}

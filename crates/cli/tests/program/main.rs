@@ -1,0 +1,11 @@
+//! The program as a user runs it: jobs that work, and input that cannot.
+
+mod audit;
+mod bad_input;
+mod bench;
+mod config;
+mod eval;
+mod export;
+mod predict;
+mod support;
+mod train;
