@@ -8,8 +8,9 @@ use burn::module::{Module, ParamId};
 use burn::tensor::{FloatDType, Tensor};
 use serde::Serialize;
 
+use crate::paths::paths_by_id;
 use crate::scope::{Forced, Site, with_forced};
-use crate::statistics::{Snapshot, parameters};
+use crate::statistics::Snapshot;
 use crate::{Op, OpClass, Policy, Precision};
 
 thread_local! {
@@ -107,16 +108,12 @@ pub fn audit<M: Module, R>(
     let Some(dtype) = precision.dtype() else {
         panic!("an audit needs a policy with a compute dtype, such as `Policy::f16()`");
     };
-    let paths = parameters(model)
-        .into_iter()
-        .map(|p| (p.id, p.path))
-        .collect();
     let audit = Audit {
         dtype,
         policy: policy.clone(),
         rows: Vec::new(),
         places: HashMap::new(),
-        paths,
+        paths: paths_by_id(model),
     };
     AUDIT.with_borrow_mut(|current| {
         assert!(current.is_none(), "an audit cannot run inside another");

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, FloatDType, Gradients, Tensor};
 
+use crate::paths::parameter_paths;
 use crate::report::count_hit;
 use crate::scope::{castable, convert, in_scope, target};
-use crate::statistics::parameters;
 use crate::{Op, OpClass};
 
 /// The casts of every thread that made any: a backward pass and a step concern the casts of all
@@ -81,7 +81,7 @@ pub(crate) fn forget_consumed(grads: &Gradients) {
 
 /// Forgets the casts of the weights of `model`.
 pub(crate) fn forget_weights<M: Module>(model: &M) {
-    let ids: HashSet<_> = parameters(model).into_iter().map(|p| p.id).collect();
+    let ids: HashSet<_> = parameter_paths(model).into_iter().map(|p| p.id).collect();
     forget(|key, _| ids.contains(&key.id));
 }
 

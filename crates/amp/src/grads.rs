@@ -14,7 +14,8 @@ use halfseg_kernels::{AnyTensor, handles_lists, measure_list, scale_list};
 
 use crate::Precision;
 use crate::cache::forget_consumed;
-use crate::statistics::{PathStack, flush};
+use crate::paths::paths_by_id;
+use crate::statistics::flush;
 use crate::underflow::{Losses, UnderflowReport, UnderflowRow};
 
 /// A gradient of any rank.
@@ -390,22 +391,16 @@ impl ScaledGraph {
             grads: &'a mut Gradients,
             round: &'a Round,
             device: Device,
-            path: PathStack,
+            paths: HashMap<ParamId, String>,
             found: Vec<Grad>,
             forward: Vec<ForwardFlag>,
         }
         impl ModuleVisitor for Visitor<'_> {
-            fn enter_module(&mut self, name: &str, container: &str) {
-                self.path.enter(name, container);
-            }
-            fn exit_module(&mut self, _: &str, _: &str) {
-                self.path.exit();
-            }
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 if self.round.statistics.contains(&param.id) {
                     let finite = finite_flag(param.base().without_autodiff(), &self.device);
                     self.forward.push(ForwardFlag {
-                        name: self.path.path(),
+                        name: self.paths[&param.id].clone(),
                         finite,
                     });
                 }
@@ -415,7 +410,7 @@ impl ScaledGraph {
                 let Some(value) = param.base().grad_remove(self.grads) else {
                     return;
                 };
-                let path = self.path.path();
+                let path = self.paths[&param.id].clone();
                 assert!(
                     matches!(value.dtype(), DType::F32 | DType::F64 | DType::Flex32),
                     "the gradient of {path} is {:?}: the scaler needs f32 master weights, which \
@@ -438,7 +433,7 @@ impl ScaledGraph {
             grads: &mut self.grads,
             round: &self.round,
             device: device.clone(),
-            path: PathStack::default(),
+            paths: paths_by_id(model),
             found: Vec::new(),
             forward: Vec::new(),
         };

@@ -10,6 +10,7 @@ mod host;
 pub mod nn;
 mod op;
 pub mod ops;
+mod paths;
 mod policy;
 mod promote;
 mod report;
@@ -24,6 +25,7 @@ pub use cache::{cast_param, invalidate_casts, param_dtype};
 pub use error::AmpError;
 pub use grads::{ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
 pub use op::{Op, OpClass};
+pub use paths::{ParameterPath, parameter_paths};
 pub use policy::{Policy, Precision, UnmatchedModule};
 pub use promote::{
     add, atan2, cat, cross, div, dot, grid_sample_2d, matmul_operands, mul, operands, promote,

@@ -12,7 +12,8 @@ use burn::tensor::{FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::statistics::{parameters, statistics_ids};
+use crate::paths::parameter_paths;
+use crate::statistics::statistics_ids;
 use crate::{AmpError, Op, OpClass};
 
 /// A floating-point precision as policies name it.
@@ -242,7 +243,7 @@ impl Policy {
     /// checkpoint that renames them.
     #[must_use = "overrides that match nothing have no effect: report them"]
     pub fn bind<M: Module>(&mut self, model: &M) -> Vec<UnmatchedModule> {
-        let parameters = parameters(model);
+        let parameters = parameter_paths(model);
         let mut unmatched = Vec::new();
         let mut bound = HashMap::new();
         // Shorter paths first, so that longer ones overwrite them.

@@ -11,60 +11,6 @@ use std::collections::{HashMap, HashSet};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 
-/// Keeps the dotted path of the place that a visitor is at: the names of fields, without those of
-/// enum variants, so that a path does not depend on which variant a model happens to use.
-#[derive(Default)]
-pub(crate) struct PathStack(Vec<Option<String>>);
-
-impl PathStack {
-    /// Takes what Burn gives to `enter_module`.
-    pub fn enter(&mut self, name: &str, container: &str) {
-        let is_variant = container.starts_with("Enum:");
-        self.0.push((!is_variant).then(|| name.to_owned()));
-    }
-
-    pub fn exit(&mut self) {
-        self.0.pop();
-    }
-
-    pub fn path(&self) -> String {
-        let names: Vec<_> = self.0.iter().flatten().map(String::as_str).collect();
-        names.join(".")
-    }
-}
-
-/// A float parameter, or running statistic, of a model.
-pub(crate) struct Parameter {
-    pub id: ParamId,
-    pub path: String,
-}
-
-/// Every float parameter and running statistic of `model`, in its order.
-pub(crate) fn parameters<M: Module>(model: &M) -> Vec<Parameter> {
-    #[derive(Default)]
-    struct Visitor {
-        path: PathStack,
-        found: Vec<Parameter>,
-    }
-    impl ModuleVisitor for Visitor {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.enter(name, container);
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.exit();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.found.push(Parameter {
-                id: param.id,
-                path: self.path.path(),
-            });
-        }
-    }
-    let mut visitor = Visitor::default();
-    model.visit(&mut visitor);
-    visitor.found
-}
-
 /// The ids of the running statistics of `model`.
 ///
 /// A parameter shows the same value cell on every visit; a running statistic wraps its value anew.

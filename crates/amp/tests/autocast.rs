@@ -19,6 +19,7 @@ use burn::tensor::ops::{
 };
 use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor, activation, module};
 use common::{Net, Weights, device, floats, gradients, values, vec};
+use halfseg_amp::parameter_paths;
 use halfseg_amp::{AmpError, CastReport, GradScaler, Op, OpClass, Policy, Precision};
 use halfseg_amp::{autocast, cast, cast_param, cast_report, current, nn, observe, operands, ops};
 
@@ -855,6 +856,31 @@ fn paths_leave_out_variants_of_enums() {
     assert_eq!(policy.bind(&model), []);
     let mut policy = Policy::f16().with_module("heads.0.Plain", Precision::F32);
     assert_eq!(policy.bind(&model)[0].nearest, "heads.0");
+    let paths = parameter_paths(&model);
+    let found: Vec<_> = paths.iter().map(|p| (p.id, &*p.path)).collect();
+    let Head::Plain(head) = &model.heads[0];
+    let bias = head.bias.as_ref().unwrap();
+    let expected = [
+        (head.weight.id, "heads.0.weight"),
+        (bias.id, "heads.0.bias"),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_shared_parameter_has_each_of_its_paths_and_is_named_by_the_first() {
+    let weights = Weights::new([1.0], &device());
+    let model = vec![weights.clone(), weights];
+    let paths = parameter_paths(&model);
+    let found: Vec<_> = paths.iter().map(|p| &*p.path).collect();
+    assert_eq!(found, ["0.weight", "1.weight"]);
+    assert_eq!(paths[0].id, paths[1].id);
+
+    let mut scaler = GradScaler::mmcv_static();
+    scaler.begin(&model);
+    let loss = model[0].weight.val().mul_scalar(1e38).sum();
+    let grads = scaler.scale(loss).backward(&model);
+    assert_eq!(scaler.unscale(grads).culprits(), ["0.weight"]);
 }
 
 #[test]

@@ -1,0 +1,68 @@
+//! The paths of a model's parameters: the one place that makes them.
+
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::Tensor;
+
+/// A float parameter, or running statistic, of a model and its place in it; from
+/// [`parameter_paths`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ParameterPath {
+    /// The identity that gradients, optimizers and clones of the model know the parameter by.
+    pub id: ParamId,
+    /// The names of the fields on the way from the root, joined by dots: `layer1.0.conv1.weight`.
+    pub path: String,
+}
+
+/// Every float parameter and running statistic of `model`, in its order.
+///
+/// A path is made of the names of fields and the numbers of elements, without the names of enum
+/// variants, so that it does not depend on which variant a model happens to use. A parameter that
+/// two modules share is listed at each of its places.
+///
+/// ```
+/// use burn::nn::{Linear, LinearConfig};
+/// use burn::tensor::Device;
+/// use halfseg_amp::parameter_paths;
+///
+/// let device = Device::flex();
+/// let model: Vec<Linear> = (0..2).map(|_| LinearConfig::new(2, 2).init(&device)).collect();
+/// let paths: Vec<_> = parameter_paths(&model).into_iter().map(|p| p.path).collect();
+/// assert_eq!(paths, ["0.weight", "0.bias", "1.weight", "1.bias"]);
+/// ```
+pub fn parameter_paths<M: Module>(model: &M) -> Vec<ParameterPath> {
+    #[derive(Default)]
+    struct Visitor {
+        /// The names on the way to where the visitor is, `None` for enum variants.
+        names: Vec<Option<String>>,
+        found: Vec<ParameterPath>,
+    }
+    impl ModuleVisitor for Visitor {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            let is_variant = container.starts_with("Enum:");
+            self.names.push((!is_variant).then(|| name.to_owned()));
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.names.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let names: Vec<_> = self.names.iter().flatten().map(String::as_str).collect();
+            let (id, path) = (param.id, names.join("."));
+            self.found.push(ParameterPath { id, path });
+        }
+    }
+    let mut visitor = Visitor::default();
+    model.visit(&mut visitor);
+    visitor.found
+}
+
+/// The path of each parameter, the first of those that are shared.
+pub(crate) fn paths_by_id<M: Module>(model: &M) -> HashMap<ParamId, String> {
+    let mut paths = HashMap::new();
+    for ParameterPath { id, path } in parameter_paths(model) {
+        paths.entry(id).or_insert(path);
+    }
+    paths
+}
