@@ -12,6 +12,7 @@ mod op;
 pub mod ops;
 mod paths;
 mod policy;
+mod precision;
 mod promote;
 mod report;
 mod scaler;
@@ -26,7 +27,8 @@ pub use error::AmpError;
 pub use grads::{ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
 pub use op::{Op, OpClass};
 pub use paths::{ParameterPath, parameter_paths};
-pub use policy::{Policy, Precision, UnmatchedModule};
+pub use policy::{Policy, UnmatchedModule};
+pub use precision::Precision;
 pub use promote::{
     add, atan2, cat, cross, div, dot, grid_sample_2d, matmul_operands, mul, operands, promote,
     scatter, stack, sub, widest,

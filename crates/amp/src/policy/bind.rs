@@ -1,0 +1,96 @@
+//! The module overrides of a policy, resolved to the parameters of a model.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use burn::module::{Module, ParamId};
+
+use super::{Bound, Policy};
+use crate::Precision;
+use crate::paths::parameter_paths;
+
+/// An override of a [`Policy`] whose path names no module of the model, from [`Policy::bind`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnmatchedModule {
+    /// The path that matches nothing.
+    pub path: String,
+    /// The module of the model whose path looks most like it; empty for a model without any.
+    pub nearest: String,
+}
+
+impl std::fmt::Display for UnmatchedModule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { path, nearest } = self;
+        write!(
+            f,
+            "the model has no module `{path}`; the nearest is `{nearest}`"
+        )
+    }
+}
+
+/// The candidate that looks most like `name`.
+pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+    let likeness = |candidate: &str| strsim::normalized_damerau_levenshtein(name, candidate);
+    candidates
+        .into_iter()
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+        .unwrap_or_default()
+        .to_owned()
+}
+
+impl Policy {
+    /// Resolves the module overrides to the parameters of `model`, and returns those that match
+    /// nothing in it: a caller that reads policy files should report them.
+    ///
+    /// Parameters keep their identity through optimizer steps; bind again after loading a
+    /// checkpoint that renames them.
+    #[must_use = "overrides that match nothing have no effect: report them"]
+    pub fn bind<M: Module>(&mut self, model: &M) -> Vec<UnmatchedModule> {
+        let parameters = parameter_paths(model);
+        let mut unmatched = Vec::new();
+        let mut bound = HashMap::new();
+        // Shorter paths first, so that longer ones overwrite them.
+        let mut modules: Vec<_> = self.modules.iter().collect();
+        modules.sort_by_key(|(path, _)| path.len());
+        for (path, precision) in modules {
+            let mut found = false;
+            for parameter in &parameters {
+                let rest = parameter.path.strip_prefix(path.as_str());
+                if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.')) {
+                    bound.insert(parameter.id, *precision);
+                    found = true;
+                }
+            }
+            if !found {
+                // Every module on the way from the root to a parameter.
+                let above = parameters.iter().flat_map(|parameter| {
+                    let path = parameter.path.as_str();
+                    path.match_indices('.').map(|(end, _)| &path[..end])
+                });
+                unmatched.push(UnmatchedModule {
+                    path: path.clone(),
+                    nearest: nearest(path, above),
+                });
+            }
+        }
+        self.bound = Some(Bound(Arc::new(bound)));
+        unmatched.sort_by(|a, b| a.path.cmp(&b.path));
+        unmatched
+    }
+
+    /// The override for operations that own the parameter `id`.
+    pub(crate) fn module_precision(&self, id: ParamId) -> Option<Precision> {
+        if self.modules.is_empty() || !self.is_enabled() {
+            return None;
+        }
+        let Some(bound) = &self.bound else {
+            panic!(
+                "the policy has precisions for the modules {:?}, which nothing connects to a \
+                 model: call `policy.bind(&model)` before `autocast`",
+                self.modules.keys().collect::<Vec<_>>()
+            );
+        };
+        bound.0.get(&id).copied()
+    }
+}
