@@ -9,9 +9,9 @@ use burn::tensor::{FloatDType, Tensor};
 use serde::Serialize;
 
 use crate::paths::paths_by_id;
-use crate::scope::{Forced, Site, with_forced};
+use crate::scope::{Forced, with_forced};
 use crate::statistics::Snapshot;
-use crate::{Op, OpClass, Policy, Precision};
+use crate::{Op, OpClass, Policy, Precision, Site, autocast};
 
 thread_local! {
     static AUDIT: RefCell<Option<Audit>> = const { RefCell::new(None) };
@@ -73,7 +73,7 @@ pub struct AuditReport {
 
 /// Runs `forward`, and each of its operations a second time in the compute dtype of `policy`.
 ///
-/// Every operation that goes through [`observe`](crate::observe), which those of [`ops`](crate::ops)
+/// Every operation that goes through [`observe`](crate::observe()), which those of [`ops`](crate::ops)
 /// and [`nn`](crate::nn) do, is run in f32 and in half precision on the same input, and the two
 /// results are compared. Operations that the policy keeps in f32 are run in half precision too, so
 /// the report shows what that saves. The f32 result goes on, so each error is an operation's own.
@@ -97,7 +97,7 @@ pub struct AuditReport {
 ///
 /// # Panics
 ///
-/// If the policy is disabled, or inside another audit; and as [`autocast`](crate::autocast) of a policy
+/// If the policy is disabled, or inside another audit; and as [`autocast`](crate::autocast()) of a policy
 /// that names modules and is not bound to the model.
 pub fn audit<M: Module, R>(
     model: &M,
@@ -129,7 +129,7 @@ pub fn audit<M: Module, R>(
     let _end = End;
     let mut snapshot = Snapshot::default();
     snapshot.add(model);
-    let result = crate::autocast(policy, forward);
+    let result = autocast(policy, forward);
     snapshot.restore(model);
 
     let mut rows = AUDIT.take().expect("the audit is still there").rows;

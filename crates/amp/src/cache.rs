@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, FloatDType, Gradients, Tensor};
 
+use crate::cast::{castable, convert};
 use crate::paths::parameter_paths;
 use crate::report::count_hit;
-use crate::scope::{castable, convert, in_scope, target};
+use crate::scope::{in_scope, target};
 use crate::{Op, OpClass};
 
 /// The casts of every thread that made any: a backward pass and a step concern the casts of all

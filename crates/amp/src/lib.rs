@@ -1,13 +1,16 @@
 #![doc = include_str!("../README.md")]
 
 mod audit;
+mod autocast;
 mod cache;
+mod cast;
 mod error;
 mod grads;
 pub mod guide;
 #[cfg(feature = "flex")]
 mod host;
 pub mod nn;
+mod observe;
 mod op;
 pub mod ops;
 mod paths;
@@ -18,13 +21,17 @@ mod report;
 mod scaler;
 mod scaling;
 mod scope;
+mod site;
 mod statistics;
 mod underflow;
 
 pub use audit::{AuditReport, AuditRow, audit};
+pub use autocast::autocast;
 pub use cache::{cast_param, invalidate_casts, param_dtype};
+pub use cast::cast;
 pub use error::AmpError;
 pub use grads::{ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
+pub use observe::observe;
 pub use op::{Op, OpClass};
 pub use paths::{ParameterPath, parameter_paths};
 pub use policy::{Policy, UnmatchedModule};
@@ -36,5 +43,6 @@ pub use promote::{
 pub use report::{CastReport, cast_report};
 pub use scaler::{GradScaler, OverflowPass, ScaleUpdate, StepOutcome};
 pub use scaling::{DynamicScale, Scaling};
-pub use scope::{Site, autocast, cast, current, observe};
+pub use scope::current;
+pub use site::Site;
 pub use underflow::{Losses, UnderflowReport, UnderflowRow};

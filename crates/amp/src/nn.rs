@@ -11,8 +11,8 @@ use burn::nn::loss::CrossEntropyLoss;
 use burn::nn::{BatchNorm, GroupNorm, InstanceNorm, LayerNorm, Linear, PRelu};
 use burn::tensor::{FloatDType, Int, Tensor, activation};
 
+use crate::observe::is_idle;
 use crate::promote::widen;
-use crate::scope::is_idle;
 use crate::statistics::statistics_ids;
 use crate::{Op, cast, cast_param, observe, operands};
 
@@ -217,7 +217,7 @@ pub fn cross_entropy(
 /// A copy of a layer whose parameters are cast to what the policy prescribes for `op`.
 ///
 /// For layers that have no function of their own here, such as attention blocks and embeddings.
-/// The casts are the shared ones of [`cast_param`]; the input is the caller's to [`cast`].
+/// The casts are the shared ones of [`cast_param`]; the input is the caller's to [`cast`](crate::cast()).
 ///
 /// Burn's recurrent layers cannot be cast this way: they write into f32 buffers of their own.
 ///

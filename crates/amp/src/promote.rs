@@ -8,7 +8,7 @@ use burn::module::Param;
 use burn::tensor::ops::GridSampleOptions;
 use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor};
 
-use crate::scope::convert;
+use crate::cast::convert;
 use crate::{Op, cast, cast_param};
 
 /// The narrowest dtype that holds both: f16 and bf16 meet in f32, f64 absorbs all.

@@ -18,7 +18,7 @@ pub use bind::UnmatchedModule;
 /// Which dtype each operation computes in.
 ///
 /// A policy is a plain value: build it from a preset, change it with the `with_*` methods, keep it
-/// in a JSON file, and put it in force with [`autocast`](crate::autocast).
+/// in a JSON file, and put it in force with [`autocast`](crate::autocast()).
 ///
 /// ```
 /// use halfseg_amp::{Op, Policy, Precision};
