@@ -7,17 +7,17 @@ mod cast;
 mod error;
 mod grads;
 pub mod guide;
-#[cfg(feature = "flex")]
-mod host;
 pub mod nn;
 mod observe;
 mod op;
 pub mod ops;
+mod outcome;
 mod paths;
 mod policy;
 mod precision;
 mod promote;
 mod report;
+mod scale;
 mod scaler;
 mod scaling;
 mod scope;
@@ -33,6 +33,7 @@ pub use error::AmpError;
 pub use grads::{ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
 pub use observe::observe;
 pub use op::{Op, OpClass};
+pub use outcome::{OverflowPass, ScaleUpdate, StepOutcome};
 pub use paths::{ParameterPath, parameter_paths};
 pub use policy::{Policy, UnmatchedModule};
 pub use precision::Precision;
@@ -41,7 +42,7 @@ pub use promote::{
     scatter, stack, sub, widest,
 };
 pub use report::{CastReport, cast_report};
-pub use scaler::{GradScaler, OverflowPass, ScaleUpdate, StepOutcome};
+pub use scaler::GradScaler;
 pub use scaling::{DynamicScale, Scaling};
 pub use scope::current;
 pub use site::Site;

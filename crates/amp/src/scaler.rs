@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::forget_weights;
 use crate::grads::{Round, ScaledGrads, ScaledLoss, UnscaledGrads};
+use crate::scale::ScaleState;
 use crate::statistics::Snapshot;
-use crate::{AmpError, DynamicScale, Scaling};
+use crate::{AmpError, DynamicScale, OverflowPass, ScaleUpdate, Scaling, StepOutcome};
 
 /// Scales losses so that small gradients survive half precision, and skips steps that overflow.
 ///
@@ -50,24 +51,10 @@ use crate::{AmpError, DynamicScale, Scaling};
 /// A skipped step leaves everything as it was before `begin`: parameters, optimizer state, and the
 /// running statistics of batch norm.
 #[derive(Serialize, Deserialize)]
-#[serde(try_from = "State", into = "State")]
+#[serde(try_from = "ScaleState", into = "ScaleState")]
 pub struct GradScaler {
-    state: State,
+    state: ScaleState,
     open: Option<Open>,
-}
-
-/// What is saved of a scaler.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct State {
-    scaling: Scaling,
-    scale: f32,
-    /// Clean steps since the last growth or overflow.
-    clean: u32,
-    /// Overflows left to forgive, plus one.
-    hysteresis_left: u32,
-    steps: u64,
-    skips: u64,
 }
 
 /// A step between `begin` and `update`.
@@ -76,125 +63,6 @@ struct Open {
     snapshot: Snapshot,
     overflow: bool,
     applied: bool,
-}
-
-/// What a step did. In JSON it is an object whose `result` is `stepped` or `skipped`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "result", rename_all = "snake_case")]
-#[must_use = "a skipped step must not advance schedules"]
-#[non_exhaustive]
-pub enum StepOutcome {
-    /// The parameters were updated.
-    #[non_exhaustive]
-    Stepped {
-        /// The scale of the gradients of this step.
-        scale: f32,
-        /// The global l2 norm of the gradients before clipping, if it was computed: a disabled
-        /// scaler computes it for clipping only.
-        grad_norm: Option<f32>,
-        /// Whether clipping changed the gradients.
-        clipped: bool,
-    },
-    /// Gradients were infinite or NaN; nothing was changed.
-    #[non_exhaustive]
-    Skipped {
-        /// The scale of the gradients of this step.
-        scale: f32,
-        /// The scale that the overflow leads to.
-        next_scale: f32,
-        /// The paths of the parameters whose gradients overflowed, in the order of the model.
-        culprits: Vec<String>,
-        /// Where the overflow began.
-        pass: OverflowPass,
-        /// What the forward pass left infinite or NaN: `loss`, or paths of running statistics, the
-        /// first of which is near the origin.
-        non_finite_forward: Vec<String>,
-        /// Whether the lower bound kept the scale from backing off fully.
-        at_floor: bool,
-    },
-}
-
-impl StepOutcome {
-    /// Whether the parameters were updated.
-    pub fn stepped(&self) -> bool {
-        matches!(self, StepOutcome::Stepped { .. })
-    }
-}
-
-impl std::fmt::Display for StepOutcome {
-    /// One line: `stepped, scale 512, gradient norm 1.2`, or `skipped, backward overflow at scale
-    /// 65536 (now 32768) in head.weight, head.bias`. Of more than three parameters it names the
-    /// first, the last and their number, and after a forward overflow what it began with.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            StepOutcome::Stepped {
-                scale,
-                grad_norm: Some(norm),
-                ..
-            } => {
-                write!(f, "stepped, scale {scale}, gradient norm {norm}")
-            }
-            StepOutcome::Stepped { scale, .. } => write!(f, "stepped, scale {scale}"),
-            StepOutcome::Skipped {
-                scale,
-                next_scale,
-                culprits,
-                pass,
-                non_finite_forward,
-                at_floor,
-            } => {
-                let pass = match pass {
-                    OverflowPass::Forward => "forward",
-                    OverflowPass::Backward => "backward",
-                };
-                // An f32 is printed with the digits that tell it apart, 2^32 as 4294967300.
-                let [scale, next_scale] = [scale, next_scale].map(|scale| f64::from(*scale));
-                write!(
-                    f,
-                    "skipped, {pass} overflow at scale {scale} (now {next_scale}) in "
-                )?;
-                match culprits.as_slice() {
-                    [] => f.write_str("no parameter"),
-                    [first, _, _, .., last] if culprits.len() > 3 => {
-                        write!(f, "{} gradients from {first} to {last}", culprits.len())
-                    }
-                    few => f.write_str(&few.join(", ")),
-                }?;
-                if let Some(first) = non_finite_forward.first() {
-                    write!(f, "; the forward pass was not finite from {first} on")?;
-                }
-                match at_floor {
-                    true => f.write_str("; the scale is at its lower bound"),
-                    false => Ok(()),
-                }
-            }
-        }
-    }
-}
-
-/// The pass in which an overflow began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum OverflowPass {
-    /// The loss or a running statistic was not finite: a smaller scale will not help.
-    Forward,
-    /// Only gradients were not finite.
-    Backward,
-}
-
-/// What [`GradScaler::update`] did to the scale.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct ScaleUpdate {
-    /// The scale of the step that ended.
-    pub from: f32,
-    /// The scale of the next step.
-    pub to: f32,
-    /// Whether any gradients of the step overflowed.
-    pub overflow: bool,
-    /// Whether the lower bound kept the scale from backing off fully.
-    pub at_floor: bool,
 }
 
 impl GradScaler {
@@ -207,19 +75,7 @@ impl GradScaler {
         if let Err(error) = scaling.validate() {
             panic!("{error}");
         }
-        let (scale, hysteresis_left) = match &scaling {
-            Scaling::Disabled => (1.0, 1),
-            Scaling::Fixed(scale) => (*scale, 1),
-            Scaling::Dynamic(dynamic) => (dynamic.init.min(dynamic.max), dynamic.hysteresis),
-        };
-        let state = State {
-            scaling,
-            scale,
-            clean: 0,
-            hysteresis_left,
-            steps: 0,
-            skips: 0,
-        };
+        let state = ScaleState::new(scaling);
         Self { state, open: None }
     }
 
@@ -279,7 +135,7 @@ impl GradScaler {
     /// Opens a step: call this before the forward pass, for each model that it trains.
     ///
     /// Remembers the running statistics of `model`, which the forward pass changes and a skipped
-    /// step restores. State that a module changes behind Burn's back (its own `Mutex`, say) is not
+    /// step restores. ScaleState that a module changes behind Burn's back (its own `Mutex`, say) is not
     /// seen. Further calls within a step add models; they never replace what is remembered.
     pub fn begin<M: Module>(&mut self, model: &M) {
         static ROUNDS: AtomicU64 = AtomicU64::new(0);
@@ -516,46 +372,6 @@ impl GradScaler {
     }
 }
 
-impl State {
-    fn count(&mut self, overflow: bool) {
-        if overflow {
-            self.skips += 1;
-        } else {
-            self.steps += 1;
-        }
-    }
-
-    /// The state after a step, and whether the lower bound held the scale up.
-    fn after(&self, overflow: bool) -> (State, bool) {
-        let mut next = self.clone();
-        next.count(overflow);
-        let Scaling::Dynamic(dynamic) = &self.scaling else {
-            return (next, false);
-        };
-        if overflow {
-            next.clean = 0;
-            next.hysteresis_left = self.hysteresis_left.saturating_sub(1);
-            if next.hysteresis_left > 0 {
-                return (next, false);
-            }
-            // In f64 and rounded once, as PyTorch computes it.
-            let scale = (f64::from(self.scale) * dynamic.backoff) as f32;
-            next.scale = scale.max(dynamic.min);
-            return (next, scale < dynamic.min);
-        }
-        next.clean += 1;
-        if next.clean >= dynamic.interval {
-            next.clean = 0;
-            next.hysteresis_left = dynamic.hysteresis;
-            let scale = f64::from(self.scale) * dynamic.growth;
-            if scale <= f64::from(dynamic.max) {
-                next.scale = scale as f32;
-            }
-        }
-        (next, false)
-    }
-}
-
 impl Clone for GradScaler {
     /// Copies the state between steps; a step that is open stays with the original.
     fn clone(&self) -> Self {
@@ -582,29 +398,102 @@ impl std::fmt::Debug for GradScaler {
     }
 }
 
-impl From<GradScaler> for State {
+impl From<GradScaler> for ScaleState {
     fn from(scaler: GradScaler) -> Self {
         scaler.state
     }
 }
 
-impl TryFrom<State> for GradScaler {
+impl TryFrom<ScaleState> for GradScaler {
     type Error = AmpError;
 
-    fn try_from(state: State) -> Result<Self, AmpError> {
-        state.scaling.validate()?;
-        let (min, max) = match &state.scaling {
-            Scaling::Disabled => (1.0, 1.0),
-            Scaling::Fixed(scale) => (*scale, *scale),
-            Scaling::Dynamic(dynamic) => (dynamic.min, dynamic.max),
-        };
-        if !(min..=max).contains(&state.scale) {
-            return Err(AmpError::Setting {
-                setting: "saved scale",
-                found: state.scale.into(),
-                expected: "a scale that the saved settings can lead to",
-            });
-        }
+    fn try_from(state: ScaleState) -> Result<Self, AmpError> {
+        state.validate()?;
         Ok(Self { state, open: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Param;
+    use burn::nn::{BatchNorm, BatchNormConfig};
+    use burn::optim::SgdConfig;
+    use burn::tensor::{DType, Device, FloatDType};
+
+    use super::*;
+    use crate::grads::READBACKS;
+    use crate::{Policy, autocast, nn, ops};
+
+    fn readbacks<R>(body: impl FnOnce() -> R) -> (R, usize) {
+        let before = READBACKS.get();
+        let result = body();
+        (result, READBACKS.get() - before)
+    }
+
+    #[derive(Module, Debug)]
+    struct Model {
+        norm: BatchNorm,
+        /// In the memory of this machine.
+        near: Param<Tensor<2>>,
+        /// f64, which is left to Burn's operations as if it were on another device.
+        far: Param<Tensor<2>>,
+    }
+
+    impl Model {
+        fn new(device: &Device) -> Self {
+            let far = Tensor::from_data([[1.0, 2.0]], (device, DType::F64));
+            Self {
+                norm: BatchNormConfig::new(2).init(device),
+                near: Param::from_tensor(Tensor::from_data([[3.0, 4.0]], device)),
+                far: Param::from_tensor(far),
+            }
+        }
+
+        fn loss(&self, factor: f32) -> Tensor<1> {
+            let x = Tensor::from_data([[1.0, 2.0], [3.0, 5.0]], &self.near.device());
+            let x = nn::batch_norm(&self.norm, x).matmul(self.near.val().transpose());
+            let far = self.far.val().mul_scalar(factor).sum();
+            ops::mean(x) + far.cast(FloatDType::F32)
+        }
+    }
+
+    #[test]
+    fn a_step_waits_for_the_device_once() {
+        let device = Device::flex().autodiff();
+        for (factor, steps) in [(1.0, 1), (f32::INFINITY, 0)] {
+            let mut optimizer = SgdConfig::new().init();
+            let mut scaler = GradScaler::dynamic(DynamicScale::torch());
+            let model = Model::new(&device);
+            let ((_, outcome), count) = readbacks(|| {
+                scaler.begin(&model);
+                let loss = autocast(&Policy::f16(), || model.loss(factor));
+                let first = scaler.scale(loss).backward(&model);
+                let loss = autocast(&Policy::f16(), || model.loss(factor));
+                let second = scaler.scale(loss).backward(&model);
+                let grads = scaler.unscale(first.accumulate(second)).clip_norm(0.1);
+                scaler.step(&mut optimizer, 0.1, model, grads)
+            });
+            assert_eq!((scaler.steps(), outcome.stepped()), (steps, steps == 1));
+            assert_eq!(count, 1);
+        }
+    }
+
+    #[test]
+    fn a_disabled_scaler_waits_for_clipping_only() {
+        let device = Device::flex().autodiff();
+        for (clip, reads) in [(false, 0), (true, 1)] {
+            let mut scaler = GradScaler::disabled();
+            let model = Model::new(&device);
+            let (_, count) = readbacks(|| {
+                scaler.begin(&model);
+                let grads = scaler.scale(model.loss(1.0)).backward(&model);
+                let mut grads = scaler.unscale(grads);
+                if clip {
+                    grads = grads.clip_norm(0.1);
+                }
+                scaler.step(&mut SgdConfig::new().init(), 0.1, model, grads)
+            });
+            assert_eq!(count, reads);
+        }
     }
 }

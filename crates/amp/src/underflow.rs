@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::Precision;
+use crate::grads::read_back;
+use crate::{Precision, UnscaledGrads};
 
 /// What happens to the gradient of one parameter at each scale of an [`UnderflowReport`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -109,5 +110,62 @@ impl fmt::Display for UnderflowReport {
             line(&row.path, &row.at)?;
         }
         line("total", &self.total())
+    }
+}
+
+impl UnscaledGrads {
+    /// What `precision` would make of each parameter's gradient at each of `scales`.
+    ///
+    /// Take the gradients from a step in f32, or in half precision at a scale that suits: what was
+    /// already lost in the backward pass cannot be counted. Waits for the device once. Counts are
+    /// exact up to 2^24 values per parameter and rounded to f32 beyond.
+    ///
+    /// # Panics
+    ///
+    /// If `precision` is [`Precision::Input`].
+    pub fn underflow(&self, precision: Precision, scales: &[f32]) -> UnderflowReport {
+        let dtype = precision
+            .dtype()
+            .expect("a report needs a precision to report on");
+        let mut counts = Vec::new();
+        if let Some(first) = self.grads.first() {
+            let device = first.value.device();
+            for grad in &self.grads {
+                counts.push(grad.value.non_zero(&device));
+                let losses = scales
+                    .iter()
+                    .map(|scale| grad.value.losses(dtype, *scale, &device));
+                counts.extend(losses);
+            }
+            let data = read_back(counts);
+            let rows = self.grads.iter().zip(data.chunks(1 + 3 * scales.len()));
+            let rows = rows.map(|(grad, counts)| {
+                let (non_zero, counts) = counts.split_first().expect("a chunk is not empty");
+                let fraction = |count: f32| f64::from(count) / f64::from(*non_zero).max(1.0);
+                UnderflowRow {
+                    path: grad.path.clone(),
+                    elements: grad.value.elements() as u64,
+                    non_zero: *non_zero as u64,
+                    at: counts
+                        .chunks(3)
+                        .map(|count| Losses {
+                            flushed: fraction(count[0]),
+                            subnormal: fraction(count[1]),
+                            overflowed: fraction(count[2]),
+                        })
+                        .collect(),
+                }
+            });
+            return UnderflowReport {
+                precision,
+                scales: scales.to_vec(),
+                rows: rows.collect(),
+            };
+        }
+        UnderflowReport {
+            precision,
+            scales: scales.to_vec(),
+            rows: Vec::new(),
+        }
     }
 }

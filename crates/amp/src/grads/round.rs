@@ -1,0 +1,25 @@
+//! What the gradients of a step carry along.
+
+use std::sync::Arc;
+
+use burn::module::ParamId;
+use burn::tensor::Tensor;
+
+/// The part of a scaler that its losses and gradients carry along.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Round {
+    /// Tells the steps of all scalers apart.
+    pub id: u64,
+    pub scale: f32,
+    /// Whether gradients are checked at all.
+    pub checked: bool,
+    /// The running statistics that the forward pass may have changed.
+    pub statistics: Arc<Vec<ParamId>>,
+}
+
+/// A flag on the device that says whether something computed in the forward pass is finite.
+#[derive(Clone)]
+pub(crate) struct ForwardFlag {
+    pub name: String,
+    pub finite: Tensor<1>,
+}

@@ -1,0 +1,349 @@
+//! Losses and gradients that are scaled.
+
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::{DType, Device, FloatDType, Gradients, Tensor};
+
+use super::measure::{measure_large, read_back, scale_all, total_norm};
+use super::round::{ForwardFlag, Round};
+use super::slot::{Grad, Slot, finite_flag};
+use super::unscaled::UnscaledGrads;
+use crate::cache::forget_consumed;
+use crate::paths::paths_by_id;
+use crate::statistics::flush;
+
+/// A loss times the scale, from [`GradScaler::scale`](crate::GradScaler::scale).
+#[must_use = "call `backward`"]
+pub struct ScaledLoss {
+    loss: Tensor<1>,
+    raw: Tensor<1>,
+    round: Round,
+}
+
+impl ScaledLoss {
+    pub(crate) fn new(loss: Tensor<1>, round: Round) -> Self {
+        // In f32: 1.0 in f16 times 65536 would already be infinite.
+        let loss = match loss.dtype() {
+            DType::F64 => loss,
+            _ => loss.cast(FloatDType::F32),
+        };
+        let raw = loss.clone().detach().without_autodiff();
+        let loss = if round.scale == 1.0 {
+            loss
+        } else {
+            loss.mul_scalar(round.scale)
+        };
+        Self { loss, raw, round }
+    }
+
+    /// The loss as it was before scaling, without gradients.
+    pub fn unscaled(&self) -> Tensor<1> {
+        self.raw.clone()
+    }
+
+    /// The loss times the scale, which gradients are taken of.
+    pub fn value(&self) -> Tensor<1> {
+        self.loss.clone()
+    }
+
+    /// Runs the backward pass, and keeps the gradients of `model`.
+    ///
+    /// # Panics
+    ///
+    /// As [`Tensor::backward`], and if a parameter is f16 or bf16: keep master weights in f32.
+    pub fn backward<M: Module>(self, model: &M) -> ScaledGrads {
+        self.backward_graph().take(model)
+    }
+
+    /// Runs the backward pass, for gradients of several models or parts of a model.
+    ///
+    /// # Panics
+    ///
+    /// As [`Tensor::backward`].
+    pub fn backward_graph(self) -> ScaledGraph {
+        let grads = self.loss.backward();
+        // The backward pass consumed the graph that the casts of weights are part of.
+        forget_consumed(&grads);
+        ScaledGraph {
+            grads,
+            raw: self.raw,
+            round: self.round,
+        }
+    }
+}
+
+/// All gradients of a backward pass, from which those of each model are
+/// [taken](ScaledGraph::take).
+#[must_use = "take the gradients of a model"]
+pub struct ScaledGraph {
+    grads: Gradients,
+    raw: Tensor<1>,
+    round: Round,
+}
+
+impl ScaledGraph {
+    /// Takes the gradients of the parameters of `model`.
+    ///
+    /// # Panics
+    ///
+    /// If a parameter is f16 or bf16: keep master weights in f32.
+    pub fn take<M: Module>(&mut self, model: &M) -> ScaledGrads {
+        struct Visitor<'a> {
+            grads: &'a mut Gradients,
+            round: &'a Round,
+            device: Device,
+            paths: HashMap<ParamId, String>,
+            found: Vec<Grad>,
+            forward: Vec<ForwardFlag>,
+        }
+        impl ModuleVisitor for Visitor<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if self.round.statistics.contains(&param.id) {
+                    let finite = finite_flag(param.base().without_autodiff(), &self.device);
+                    self.forward.push(ForwardFlag {
+                        name: self.paths[&param.id].clone(),
+                        finite,
+                    });
+                }
+                if !param.is_require_grad() {
+                    return;
+                }
+                let Some(value) = param.base().grad_remove(self.grads) else {
+                    return;
+                };
+                let path = self.paths[&param.id].clone();
+                assert!(
+                    matches!(value.dtype(), DType::F32 | DType::F64 | DType::Flex32),
+                    "the gradient of {path} is {:?}: the scaler needs f32 master weights, which \
+                     autocast casts for each operation",
+                    value.dtype()
+                );
+                self.found.push(Grad {
+                    id: param.id,
+                    path,
+                    value: Box::new(value),
+                });
+            }
+        }
+        // Statistics of this forward pass may still wait per thread.
+        if !self.round.statistics.is_empty() {
+            flush(model);
+        }
+        let device = self.raw.device();
+        let mut visitor = Visitor {
+            grads: &mut self.grads,
+            round: &self.round,
+            device: device.clone(),
+            paths: paths_by_id(model),
+            found: Vec::new(),
+            forward: Vec::new(),
+        };
+        model.visit(&mut visitor);
+        let Visitor {
+            found, mut forward, ..
+        } = visitor;
+        if self.round.checked {
+            let finite = finite_flag(self.raw.clone(), &device);
+            forward.push(ForwardFlag {
+                name: LOSS.to_owned(),
+                finite,
+            });
+        }
+        ScaledGrads {
+            grads: found,
+            forward,
+            round: self.round.clone(),
+        }
+    }
+}
+
+/// The name of the loss among the results of the forward pass.
+const LOSS: &str = "loss";
+
+/// Gradients times the scale. They can be [accumulated](Self::accumulate), [summed](Self::summed) over
+/// devices and [unscaled](crate::GradScaler::unscale), nothing else.
+///
+/// Clipping needs unscaled gradients:
+///
+/// ```
+/// fn clip(grads: halfseg_amp::UnscaledGrads) {
+///     let _ = grads.clip_norm(1.0);
+/// }
+/// ```
+///
+/// ```compile_fail,E0599
+/// fn clip(grads: halfseg_amp::ScaledGrads) {
+///     let _ = grads.clip_norm(1.0);
+/// }
+/// ```
+///
+/// and so does a step:
+///
+/// ```
+/// use burn::{module::Module, optim::ModuleOptimizer};
+/// use halfseg_amp::{GradScaler, UnscaledGrads};
+///
+/// fn step(s: &mut GradScaler, o: &mut ModuleOptimizer, m: impl Module, grads: UnscaledGrads) {
+///     let _ = s.step(o, 0.1, m, grads);
+/// }
+/// ```
+///
+/// ```compile_fail,E0308
+/// use burn::{module::Module, optim::ModuleOptimizer};
+/// use halfseg_amp::{GradScaler, ScaledGrads};
+///
+/// fn step(s: &mut GradScaler, o: &mut ModuleOptimizer, m: impl Module, grads: ScaledGrads) {
+///     let _ = s.step(o, 0.1, m, grads);
+/// }
+/// ```
+#[must_use = "unscale the gradients"]
+pub struct ScaledGrads {
+    grads: Vec<Grad>,
+    forward: Vec<ForwardFlag>,
+    round: Round,
+}
+
+impl ScaledGrads {
+    /// Adds the gradients of another micro-batch of the same step.
+    ///
+    /// As in plain Burn, divide each micro-batch's loss by their number if the sum is to be a mean.
+    /// Gradients that are on another device are brought to the one of the first.
+    ///
+    /// # Panics
+    ///
+    /// If `other` is from another step or scaler.
+    pub fn accumulate(mut self, other: ScaledGrads) -> ScaledGrads {
+        assert_eq!(
+            self.round.id, other.round.id,
+            "gradients of different steps cannot be accumulated: their scales may differ"
+        );
+        let places: HashMap<_, _> = self
+            .grads
+            .iter()
+            .enumerate()
+            .map(|(place, grad)| (grad.id, place))
+            .collect();
+        let mut sums: Vec<Option<Box<dyn Slot>>> = self.grads.iter().map(|_| None).collect();
+        let mut fresh = Vec::new();
+        for grad in other.grads {
+            match places.get(&grad.id) {
+                Some(place) => sums[*place] = Some(grad.value),
+                None => fresh.push(grad),
+            }
+        }
+        self.grads = self
+            .grads
+            .into_iter()
+            .zip(sums)
+            .map(|(grad, sum)| match sum {
+                Some(sum) => Grad {
+                    value: grad.value.add(sum),
+                    ..grad
+                },
+                None => grad,
+            })
+            .chain(fresh)
+            .collect();
+        let device = self.forward.first().map(|flag| flag.finite.device());
+        self.forward
+            .extend(other.forward.into_iter().map(|flag| ForwardFlag {
+                finite: match &device {
+                    Some(device) => flag.finite.to_device(device),
+                    None => flag.finite,
+                },
+                ..flag
+            }));
+        self
+    }
+
+    /// The gradients of several devices that each computed a part of one step with a copy of the
+    /// network. `sum` gives, for a row of values of this device, the sum of the rows that all devices
+    /// give in the same call, as an all-reduce does. Every device has to call this; it calls `sum` in
+    /// the same order on each, once for a gradient and once for the flags of the forward pass, which
+    /// together say afterwards whether that of any device overflowed.
+    ///
+    /// # Shapes
+    /// `sum`: f32 `[values]`, without autodiff, to the same
+    pub fn summed(mut self, mut sum: impl FnMut(Tensor<1>) -> Tensor<1>) -> ScaledGrads {
+        for grad in std::mem::take(&mut self.grads) {
+            let value = grad.value.map(&mut sum);
+            self.grads.push(Grad { value, ..grad });
+        }
+        if !self.forward.is_empty() {
+            let flags = self.forward.iter().map(|flag| flag.finite.clone());
+            let bad = Tensor::cat(flags.collect(), 0).sub_scalar(1.0).neg();
+            let finite = sum(bad).lower_scalar(0.5).float().cast(FloatDType::F32);
+            for (place, flag) in self.forward.iter_mut().enumerate() {
+                flag.finite = finite.clone().narrow(0, place, 1);
+            }
+        }
+        self
+    }
+
+    /// The number of parameters that have a gradient.
+    pub fn len(&self) -> usize {
+        self.grads.len()
+    }
+
+    /// Whether no parameter has a gradient.
+    pub fn is_empty(&self) -> bool {
+        self.grads.is_empty()
+    }
+
+    /// The scale of the gradients.
+    pub fn scale(&self) -> f32 {
+        self.round.scale
+    }
+
+    pub(crate) fn round(&self) -> &Round {
+        &self.round
+    }
+
+    /// Divides by the scale, and reads back with one transfer what the decisions need.
+    pub(crate) fn unscale(self) -> UnscaledGrads {
+        let Round { scale, checked, .. } = self.round;
+        let mut grads = UnscaledGrads {
+            grads: self.grads,
+            round: self.round,
+            culprits: Vec::new(),
+            non_finite_forward: Vec::new(),
+            norm: None,
+            clipped: false,
+        };
+        if !checked {
+            return grads;
+        }
+        let device = match (self.forward.first(), grads.grads.first()) {
+            (Some(flag), _) => flag.finite.device(),
+            (None, Some(grad)) => grad.value.device(),
+            (None, None) => return grads,
+        };
+        // The reciprocal in f64 first, as PyTorch does, so that odd scales round the same.
+        let inverse = (1.0 / f64::from(scale)) as f32;
+        let known = scale_all(&mut grads.grads, inverse);
+
+        let flags = self.forward.iter().map(|flag| flag.finite.clone());
+        // After the multiplication: by the inverse of a scale below 1 a gradient may overflow.
+        let measured = known.numbers(&grads.grads, &device);
+        let numbers = read_back(flags.chain(measured).collect());
+        let (forward, measured) = numbers.split_at(self.forward.len());
+        for (flag, finite) in self.forward.into_iter().zip(forward) {
+            if *finite == 0.0 && !grads.non_finite_forward.contains(&flag.name) {
+                grads.non_finite_forward.push(flag.name);
+            }
+        }
+        let mut squares = Vec::with_capacity(grads.grads.len());
+        for (grad, (finite, square)) in grads.grads.iter().zip(known.resolve(measured)) {
+            if !finite {
+                grads.culprits.push(grad.path.clone());
+            }
+            squares.push(square);
+        }
+        if grads.is_finite() {
+            measure_large(&grads.grads, &mut squares);
+        }
+        grads.norm = Some(total_norm(squares));
+        grads
+    }
+}

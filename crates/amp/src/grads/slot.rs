@@ -1,0 +1,166 @@
+//! A gradient of any rank.
+
+use std::any::Any;
+
+#[cfg(feature = "flex")]
+use burn::backend::{Flex, flex::FlexTensor};
+use burn::module::ParamId;
+use burn::optim::GradientsParams;
+use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
+#[cfg(feature = "cube")]
+use halfseg_kernels::{AnyTensor, handles_lists};
+
+/// The gradient of a parameter.
+pub(crate) struct Grad {
+    pub id: ParamId,
+    pub path: String,
+    pub value: Box<dyn Slot>,
+}
+
+/// The values of a gradient, whatever their rank.
+pub(crate) trait Slot: Send {
+    /// Whether all values are finite, as a 1 or a 0 on `device`.
+    fn finite(&self, device: &Device) -> Tensor<1>;
+    /// The sum of squares of the values times `factor`, in f32, on `device`.
+    fn sum_squares(&self, factor: f32, device: &Device) -> Tensor<1>;
+    /// The number of values.
+    fn elements(&self) -> usize;
+    /// How many values are not zero.
+    fn non_zero(&self, device: &Device) -> Tensor<1>;
+    /// How many values, times `scale`, become zero, subnormal and infinite in `precision`.
+    fn losses(&self, precision: FloatDType, scale: f32, device: &Device) -> Tensor<1>;
+    fn scale(&mut self, factor: f32);
+    fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot>;
+    /// What `change` makes of all values in one row.
+    fn map(self: Box<Self>, change: &mut dyn FnMut(Tensor<1>) -> Tensor<1>) -> Box<dyn Slot>;
+    fn register(self: Box<Self>, id: ParamId, grads: &mut GradientsParams);
+    fn device(&self) -> Device;
+    /// Takes the values out, if they are f32 in the memory of this machine. They go back with
+    /// [`put`](Self::put).
+    #[cfg(feature = "flex")]
+    fn take(&mut self) -> Option<FlexTensor>;
+    #[cfg(feature = "flex")]
+    fn put(&mut self, values: FlexTensor);
+    /// Takes the values out, if kernels for lists of tensors on `device` take them. They go back with
+    /// [`put_listed`](Self::put_listed).
+    #[cfg(feature = "cube")]
+    fn take_listed(&mut self, device: &Device) -> Option<AnyTensor>;
+    #[cfg(feature = "cube")]
+    fn put_listed(&mut self, values: AnyTensor);
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+}
+
+impl<const D: usize> Slot for Tensor<D> {
+    fn finite(&self, device: &Device) -> Tensor<1> {
+        finite_flag(self.clone(), device)
+    }
+
+    fn sum_squares(&self, factor: f32, device: &Device) -> Tensor<1> {
+        let mut values = self.clone();
+        if factor != 1.0 {
+            values = values.mul_scalar(factor);
+        }
+        values
+            .clone()
+            .mul(values)
+            .sum()
+            .cast(FloatDType::F32)
+            .to_device(device)
+    }
+
+    fn elements(&self) -> usize {
+        self.shape().num_elements()
+    }
+
+    fn non_zero(&self, device: &Device) -> Tensor<1> {
+        count(self.clone().not_equal_scalar(0.0), device)
+    }
+
+    fn losses(&self, precision: FloatDType, scale: f32, device: &Device) -> Tensor<1> {
+        let low = self
+            .clone()
+            .mul_scalar(scale)
+            .cast(precision)
+            .cast(FloatDType::F32)
+            .abs();
+        let smallest = DType::from(precision)
+            .finfo()
+            .expect("a float")
+            .min_positive;
+        let zero = low.clone().equal_scalar(0.0);
+        let flushed = self.clone().not_equal_scalar(0.0).bool_and(zero.clone());
+        let subnormal = low
+            .clone()
+            .lower_scalar(smallest as f32)
+            .bool_and(zero.bool_not());
+        let overflowed = low.is_inf().bool_and(self.clone().is_finite());
+        let counts = [flushed, subnormal, overflowed].map(|mask| count(mask, device));
+        Tensor::cat(counts.to_vec(), 0)
+    }
+
+    fn scale(&mut self, factor: f32) {
+        let nothing = Tensor::empty([0; D], &Tensor::device(self));
+        *self = std::mem::replace(self, nothing).mul_scalar(factor);
+    }
+
+    fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot> {
+        let other = other.into_any().downcast::<Tensor<D>>();
+        let other = other.expect("a parameter keeps its rank");
+        let other = other.to_device(&Tensor::device(&self));
+        Box::new(Tensor::add(*self, other))
+    }
+
+    fn map(self: Box<Self>, change: &mut dyn FnMut(Tensor<1>) -> Tensor<1>) -> Box<dyn Slot> {
+        let shape = self.shape();
+        let row = self.reshape([shape.num_elements()]);
+        Box::new(change(row).reshape::<D, _>(shape))
+    }
+
+    fn register(self: Box<Self>, id: ParamId, grads: &mut GradientsParams) {
+        grads.register(id, *self);
+    }
+
+    fn device(&self) -> Device {
+        Tensor::device(self)
+    }
+
+    #[cfg(feature = "flex")]
+    fn take(&mut self) -> Option<FlexTensor> {
+        super::host::take(self)
+    }
+
+    #[cfg(feature = "flex")]
+    fn put(&mut self, values: FlexTensor) {
+        *self = Tensor::from_primitive::<Flex>(values);
+    }
+
+    #[cfg(feature = "cube")]
+    fn take_listed(&mut self, device: &Device) -> Option<AnyTensor> {
+        let takes = Tensor::device(self) == *device
+            && handles_lists(device, self.dtype())
+            && self.shape().num_elements() > 0;
+        takes.then(|| AnyTensor::from(std::mem::replace(self, Tensor::empty([0; D], device))))
+    }
+
+    #[cfg(feature = "cube")]
+    fn put_listed(&mut self, values: AnyTensor) {
+        *self = values.into_tensor();
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+pub(crate) fn finite_flag<const D: usize>(x: Tensor<D>, device: &Device) -> Tensor<1> {
+    x.is_finite()
+        .all()
+        .float()
+        .cast(FloatDType::F32)
+        .to_device(device)
+}
+
+/// How often `mask` is true, on `device`. Exact up to 2^24, the integers of f32.
+fn count<const D: usize>(mask: Tensor<D, Bool>, device: &Device) -> Tensor<1> {
+    mask.float().cast(FloatDType::F32).sum().to_device(device)
+}
