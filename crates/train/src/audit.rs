@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::inference::check_labels;
-use crate::trainer::{check_memory, own_generator};
+use crate::start::{check_memory, own_generator};
 use crate::{Error, Precision, Recipe, bound_policy, open_split, pipeline};
 
 /// The result of an [`audit`].

@@ -1,106 +1,37 @@
 //! A whole run: data, steps, evaluation, checkpoints and results in one folder.
 
+pub(crate) mod folder;
+pub(crate) mod log;
+pub(crate) mod observer;
+pub(crate) mod results;
+pub(crate) mod state;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use burn::tensor::Device;
-use halfseg_amp::{GradScaler, Policy, StepOutcome};
-use halfseg_data::{
-    CLASSES, Cityscapes, Dataset, LABELS, Loader, LoaderConfig, Pipeline, SyntheticStreets,
-};
-use halfseg_eval::{ConfusionMatrix, Scores};
-use halfseg_segmentor::{LoadReport, Segmentor};
+use halfseg_amp::{GradScaler, StepOutcome};
+use halfseg_data::{Dataset, Loader, LoaderConfig};
+use halfseg_eval::ConfusionMatrix;
+use halfseg_segmentor::LoadReport;
 use serde_json::json;
 
-use crate::atomic::write_atomically;
 use crate::inference::check_labels;
-use crate::results;
-use crate::state::{Position, RunState};
+use crate::source::open_data;
+use crate::start::{check_memory, open_further, own_generator};
 use crate::{
-    Bytes, Error, Exchange, Learner, Log, Predictor, Recipe, Scale, Step, available_memory,
-    parameters, resident_memory, training_memory,
+    Bytes, Error, Learner, Log, Predictor, Recipe, Step, bound_policy, parameters, pipeline,
+    resident_memory,
 };
-
-/// The metadata key of a checkpoint that holds its [`Recipe`] as TOML.
-pub const RECIPE_KEY: &str = "halfseg.recipe";
-
-/// Names the last checkpoint of a folder.
-const LAST: &str = "last_checkpoint";
-const BEST: &str = "best.safetensors";
-const CONFIG: &str = "config.toml";
-const LOG: &str = "log.jsonl";
-/// Between the seeds of generated scenes for training and for evaluation.
-const HELD_OUT: u64 = 0x0005_EED0_FACE_0FF5;
-
-/// What happens during a run, for progress bars and the like. All methods do nothing by default.
-pub trait Observer {
-    /// The run is about to take its first step.
-    fn started(&mut self, _run: &Started<'_>) {}
-    /// An iteration is over.
-    fn stepped(&mut self, _step: &Step, _timing: &Timing) {}
-    /// `done` of `total` pictures have been evaluated.
-    fn evaluating(&mut self, _done: usize, _total: usize) {}
-    /// An evaluation is over; `best` tells whether it is the best so far.
-    fn evaluated(&mut self, _iteration: u64, _scores: &Scores, _best: bool) {}
-    /// A checkpoint is on the disk.
-    fn saved(&mut self, _path: &Path) {}
-    /// Whether to save and stop now; asked after every iteration and evaluated picture.
-    fn stop(&mut self) -> bool {
-        false
-    }
-}
-
-impl Observer for () {}
-
-/// The beginning of a run.
-#[derive(Debug)]
-pub struct Started<'a> {
-    /// The run's recipe.
-    pub recipe: &'a Recipe,
-    /// Iterations that were run before.
-    pub iteration: u64,
-    /// Training images.
-    pub train_images: usize,
-    /// Images for evaluation.
-    pub val_images: usize,
-    /// Parameters of the network.
-    pub parameters: u64,
-    /// What came from `checkpoint`, if weights were loaded.
-    pub loaded: Option<&'a LoadReport>,
-    /// The lower bound of the memory needed.
-    pub memory: Bytes,
-    /// How several devices exchange gradients and sums.
-    pub exchange: Exchange,
-}
-
-/// Where the time of an iteration went.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// Waiting for the batch.
-    pub waited: Duration,
-    /// The whole iteration, waiting included.
-    pub total: Duration,
-    /// Images of the batch.
-    pub images: usize,
-}
-
-/// How a run ended.
-#[derive(Debug)]
-pub enum Outcome {
-    /// All iterations were run; the scores of the last weights, if there is a validation split.
-    Finished(Option<Box<Scores>>),
-    /// [`Observer::stop`] asked for it; the checkpoint resumes it.
-    Interrupted {
-        /// Iterations run.
-        iteration: u64,
-        /// The checkpoint.
-        checkpoint: PathBuf,
-    },
-}
+use folder::{
+    BEST, CONFIG, LAST, LOG, RECIPE_KEY, last_checkpoint, read_recipe, state_path, write_text,
+};
+use log::{LogLine, number};
+use observer::{Observer, Outcome, Started, Timing};
+use state::{Position, RunState};
 
 /// A run in a folder of its own.
 ///
@@ -547,241 +478,4 @@ impl Trainer {
         }))?;
         Ok(Outcome::Finished(scores))
     }
-}
-
-/// Sums of the iterations since the last line of the log.
-#[derive(Default)]
-struct LogLine {
-    steps: u32,
-    sums: [f64; 4],
-    skipped: u32,
-    waited: Duration,
-    total: Duration,
-    images: usize,
-}
-
-impl LogLine {
-    fn add(&mut self, step: &Step, timing: &Timing) {
-        self.steps += 1;
-        let numbers = [step.loss, step.decode, step.aux, step.accuracy];
-        self.sums
-            .iter_mut()
-            .zip(numbers)
-            .for_each(|(sum, number)| *sum += number);
-        self.skipped += u32::from(!step.outcome.stepped());
-        self.waited += timing.waited;
-        self.total += timing.total;
-        self.images += timing.images;
-    }
-
-    fn json(self, last: &Step) -> serde_json::Value {
-        let steps = f64::from(self.steps.max(1));
-        let [loss, decode, aux, accuracy] = self.sums.map(|sum| number(sum / steps));
-        let (scale, grad_norm) = match &last.outcome {
-            StepOutcome::Stepped {
-                scale, grad_norm, ..
-            } => (*scale, *grad_norm),
-            StepOutcome::Skipped { scale, .. } => (*scale, None),
-            _ => (f32::NAN, None),
-        };
-        let seconds = self.total.as_secs_f64();
-        json!({
-            "event": "train",
-            "iteration": last.iteration,
-            "loss": loss,
-            "decode_loss": decode,
-            "aux_loss": aux,
-            "accuracy": accuracy,
-            "lr": last.lr,
-            "scale": scale,
-            "grad_norm": grad_norm,
-            "skipped": self.skipped,
-            "step_s": seconds / steps,
-            "data_wait_s": self.waited.as_secs_f64() / steps,
-            "images_per_s": self.images as f64 / seconds.max(1e-9),
-            "rss_mib": resident_memory().map(|(now, _)| now.0 >> 20),
-        })
-    }
-}
-
-/// JSON has no infinities: they become `null`.
-fn number(value: f64) -> serde_json::Value {
-    serde_json::Number::from_f64(value).map_or(serde_json::Value::Null, Into::into)
-}
-
-pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
-    let needed = training_memory(
-        &recipe.model,
-        recipe.data.crop,
-        recipe.train.batch,
-        recipe.precision.dtype,
-        recipe.train.gradient_checkpointing,
-    );
-    // The memory of a GPU is not known before its first use.
-    let on_host = recipe.device == crate::DeviceChoice::Flex;
-    match available_memory().filter(|_| on_host) {
-        Some(available) if needed > available => Err(Error::Memory {
-            crop: recipe.data.crop.to_string(),
-            batch: recipe.train.batch,
-            needed,
-            available,
-        }),
-        _ => Ok(needed),
-    }
-}
-
-/// The devices that share batches with the first, with autodiff.
-fn open_further(recipe: &Recipe) -> Result<Vec<Device>, Error> {
-    let open = |choice: &crate::DeviceChoice| Ok(choice.open()?.autodiff());
-    recipe.further_devices.iter().map(open).collect()
-}
-
-/// The casting policy of `recipe`, bound to `model`.
-///
-/// # Errors
-///
-/// A precision for a module that `model` does not have. One below `auxiliary_head` is no error
-/// where there is no such head: only training uses it.
-pub fn bound_policy(recipe: &Recipe, model: &Segmentor) -> Result<Policy, Error> {
-    let mut policy = recipe.precision.policy();
-    let unmatched = policy.bind(model).into_iter().find(|module| {
-        model.auxiliary_head.is_some() || !module.path.starts_with("auxiliary_head")
-    });
-    match unmatched {
-        None => Ok(policy),
-        Some(module) => Err(Error::UnknownKey {
-            key: format!("precision.modules.{}", module.path),
-            nearest: format!("precision.modules.{}", module.nearest),
-            origin: "the precision policy".into(),
-        }),
-    }
-}
-
-type Data = Arc<dyn Dataset>;
-
-fn open_data(recipe: &Recipe) -> Result<(Data, Option<Data>), Error> {
-    let train = open_split(recipe, &recipe.data.train_split)?;
-    let val = match recipe.data.val_split.as_str() {
-        "" => None,
-        split => Some(open_split(recipe, split)?),
-    };
-    Ok((train, val))
-}
-
-/// The labelled split of the recipe's data source. Of generated scenes, `data.train_split` names
-/// those for training; every other name gives the held-out ones.
-///
-/// # Errors
-///
-/// A folder that is missing, empty, without labels, or with images and labels that do not match.
-pub fn open_split(recipe: &Recipe, split: &str) -> Result<Arc<dyn Dataset>, Error> {
-    let data = &recipe.data;
-    if data.source == "synthetic" {
-        let training = split == data.train_split;
-        let (count, seed) = match training {
-            true => (data.synthetic_train, data.synthetic_seed),
-            false => (data.synthetic_val, data.synthetic_seed ^ HELD_OUT),
-        };
-        let Scale { width, height } = data.scale;
-        // A picture of three bytes a pixel and its label map.
-        let needed = Bytes(4 * width as u64 * height as u64);
-        if let Some(available) = available_memory().filter(|available| needed > *available) {
-            return Err(Error::Value {
-                key: "data.scale".into(),
-                origin: "this configuration".into(),
-                expected: format!("generated scenes that fit into the {available} of memory"),
-                found: format!("{}, which takes {needed}", data.scale),
-            });
-        }
-        let streets = SyntheticStreets::new(width, height, count, seed);
-        return Ok(Arc::new(streets));
-    }
-    let root = Path::new(&data.source);
-    let dataset = Cityscapes::open(root, split)?;
-    if !dataset.is_labelled() {
-        return Err(Error::Unlabelled {
-            path: root.to_owned(),
-            split: split.to_owned(),
-        });
-    }
-    Ok(Arc::new(dataset))
-}
-
-/// The training pipeline that a recipe describes.
-pub fn pipeline(recipe: &Recipe) -> Pipeline {
-    let data = &recipe.data;
-    Pipeline {
-        scale: (data.scale.width, data.scale.height),
-        ratio: (data.ratio_min, data.ratio_max),
-        crop: (data.crop.height, data.crop.width),
-        max_category_share: data.category_limit,
-        flip: data.flip,
-        photometric: data.photometric,
-    }
-}
-
-/// The names of trainIds 0 to 18.
-pub fn class_names() -> [&'static str; CLASSES] {
-    let mut names = [""; CLASSES];
-    for label in &LABELS {
-        if let Some(name) = names.get_mut(usize::from(label.train_id)) {
-            *name = label.name;
-        }
-    }
-    names
-}
-
-/// The weights that a path means: itself, or for the folder of a run its best checkpoint, else its
-/// last.
-///
-/// # Errors
-///
-/// A folder without a checkpoint.
-pub fn resolve_checkpoint(path: &Path) -> Result<PathBuf, Error> {
-    if !path.is_dir() {
-        return Ok(path.to_owned());
-    }
-    let best = path.join(BEST);
-    if best.is_file() {
-        Ok(best)
-    } else {
-        last_checkpoint(path)
-    }
-}
-
-/// The recipe that a checkpoint of a training run carries; `None` for weights from elsewhere.
-///
-/// # Errors
-///
-/// A file that is no checkpoint, or a recipe that this version does not understand.
-pub fn read_recipe(weights: &Path) -> Result<Option<Recipe>, Error> {
-    let metadata = halfseg_segmentor::read_metadata(weights)?;
-    let parse = |text: &String| Recipe::parse(text, &format!("{}", weights.display()));
-    metadata.get(RECIPE_KEY).map(parse).transpose()
-}
-
-fn last_checkpoint(out: &Path) -> Result<PathBuf, Error> {
-    let name = fs::read_to_string(out.join(LAST)).map_err(|_| Error::NothingToResume {
-        path: out.to_owned(),
-        expected: LAST,
-    })?;
-    Ok(out.join(name.trim()))
-}
-
-fn state_path(weights: &Path) -> PathBuf {
-    weights.with_extension("state.safetensors")
-}
-
-fn write_text(path: &Path, text: &str) -> Result<(), Error> {
-    write_atomically(path, |out| out.write_all(text.as_bytes()))
-}
-
-/// Keeps other trainers of this process from drawing initial weights for as long as it lives.
-///
-/// Burn draws from one generator per process. Trainers that start side by side would take each
-/// other's random numbers, and the seed of a recipe would not determine its weights. Draws that the
-/// rest of the program makes at the same time still disturb it.
-pub(crate) fn own_generator() -> MutexGuard<'static, ()> {
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
 }

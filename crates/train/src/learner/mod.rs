@@ -1,18 +1,20 @@
 //! One training step, and everything that it changes.
 
+mod parts;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
-use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
-use halfseg_amp::{GradScaler, Policy, ScaledGrads, StepOutcome, autocast};
-use halfseg_layers::{IGNORED_LABEL, Worker};
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use halfseg_amp::{GradScaler, Policy, StepOutcome};
 use halfseg_segmentor::Segmentor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::device::reaches_over_nccl;
 use crate::{PolySchedule, Recipe, Sgd};
+use parts::{Pass, joined};
 
 /// A network in training: weights, optimizer, gradient scaler and schedule.
 ///
@@ -81,114 +83,6 @@ pub struct Step {
     pub accuracy: f64,
     /// Whether weights changed, and by what scale.
     pub outcome: StepOutcome,
-}
-
-/// The forward and the backward pass over one part of a batch.
-#[derive(Clone)]
-struct Pass<'a> {
-    policy: &'a Policy,
-    scaler: &'a GradScaler,
-    parts: usize,
-    rng: ChaCha8Rng,
-}
-
-impl Pass<'_> {
-    /// Losses, accuracy and the number of pixels that count, and gradients.
-    fn run(
-        mut self,
-        model: &Segmentor,
-        images: Tensor<4>,
-        labels: Tensor<3, Int>,
-        forward_done: impl FnOnce(),
-    ) -> (Numbers, ScaledGrads) {
-        let counted = labels.clone().inner().not_equal_elem(IGNORED_LABEL);
-        let counted = counted.float().cast(FloatDType::F32).sum();
-        let losses = autocast(self.policy, || model.loss(images, labels, &mut self.rng));
-        let numbers = [&losses.total, &losses.decode, &losses.aux, &losses.accuracy];
-        let mut numbers = numbers.map(|number| number.clone().inner()).to_vec();
-        numbers.push(counted);
-        let numbers = Numbers {
-            own: Tensor::cat(numbers, 0),
-            others: Vec::new(),
-        };
-        forward_done();
-        // Each loss is the mean over the pixels of a part, of which all have the same number.
-        let loss = match self.parts {
-            1 => losses.total,
-            parts => losses.total / parts as f64,
-        };
-        (numbers, self.scaler.scale(loss).backward(model))
-    }
-}
-
-/// Loss, decode loss, auxiliary loss, accuracy and the number of pixels that count of the parts of a
-/// batch.
-struct Numbers {
-    /// `[5]`, of the first part, on its device: reading them waits for it.
-    own: Tensor<1>,
-    /// Of the other parts.
-    others: Vec<[f64; 5]>,
-}
-
-impl Numbers {
-    /// Of all parts.
-    fn read(self) -> Vec<[f64; 5]> {
-        let own = self.own.into_data().try_into_vec();
-        let own: Vec<f32> = own.expect("a part has five f32 numbers");
-        let own = std::array::from_fn(|i| f64::from(own[i]));
-        std::iter::once(own).chain(self.others).collect()
-    }
-}
-
-/// A copy of `model` on `device` that shares neither its graph nor its running statistics.
-fn replica(model: &Segmentor, device: &Device) -> Segmentor {
-    struct Mapper<'a>(&'a Device);
-    impl ModuleMapper for Mapper<'_> {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            param.map(|value| handed_over(value, self.0))
-        }
-    }
-    model
-        .valid()
-        .map(&mut Mapper(&device.clone().inner()))
-        .train()
-}
-
-/// `tensor` on `device`, for another thread. Between GPUs, or threads of one, it goes through the host:
-/// Burn's fused backends keep a queue of operations for each thread, and a tensor in two of them can be
-/// freed by one before the other has read it.
-fn handed_over<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> {
-    match is_host(device) && is_host(&tensor.device()) {
-        true => tensor,
-        false => Tensor::from_data(tensor.into_data(), (device, DType::F32)),
-    }
-}
-
-/// Whether tensors on `device` are in the host's memory.
-fn is_host(device: &Device) -> bool {
-    #[cfg(feature = "flex")]
-    return *device == Device::flex();
-    #[cfg(not(feature = "flex"))]
-    {
-        let _ = device;
-        false
-    }
-}
-
-/// Loss, decode loss, auxiliary loss and accuracy of the whole batch from the [`Numbers`] of its parts.
-fn joined(parts: &[[f64; 5]]) -> [f64; 4] {
-    let [loss, decode, aux] = [0, 1, 2].map(|i| {
-        let sum: f64 = parts.iter().map(|part| part[i]).sum();
-        sum / parts.len() as f64
-    });
-    // Of the pixels that count.
-    let counted: f64 = parts.iter().map(|part| part[4]).sum();
-    let right: f64 = parts.iter().map(|part| part[3] * part[4]).sum();
-    let accuracy = match parts {
-        [one] => one[3],
-        _ => right / counted.max(1.0),
-    };
-    [loss, decode, aux, accuracy]
 }
 
 impl Learner {
@@ -306,66 +200,6 @@ impl Learner {
             parts: 1 + self.further_devices.len(),
             rng,
         }
-    }
-
-    /// Forward and backward pass on all devices, in equal parts of the batch.
-    fn pass_on_all(
-        &self,
-        model: &Segmentor,
-        images: Tensor<4>,
-        labels: Tensor<3, Int>,
-        forward_done: impl FnOnce(),
-    ) -> (Numbers, ScaledGrads) {
-        let pass = self.pass();
-        let [batch, ..] = images.dims();
-        let parts = pass.parts;
-        assert!(
-            batch.is_multiple_of(parts),
-            "{batch} images cannot be shared equally by {parts} devices"
-        );
-        let size = batch / parts;
-        let part = |index: usize| {
-            let images = images.clone().narrow(0, index * size, size);
-            (images, labels.clone().narrow(0, index * size, size))
-        };
-        let workers = match self.exchange {
-            Exchange::Host => Worker::group(parts),
-            Exchange::Nccl => Worker::group_on(&self.all_devices()),
-        };
-        let mut workers = workers.into_iter();
-        let first = workers.next().expect("there is one part for each device");
-        std::thread::scope(|threads| {
-            let others: Vec<_> = workers
-                .zip(&self.further_devices)
-                .enumerate()
-                .map(|(index, (worker, device))| {
-                    let (images, labels) = part(index + 1);
-                    let (images, labels) = (handed_over(images, device), labels.into_data());
-                    let labels = Tensor::from_data(labels, device);
-                    let (model, pass) = (replica(model, device), pass.clone());
-                    threads.spawn(move || {
-                        worker.scope(|| {
-                            let (numbers, grads) = pass.run(&model, images, labels, || ());
-                            // The first worker makes the step.
-                            drop(grads.summed(|values| worker.sum(values)));
-                            numbers.read()
-                        })
-                    })
-                })
-                .collect();
-            let (images, labels) = part(0);
-            let (mut numbers, grads) = first.scope(|| {
-                let (numbers, grads) = pass.run(model, images, labels, forward_done);
-                (numbers, grads.summed(|values| first.sum(values)))
-            });
-            for thread in others {
-                match thread.join() {
-                    Ok(found) => numbers.others.extend(found),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            (numbers, grads)
-        })
     }
 
     /// The network, in training mode.

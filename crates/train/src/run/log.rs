@@ -3,11 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde_json::Value;
+use halfseg_amp::StepOutcome;
+use serde_json::{Value, json};
 
-use crate::Error;
 use crate::atomic::write_atomically;
+use crate::{Error, Step, Timing, resident_memory};
 
 /// Appends JSON lines to a file. Every line has an `event` (`start`, `train`, `skip`, `eval`,
 /// `end`) and the `iteration` after which it was written; the README lists the other fields.
@@ -106,6 +108,66 @@ impl Log {
             .filter(|line| line["event"] == event)
             .collect())
     }
+}
+
+/// Sums of the iterations since the last line of the log.
+#[derive(Default)]
+pub(crate) struct LogLine {
+    steps: u32,
+    sums: [f64; 4],
+    skipped: u32,
+    waited: Duration,
+    total: Duration,
+    images: usize,
+}
+
+impl LogLine {
+    pub fn add(&mut self, step: &Step, timing: &Timing) {
+        self.steps += 1;
+        let numbers = [step.loss, step.decode, step.aux, step.accuracy];
+        self.sums
+            .iter_mut()
+            .zip(numbers)
+            .for_each(|(sum, number)| *sum += number);
+        self.skipped += u32::from(!step.outcome.stepped());
+        self.waited += timing.waited;
+        self.total += timing.total;
+        self.images += timing.images;
+    }
+
+    pub fn json(self, last: &Step) -> Value {
+        let steps = f64::from(self.steps.max(1));
+        let [loss, decode, aux, accuracy] = self.sums.map(|sum| number(sum / steps));
+        let (scale, grad_norm) = match &last.outcome {
+            StepOutcome::Stepped {
+                scale, grad_norm, ..
+            } => (*scale, *grad_norm),
+            StepOutcome::Skipped { scale, .. } => (*scale, None),
+            _ => (f32::NAN, None),
+        };
+        let seconds = self.total.as_secs_f64();
+        json!({
+            "event": "train",
+            "iteration": last.iteration,
+            "loss": loss,
+            "decode_loss": decode,
+            "aux_loss": aux,
+            "accuracy": accuracy,
+            "lr": last.lr,
+            "scale": scale,
+            "grad_norm": grad_norm,
+            "skipped": self.skipped,
+            "step_s": seconds / steps,
+            "data_wait_s": self.waited.as_secs_f64() / steps,
+            "images_per_s": self.images as f64 / seconds.max(1e-9),
+            "rss_mib": resident_memory().map(|(now, _)| now.0 >> 20),
+        })
+    }
+}
+
+/// JSON has no infinities: they become `null`.
+pub(crate) fn number(value: f64) -> Value {
+    serde_json::Number::from_f64(value).map_or(Value::Null, Into::into)
 }
 
 #[cfg(test)]

@@ -1,0 +1,149 @@
+//! Whether a run could use a recipe's values.
+
+use super::{EvalMode, Recipe};
+use crate::Error;
+
+impl Recipe {
+    /// Whether a run could use these values; files and [`set`](Self::set) are checked already.
+    ///
+    /// # Errors
+    ///
+    /// The first value that it could not; `origin` names where the values come from.
+    pub fn check(&self, origin: &str) -> Result<(), Error> {
+        let refuse = |key: &str, expected: &str, found: String| {
+            Err(Error::Value {
+                key: key.into(),
+                origin: origin.into(),
+                expected: expected.into(),
+                found,
+            })
+        };
+        let positive: [(&str, f64); 8] = [
+            ("optimizer.lr", self.optimizer.lr),
+            ("schedule.iterations", self.schedule.iterations as f64),
+            ("data.ratio_min", self.data.ratio_min),
+            ("data.synthetic_train", self.data.synthetic_train as f64),
+            ("data.synthetic_val", self.data.synthetic_val as f64),
+            ("train.batch", self.train.batch as f64),
+            ("train.log_every", self.train.log_every as f64),
+            ("train.max_skipped", self.train.max_skipped as f64),
+        ];
+        for (key, value) in positive {
+            if value.is_nan() || value <= 0.0 || value.is_infinite() {
+                return refuse(key, "a positive number", value.to_string());
+            }
+        }
+        let not_negative = [
+            ("optimizer.weight_decay", self.optimizer.weight_decay),
+            ("optimizer.clip_norm", self.optimizer.clip_norm),
+            ("schedule.power", self.schedule.power),
+            ("schedule.min_lr", self.schedule.min_lr),
+        ];
+        for (key, value) in not_negative {
+            if value.is_nan() || value < 0.0 || value.is_infinite() {
+                return refuse(key, "a number of at least 0", value.to_string());
+            }
+        }
+        let shares = [
+            ("optimizer.momentum", self.optimizer.momentum),
+            ("data.flip", self.data.flip),
+            ("data.category_limit", self.data.category_limit),
+        ];
+        for (key, value) in shares {
+            if !(0.0..=1.0).contains(&value) {
+                return refuse(key, "a number from 0 to 1", value.to_string());
+            }
+        }
+        if self.data.ratio_max.is_nan() || self.data.ratio_max < self.data.ratio_min {
+            return refuse(
+                "data.ratio_max",
+                "a number of at least data.ratio_min",
+                self.data.ratio_max.to_string(),
+            );
+        }
+        for (key, value) in [
+            ("data.workers", self.data.workers),
+            ("data.queue", self.data.queue),
+        ] {
+            if value > 1024 {
+                return refuse(key, "a number from 0 to 1024", value.to_string());
+            }
+        }
+        let (crop, stride) = (self.eval.slide_crop, self.eval.slide_stride);
+        let gaps = stride.height > crop.height || stride.width > crop.width;
+        if self.eval.mode == EvalMode::Slide && gaps {
+            let expected =
+                format!("at most eval.slide_crop, {crop}, so that windows leave no gaps");
+            return refuse("eval.slide_stride", &expected, stride.to_string());
+        }
+        if let Err(error) = self.model.validate() {
+            let key = format!("model.{}", error.key);
+            return refuse(&key, error.expected, error.found);
+        }
+        let devices = 1 + self.further_devices.len();
+        if !self.train.batch.is_multiple_of(devices) {
+            let expected = format!("a multiple of {devices}, the number of devices");
+            return refuse("train.batch", &expected, self.train.batch.to_string());
+        }
+        let smallest = self.model.method.min_train_batch();
+        if self.train.batch < smallest {
+            let expected = format!(
+                "at least {smallest} for {}, which normalises maps of one pixel over the batch",
+                self.model.method
+            );
+            return refuse("train.batch", &expected, self.train.batch.to_string());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use halfseg_segmentor::{Depth, Method};
+
+    use super::*;
+
+    fn check_refused(assignment: &str, expect: &str) {
+        let mut recipe = Recipe::published(Method::PspNet, Depth::R18);
+        let before = recipe.clone();
+        let error = recipe.set(assignment).unwrap_err().to_string();
+        assert!(
+            error.contains(expect),
+            "{assignment}: expected `{expect}` in `{error}`"
+        );
+        assert_eq!(recipe, before);
+    }
+
+    #[test]
+    fn unusable_values_are_refused_by_name() {
+        check_refused("optimizer.lr=0", "`optimizer.lr`");
+        check_refused("optimizer.lr=nan", "`optimizer.lr`");
+        check_refused("data.flip=2", "`data.flip`");
+        check_refused("data.ratio_max=0.1", "`data.ratio_max`");
+        check_refused("schedule.iterations=0", "`schedule.iterations`");
+        check_refused("data.crop=12", "HEIGHTxWIDTH");
+        check_refused("data.crop=64x1000001", "1 to 1000000");
+        check_refused("data.workers=100000", "0 to 1024");
+        check_refused("data.synthetic_train=0", "`data.synthetic_train`");
+        check_refused("precision.dtype=f64", "f32, f16 or bf16");
+        check_refused("precision.loss_scale=-1", "megatron");
+        check_refused("precision.loss_scale=1e38", "2^126");
+        check_refused("precision.loss_scale=nan", "2^126");
+        check_refused("model.num_classes=0", "`model.num_classes`");
+        check_refused("model.method=unet", "deeplabv3plus");
+        check_refused("train.batch=1", "at least 2 for pspnet");
+        check_refused(
+            "further_devices=[\"flex\", \"flex\"]",
+            "a multiple of 3, the number of devices",
+        );
+        check_refused("further_devices=[\"gpu\"]", "cuda:N");
+        check_refused("data.worker=1", "nearest valid key is `data.workers`");
+        check_refused(
+            "precision.ops.sofmax=f16",
+            "nearest valid key is `precision.ops.softmax`",
+        );
+        check_refused("precision.ops.softmax=f64", "f16, bf16, f32 or input");
+        check_refused("precision.modules.head=1", "f16, bf16, f32 or input");
+        check_refused("precision.op.softmax=f16", "`precision.ops.");
+    }
+}

@@ -1,0 +1,118 @@
+//! The recipe of the published models.
+
+use std::collections::BTreeMap;
+
+use halfseg_segmentor::{Depth, Method, SegmentorConfig};
+
+use super::{
+    DataRecipe, EvalMode, EvalRecipe, EvalScale, OptimizerRecipe, PrecisionRecipe, Recipe,
+    ScheduleRecipe, TrainRecipe,
+};
+use crate::{Crop, DeviceChoice, LossScale, Precision, Scale};
+
+impl Recipe {
+    /// The published recipe for `method` on a ResNetV1c of `depth`.
+    ///
+    /// Values: `configs/_base_/{schedules/schedule_80k,datasets/cityscapes}.py` of MMSegmentation
+    /// 1.2.2 and the `amp` configurations of the four methods (static loss scale 512). The
+    /// published runs use four devices with two images each; this is one device.
+    pub fn published(method: Method, depth: Depth) -> Self {
+        Self {
+            seed: 0,
+            device: DeviceChoice::Flex,
+            further_devices: Vec::new(),
+            checkpoint: String::new(),
+            model: SegmentorConfig::new(method, depth),
+            data: DataRecipe {
+                source: "synthetic".into(),
+                train_split: "train".into(),
+                val_split: "val".into(),
+                scale: Scale {
+                    width: 2048,
+                    height: 1024,
+                },
+                ratio_min: 0.5,
+                ratio_max: 2.0,
+                crop: Crop {
+                    height: 512,
+                    width: 1024,
+                },
+                category_limit: 0.75,
+                flip: 0.5,
+                photometric: true,
+                workers: 2,
+                queue: 4,
+                synthetic_train: 500,
+                synthetic_val: 50,
+                synthetic_seed: 0,
+            },
+            optimizer: OptimizerRecipe {
+                lr: 0.01,
+                momentum: 0.9,
+                weight_decay: 5e-4,
+                clip_norm: 0.0,
+            },
+            schedule: ScheduleRecipe {
+                iterations: 80_000,
+                power: 0.9,
+                min_lr: 1e-4,
+            },
+            precision: PrecisionRecipe {
+                dtype: Precision::F16,
+                loss_scale: LossScale::Auto,
+                ops: BTreeMap::new(),
+                modules: BTreeMap::new(),
+            },
+            train: TrainRecipe {
+                batch: 2,
+                eval_every: 8_000,
+                checkpoint_every: 8_000,
+                log_every: 1,
+                pictures: 4,
+                max_skipped: 100,
+                gradient_checkpointing: false,
+            },
+            eval: EvalRecipe {
+                mode: EvalMode::Whole,
+                slide_crop: Crop {
+                    height: 512,
+                    width: 1024,
+                },
+                slide_stride: Crop {
+                    height: 341,
+                    width: 683,
+                },
+                ms_flip: false,
+                scale: EvalScale::Own,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use halfseg_amp::Scaling;
+
+    use super::*;
+
+    #[test]
+    fn the_published_values_are_those_of_the_papers_code() {
+        let recipe = Recipe::published(Method::DeepLabV3Plus, Depth::R101);
+        assert_eq!(recipe.data.crop.to_string(), "512x1024");
+        assert_eq!(recipe.data.scale.to_string(), "2048x1024");
+        assert_eq!((recipe.data.ratio_min, recipe.data.ratio_max), (0.5, 2.0));
+        assert_eq!(recipe.train.batch, 2);
+        let optimizer = &recipe.optimizer;
+        assert_eq!(
+            (optimizer.lr, optimizer.momentum, optimizer.weight_decay),
+            (0.01, 0.9, 5e-4)
+        );
+        let schedule = &recipe.schedule;
+        assert_eq!(
+            (schedule.iterations, schedule.power, schedule.min_lr),
+            (80_000, 0.9, 1e-4)
+        );
+        assert_eq!(recipe.model.aux_weight, 0.4);
+        assert_eq!(recipe.precision.scaling(), Scaling::Fixed(512.0));
+    }
+}

@@ -1,0 +1,152 @@
+//! Recipes as TOML, and single values of them as text.
+
+use std::fs;
+use std::path::Path;
+
+use halfseg_segmentor::{Depth, Method};
+use toml::Table;
+
+use super::{Recipe, overrides};
+use crate::Error;
+
+impl Recipe {
+    /// The recipe as TOML, every key with its value.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(&self.table()).expect("a table of plain values is TOML")
+    }
+
+    /// Reads a recipe. Keys that it leaves out are those of the published recipe for the method
+    /// and depth that it names (FCN on ResNet-101 unless it does).
+    ///
+    /// # Errors
+    ///
+    /// Text that is not TOML, unknown keys and unusable values; `origin` names the text in them.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
+        let table: Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| Error::Config {
+                origin: origin.to_owned(),
+                message: error.to_string().trim_end().to_owned(),
+            })?;
+        let (method, depth) = named_model(&table, origin)?;
+        let mut base =
+            Self::published(method.unwrap_or(Method::Fcn), depth.unwrap_or(Depth::R101)).table();
+        overrides::merge(&mut base, table, origin)?;
+        Self::from_table(base, origin)
+    }
+
+    /// Reads a recipe from a file; see [`parse`](Self::parse).
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, and those of [`parse`](Self::parse).
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Applies `key=value`, such as `optimizer.lr=0.02`.
+    ///
+    /// # Errors
+    ///
+    /// An unknown key (with the nearest valid one) or an unusable value; the recipe is unchanged
+    /// then.
+    pub fn set(&mut self, assignment: &str) -> Result<(), Error> {
+        let mut table = self.table();
+        overrides::set(&mut table, assignment)?;
+        *self = Self::from_table(table, &format!("--set {assignment}"))?;
+        Ok(())
+    }
+
+    fn table(&self) -> Table {
+        Table::try_from(self).expect("a recipe is a table of plain values")
+    }
+
+    fn from_table(table: Table, origin: &str) -> Result<Self, Error> {
+        let recipe: Self = table
+            .try_into()
+            .map_err(|error: toml::de::Error| Error::Config {
+                origin: origin.to_owned(),
+                message: error.to_string().trim_end().to_owned(),
+            })?;
+        recipe.check(origin)?;
+        Ok(recipe)
+    }
+}
+
+/// Method and depth that a user's table names, before anything else of it is read.
+fn named_model(table: &Table, origin: &str) -> Result<(Option<Method>, Option<Depth>), Error> {
+    let model = table.get("model").and_then(|model| model.as_table());
+    let text = |key: &str| {
+        model
+            .and_then(|model| model.get(key))
+            .and_then(|value| value.as_str())
+    };
+    let refuse = |key: &str, expected: &str, found: &str| Error::Value {
+        key: format!("model.{key}"),
+        origin: origin.to_owned(),
+        expected: expected.to_owned(),
+        found: format!("`{found}`"),
+    };
+    let method = text("method")
+        .map(|text| {
+            text.parse()
+                .map_err(|_| refuse("method", "fcn, pspnet, deeplabv3 or deeplabv3plus", text))
+        })
+        .transpose()?;
+    let depth = text("backbone")
+        .map(|text| {
+            text.parse().map_err(|_| {
+                refuse(
+                    "backbone",
+                    "resnet18, resnet34, resnet50, resnet101 or resnet152",
+                    text,
+                )
+            })
+        })
+        .transpose()?;
+    Ok((method, depth))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_reads_back_what_it_prints() {
+        for method in Method::ALL {
+            for depth in Depth::ALL {
+                let recipe = Recipe::published(method, depth);
+                let again = Recipe::parse(&recipe.to_toml(), "copy").unwrap();
+                assert_eq!(again, recipe, "{method} {depth}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_short_file_gets_the_presets_other_values() {
+        let recipe = Recipe::parse(
+            "[model]\nmethod = \"pspnet\"\nbackbone = \"resnet18\"\n[optimizer]\nlr = 1",
+            "a.toml",
+        )
+        .unwrap();
+        let mut expected = Recipe::published(Method::PspNet, Depth::R18);
+        expected.optimizer.lr = 1.0;
+        assert_eq!(recipe, expected);
+        assert_eq!(recipe.model.head_channels, 128);
+    }
+
+    #[test]
+    fn toml_that_does_not_parse_names_its_file_and_line() {
+        let error = Recipe::parse("seed = \n", "bad.toml")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("bad.toml") && error.contains("line 1"),
+            "{error}"
+        );
+    }
+}

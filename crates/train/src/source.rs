@@ -1,0 +1,85 @@
+//! From a recipe to data sets and the pipeline.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use halfseg_data::{CLASSES, Cityscapes, Dataset, LABELS, Pipeline, SyntheticStreets};
+
+use crate::{Bytes, Error, Recipe, Scale, available_memory};
+
+/// Between the seeds of generated scenes for training and for evaluation.
+const HELD_OUT: u64 = 0x0005_EED0_FACE_0FF5;
+
+pub(crate) type Data = Arc<dyn Dataset>;
+
+pub(crate) fn open_data(recipe: &Recipe) -> Result<(Data, Option<Data>), Error> {
+    let train = open_split(recipe, &recipe.data.train_split)?;
+    let val = match recipe.data.val_split.as_str() {
+        "" => None,
+        split => Some(open_split(recipe, split)?),
+    };
+    Ok((train, val))
+}
+
+/// The labelled split of the recipe's data source. Of generated scenes, `data.train_split` names
+/// those for training; every other name gives the held-out ones.
+///
+/// # Errors
+///
+/// A folder that is missing, empty, without labels, or with images and labels that do not match.
+pub fn open_split(recipe: &Recipe, split: &str) -> Result<Arc<dyn Dataset>, Error> {
+    let data = &recipe.data;
+    if data.source == "synthetic" {
+        let training = split == data.train_split;
+        let (count, seed) = match training {
+            true => (data.synthetic_train, data.synthetic_seed),
+            false => (data.synthetic_val, data.synthetic_seed ^ HELD_OUT),
+        };
+        let Scale { width, height } = data.scale;
+        // A picture of three bytes a pixel and its label map.
+        let needed = Bytes(4 * width as u64 * height as u64);
+        if let Some(available) = available_memory().filter(|available| needed > *available) {
+            return Err(Error::Value {
+                key: "data.scale".into(),
+                origin: "this configuration".into(),
+                expected: format!("generated scenes that fit into the {available} of memory"),
+                found: format!("{}, which takes {needed}", data.scale),
+            });
+        }
+        let streets = SyntheticStreets::new(width, height, count, seed);
+        return Ok(Arc::new(streets));
+    }
+    let root = Path::new(&data.source);
+    let dataset = Cityscapes::open(root, split)?;
+    if !dataset.is_labelled() {
+        return Err(Error::Unlabelled {
+            path: root.to_owned(),
+            split: split.to_owned(),
+        });
+    }
+    Ok(Arc::new(dataset))
+}
+
+/// The training pipeline that a recipe describes.
+pub fn pipeline(recipe: &Recipe) -> Pipeline {
+    let data = &recipe.data;
+    Pipeline {
+        scale: (data.scale.width, data.scale.height),
+        ratio: (data.ratio_min, data.ratio_max),
+        crop: (data.crop.height, data.crop.width),
+        max_category_share: data.category_limit,
+        flip: data.flip,
+        photometric: data.photometric,
+    }
+}
+
+/// The names of trainIds 0 to 18.
+pub fn class_names() -> [&'static str; CLASSES] {
+    let mut names = [""; CLASSES];
+    for label in &LABELS {
+        if let Some(name) = names.get_mut(usize::from(label.train_id)) {
+            *name = label.name;
+        }
+    }
+    names
+}

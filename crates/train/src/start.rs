@@ -1,0 +1,67 @@
+//! What every use of a recipe begins with.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::Device;
+use halfseg_amp::Policy;
+use halfseg_segmentor::Segmentor;
+
+use crate::{Bytes, Error, Recipe, available_memory, training_memory};
+
+pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
+    let needed = training_memory(
+        &recipe.model,
+        recipe.data.crop,
+        recipe.train.batch,
+        recipe.precision.dtype,
+        recipe.train.gradient_checkpointing,
+    );
+    // The memory of a GPU is not known before its first use.
+    let on_host = recipe.device == crate::DeviceChoice::Flex;
+    match available_memory().filter(|_| on_host) {
+        Some(available) if needed > available => Err(Error::Memory {
+            crop: recipe.data.crop.to_string(),
+            batch: recipe.train.batch,
+            needed,
+            available,
+        }),
+        _ => Ok(needed),
+    }
+}
+
+/// The devices that share batches with the first, with autodiff.
+pub(crate) fn open_further(recipe: &Recipe) -> Result<Vec<Device>, Error> {
+    let open = |choice: &crate::DeviceChoice| Ok(choice.open()?.autodiff());
+    recipe.further_devices.iter().map(open).collect()
+}
+
+/// The casting policy of `recipe`, bound to `model`.
+///
+/// # Errors
+///
+/// A precision for a module that `model` does not have. One below `auxiliary_head` is no error
+/// where there is no such head: only training uses it.
+pub fn bound_policy(recipe: &Recipe, model: &Segmentor) -> Result<Policy, Error> {
+    let mut policy = recipe.precision.policy();
+    let unmatched = policy.bind(model).into_iter().find(|module| {
+        model.auxiliary_head.is_some() || !module.path.starts_with("auxiliary_head")
+    });
+    match unmatched {
+        None => Ok(policy),
+        Some(module) => Err(Error::UnknownKey {
+            key: format!("precision.modules.{}", module.path),
+            nearest: format!("precision.modules.{}", module.nearest),
+            origin: "the precision policy".into(),
+        }),
+    }
+}
+
+/// Keeps other trainers of this process from drawing initial weights for as long as it lives.
+///
+/// Burn draws from one generator per process. Trainers that start side by side would take each
+/// other's random numbers, and the seed of a recipe would not determine its weights. Draws that the
+/// rest of the program makes at the same time still disturb it.
+pub(crate) fn own_generator() -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
