@@ -61,7 +61,8 @@ fn main() -> anyhow::Result<()> {
     let device = DeviceChoice::Flex.open()?;
     let training = device.clone().autodiff();
     training.seed(1);
-    let mut learner = Learner::new(recipe.model.init(&training), &recipe);
+    let policy = recipe.precision.policy();
+    let mut learner = Learner::new(recipe.model.init(&training), policy, &recipe);
 
     // Training: autocast forward, f32 loss, scaled backward, SGD on the poly schedule.
     for batch in loader.take(recipe.schedule.iterations as usize) {

@@ -206,7 +206,7 @@ impl Loaded {
         recipe.device = args.device.unwrap_or_default();
         recipe.model = config;
         if let Some(data) = data {
-            data.clone_into(&mut recipe.data.source);
+            recipe.data.source = data.into();
         }
         if let Some(policy) = &args.policy {
             read_policy(policy, args.precision, &mut recipe)?;

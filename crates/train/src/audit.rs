@@ -8,8 +8,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::inference::check_labels;
-use crate::start::{check_memory, own_generator};
-use crate::{Error, Precision, Recipe, bound_policy, open_split, pipeline};
+use crate::start::{Start, check_memory};
+use crate::{Error, Precision, Recipe, open_split, pipeline};
 
 /// The result of an [`audit`].
 #[derive(Clone, Debug)]
@@ -61,17 +61,11 @@ pub fn audit(recipe: &Recipe, device: &Device, scales: &[f32]) -> Result<Audit, 
 
     let training = device.clone().autodiff();
     let (images, labels) = first_batch(recipe, &training)?;
-    let alone = own_generator();
-    training.seed(recipe.seed);
-    let mut model = recipe.model.init(&training);
-    let mut loaded = None;
-    if !recipe.checkpoint.is_empty() {
-        let report;
-        (model, report) = model.load_pretrained(&recipe.checkpoint)?;
-        loaded = Some(report);
-    }
-    drop(alone);
-    let policy = bound_policy(recipe, &model)?;
+    let Start {
+        model,
+        policy,
+        loaded,
+    } = Start::of(recipe, &training)?;
 
     // The same channels are dropped each time.
     let loss = |model: &Segmentor| {

@@ -27,7 +27,9 @@ pub use memory::{Bytes, available_memory, resident_memory};
 pub use memory_plan::MemoryPlan;
 pub use parameters::parameters;
 pub use poly::PolySchedule;
-pub use recipe::values::{Crop, DeviceChoice, LossScale, ParseValueError, Precision, Scale};
+pub use recipe::values::{
+    Crop, DataSource, DeviceChoice, LossScale, ParseValueError, RunPrecision, Scale,
+};
 pub use recipe::{
     DataRecipe, EvalMode, EvalRecipe, EvalScale, OptimizerRecipe, PrecisionRecipe, Recipe,
     ScheduleRecipe, TrainRecipe,
@@ -38,6 +40,6 @@ pub use run::log::Log;
 pub use run::observer::{Observer, Outcome, Started, Timing};
 pub use run::results::{draw_confusion, draw_curves, draw_prediction, scores_json, write_maps};
 pub use sgd::Sgd;
-pub use source::{class_names, open_split, pipeline};
+pub use source::{Splits, class_names, open_split, pipeline};
 pub use start::bound_policy;
 pub use tensors::write_logits;

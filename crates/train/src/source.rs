@@ -5,20 +5,34 @@ use std::sync::Arc;
 
 use halfseg_data::{CLASSES, Cityscapes, Dataset, LABELS, Pipeline, SyntheticStreets};
 
-use crate::{Bytes, Error, Recipe, Scale, available_memory};
+use crate::{Bytes, DataSource, Error, Recipe, Scale, available_memory};
 
 /// Between the seeds of generated scenes for training and for evaluation.
 const HELD_OUT: u64 = 0x0005_EED0_FACE_0FF5;
 
-pub(crate) type Data = Arc<dyn Dataset>;
+/// What a run trains on and is evaluated on.
+#[derive(Clone)]
+pub struct Splits {
+    /// Pictures to train on, all with label maps.
+    pub train: Arc<dyn Dataset>,
+    /// Pictures to evaluate on, if any.
+    pub val: Option<Arc<dyn Dataset>>,
+}
 
-pub(crate) fn open_data(recipe: &Recipe) -> Result<(Data, Option<Data>), Error> {
-    let train = open_split(recipe, &recipe.data.train_split)?;
-    let val = match recipe.data.val_split.as_str() {
-        "" => None,
-        split => Some(open_split(recipe, split)?),
-    };
-    Ok((train, val))
+impl Splits {
+    /// The splits that `recipe` names.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open_split`].
+    pub fn open(recipe: &Recipe) -> Result<Self, Error> {
+        let train = open_split(recipe, &recipe.data.train_split)?;
+        let val = match recipe.data.val_split.as_str() {
+            "" => None,
+            split => Some(open_split(recipe, split)?),
+        };
+        Ok(Self { train, val })
+    }
 }
 
 /// The labelled split of the recipe's data source. Of generated scenes, `data.train_split` names
@@ -29,7 +43,7 @@ pub(crate) fn open_data(recipe: &Recipe) -> Result<(Data, Option<Data>), Error> 
 /// A folder that is missing, empty, without labels, or with images and labels that do not match.
 pub fn open_split(recipe: &Recipe, split: &str) -> Result<Arc<dyn Dataset>, Error> {
     let data = &recipe.data;
-    if data.source == "synthetic" {
+    let DataSource::Folder(root) = &data.source else {
         let training = split == data.train_split;
         let (count, seed) = match training {
             true => (data.synthetic_train, data.synthetic_seed),
@@ -48,8 +62,8 @@ pub fn open_split(recipe: &Recipe, split: &str) -> Result<Arc<dyn Dataset>, Erro
         }
         let streets = SyntheticStreets::new(width, height, count, seed);
         return Ok(Arc::new(streets));
-    }
-    let root = Path::new(&data.source);
+    };
+    let root = Path::new(root);
     let dataset = Cityscapes::open(root, split)?;
     if !dataset.is_labelled() {
         return Err(Error::Unlabelled {

@@ -1,13 +1,60 @@
 //! What every use of a recipe begins with.
 
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
 use halfseg_amp::Policy;
-use halfseg_segmentor::Segmentor;
+use halfseg_segmentor::{LoadReport, Segmentor};
 
 use crate::{Bytes, Error, Recipe, available_memory, training_memory};
 
+/// A network ready to be trained as a recipe says.
+pub(crate) struct Start {
+    pub model: Segmentor,
+    /// The recipe's, bound to `model`.
+    pub policy: Policy,
+    /// What came from the recipe's `checkpoint`, if it names one.
+    pub loaded: Option<LoadReport>,
+}
+
+impl Start {
+    /// The network that training begins with, on the autodiff device `training`: drawn from the
+    /// seed, under the weights of the recipe's `checkpoint`.
+    pub fn of(recipe: &Recipe, training: &Device) -> Result<Self, Error> {
+        let alone = own_generator();
+        training.seed(recipe.seed);
+        let mut model = recipe.model.init(training);
+        let mut loaded = None;
+        if !recipe.checkpoint.is_empty() {
+            let report;
+            (model, report) = model.load_pretrained(&recipe.checkpoint)?;
+            loaded = Some(report);
+        }
+        drop(alone);
+        let policy = bound_policy(recipe, &model)?;
+        Ok(Self {
+            model,
+            policy,
+            loaded,
+        })
+    }
+
+    /// The network of a checkpoint that the recipe comes from.
+    pub fn resumed(recipe: &Recipe, weights: &Path, training: &Device) -> Result<Self, Error> {
+        let alone = own_generator();
+        let (model, _) = halfseg_segmentor::load(weights, Some(&recipe.model), training)?;
+        drop(alone);
+        let policy = bound_policy(recipe, &model)?;
+        Ok(Self {
+            model,
+            policy,
+            loaded: None,
+        })
+    }
+}
+
+/// The lower bound of a step's memory, which the host must have if it computes.
 pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
     let needed = training_memory(
         &recipe.model,
@@ -61,7 +108,7 @@ pub fn bound_policy(recipe: &Recipe, model: &Segmentor) -> Result<Policy, Error>
 /// Burn draws from one generator per process. Trainers that start side by side would take each
 /// other's random numbers, and the seed of a recipe would not determine its weights. Draws that the
 /// rest of the program makes at the same time still disturb it.
-pub(crate) fn own_generator() -> MutexGuard<'static, ()> {
+fn own_generator() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
 }

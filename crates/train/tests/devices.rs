@@ -35,7 +35,8 @@ fn train(model: &Segmentor, recipe: &Recipe, devices: usize, steps: usize) -> Tr
     // Running statistics are shared between clones.
     let model = model.clone().valid().train();
     let further = vec![device.clone(); devices - 1];
-    let mut learner = Learner::new(model, recipe).with_further_devices(further);
+    let mut learner =
+        Learner::new(model, recipe.precision.policy(), recipe).with_further_devices(further);
     let (images, labels) = BATCH.draw(recipe.model.num_classes, &device);
     let steps = (0..steps).map(|_| learner.step(images.clone(), labels.clone()));
     Trained {
@@ -122,8 +123,8 @@ fn a_step_is_skipped_by_all_workers_if_one_overflows() {
     let recipe = recipe(Method::Fcn, Depth::R18, Precision::F16);
     let device = Device::flex().autodiff();
     let model = recipe.model.init(&device);
-    let mut learner =
-        Learner::new(model, &recipe).with_further_devices(vec![Device::flex().autodiff()]);
+    let mut learner = Learner::new(model, recipe.precision.policy(), &recipe)
+        .with_further_devices(vec![Device::flex().autodiff()]);
     let before = values(learner.model());
     let (images, labels) = BATCH.draw(recipe.model.num_classes, &device);
     // In the second worker's part only.

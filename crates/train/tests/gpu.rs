@@ -39,7 +39,8 @@ fn train_with(
     device: &Device,
     further: Vec<Device>,
 ) -> Vec<f64> {
-    let mut learner = Learner::new(model, recipe).with_further_devices(further);
+    let mut learner =
+        Learner::new(model, recipe.precision.policy(), recipe).with_further_devices(further);
     let (images, labels) = Batch::PAIR.draw(recipe.model.num_classes, device);
     let step = |_| learner.step(images.clone(), labels.clone()).loss;
     (0..3).map(step).collect()
@@ -88,7 +89,7 @@ fn a_step_moves_weights_and_momentum_as_on_the_cpu() {
             let model = recipe.model.init(&host);
             let start = network::values(&model);
             let step = |model: Segmentor, device: &Device| {
-                let mut learner = Learner::new(model, &recipe);
+                let mut learner = Learner::new(model, recipe.precision.policy(), &recipe);
                 let (images, labels) = Batch::PAIR.draw(recipe.model.num_classes, device);
                 let steps = [(); 2].map(|()| learner.step(images.clone(), labels.clone()));
                 for step in &steps {

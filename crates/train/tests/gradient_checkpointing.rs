@@ -13,7 +13,7 @@ use network::{Batch, values};
 /// Losses of three steps, and what they leave.
 fn train(model: Segmentor, recipe: &Recipe) -> (Vec<f64>, BTreeMap<String, Vec<f32>>) {
     let device = Device::flex().autodiff();
-    let mut learner = Learner::new(model, recipe);
+    let mut learner = Learner::new(model, recipe.precision.policy(), recipe);
     let (images, labels) = Batch::PAIR.draw(recipe.model.num_classes, &device);
     let losses = (0..3).map(|_| {
         let step = learner.step(images.clone(), labels.clone());

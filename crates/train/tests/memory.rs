@@ -48,7 +48,8 @@ unsafe impl GlobalAlloc for Counted {
 fn measured(recipe: &Recipe) -> (u64, u64) {
     let device = Device::flex().autodiff();
     let before = NOW.load(Relaxed);
-    let mut learner = Learner::new(recipe.model.init(&device), recipe);
+    let policy = recipe.precision.policy();
+    let mut learner = Learner::new(recipe.model.init(&device), policy, recipe);
     let Crop { height, width } = recipe.data.crop;
     let batch = recipe.train.batch;
     let noise = Distribution::Normal(0.0, 1.0);

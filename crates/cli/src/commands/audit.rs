@@ -110,7 +110,7 @@ fn to_json(recipe: &Recipe, audit: &Audit) -> Value {
     json!({
         "method": recipe.model.method.to_string(),
         "backbone": recipe.model.backbone.to_string(),
-        "data": recipe.data.source,
+        "data": recipe.data.source.to_string(),
         "checkpoint": recipe.checkpoint,
         "batch": recipe.train.batch,
         "crop": recipe.data.crop.to_string(),

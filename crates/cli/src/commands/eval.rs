@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail};
 use halfseg_data::{Cityscapes, Dataset, LabelMap, label_id, write_label};
 use halfseg_eval::{CityscapesScorer, CityscapesScores};
 use halfseg_files::write_atomically;
-use halfseg_train::{class_names, draw_confusion, open_split, resident_memory, scores_json};
+use halfseg_train::{
+    DataSource, class_names, draw_confusion, open_split, resident_memory, scores_json,
+};
 
 use crate::args::EvalArgs;
 use crate::failure::{Interrupted, Usage};
@@ -78,7 +80,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         let mut json = scores_json(&scores);
         json["images"] = dataset.len().into();
         json["split"] = split.into();
-        json["data"] = loaded.recipe.data.source.clone().into();
+        json["data"] = loaded.recipe.data.source.to_string().into();
         json["checkpoint"] = loaded.weights.display().to_string().into();
         json["peak_bytes"] = resident_memory().map(|(_, peak)| peak.0).into();
         json["precision"] = loaded.recipe.precision.dtype.to_string().into();
@@ -102,14 +104,13 @@ impl Split {
     /// A split whose labels a benchmark keeps to itself can be predicted, not scored: `keeps` says
     /// whether predictions are wanted.
     fn open(loaded: &Loaded, split: &str, keeps: bool) -> Result<Self> {
-        let source = &loaded.recipe.data.source;
-        if source == "synthetic" {
+        let DataSource::Folder(source) = &loaded.recipe.data.source else {
             let dataset = open_split(&loaded.recipe, split)?;
             return Ok(Self {
                 dataset,
                 tree: None,
             });
-        }
+        };
         let path = PathBuf::from(source);
         let tree = Arc::new(Cityscapes::open(&path, split)?);
         if !keeps && !tree.is_labelled() {

@@ -86,18 +86,15 @@ pub struct Step {
 }
 
 impl Learner {
-    /// Trains `model`, which lives on an autodiff device, as `recipe` says. Precisions of modules
-    /// that the model lacks have no effect; see [`bound_policy`](crate::bound_policy).
+    /// Trains `model`, which lives on an autodiff device, as `recipe` says, and casts as `policy`
+    /// does: the recipe's own, bound to the model by [`bound_policy`](crate::bound_policy).
     ///
     /// # Panics
     ///
     /// When the model's device does not track gradients, or the recipe's loss scale is out of range
     /// (one that was read from text is not).
-    pub fn new(model: Segmentor, recipe: &Recipe) -> Self {
+    pub fn new(model: Segmentor, policy: Policy, recipe: &Recipe) -> Self {
         let scaler = GradScaler::new(recipe.precision.scaling());
-        let mut policy = recipe.precision.policy();
-        // Whoever reads recipes from files has refused unmatched paths before.
-        let _ = policy.bind(&model);
         let model = model.with_gradient_checkpointing(recipe.train.gradient_checkpointing);
         Self {
             model: Some(model),

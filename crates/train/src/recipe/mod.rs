@@ -14,7 +14,7 @@ use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::PolySchedule;
-use values::{Crop, DeviceChoice, LossScale, Precision, Scale};
+use values::{Crop, DataSource, DeviceChoice, LossScale, Precision, Scale};
 
 /// The whole configuration of a run: model, data, optimizer, schedule, precision.
 ///
@@ -68,7 +68,7 @@ pub struct Recipe {
 #[serde(deny_unknown_fields)]
 pub struct DataRecipe {
     /// `synthetic`, or a folder with `leftImg8bit` and `gtFine` in it.
-    pub source: String,
+    pub source: DataSource,
     /// The split that is trained on.
     pub train_split: String,
     /// The split that is evaluated on.

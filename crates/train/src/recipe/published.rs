@@ -8,7 +8,7 @@ use super::{
     DataRecipe, EvalMode, EvalRecipe, EvalScale, OptimizerRecipe, PrecisionRecipe, Recipe,
     ScheduleRecipe, TrainRecipe,
 };
-use crate::{Crop, DeviceChoice, LossScale, Precision, Scale};
+use crate::{Crop, DataSource, DeviceChoice, LossScale, Precision, Scale};
 
 impl Recipe {
     /// The published recipe for `method` on a ResNetV1c of `depth`.
@@ -24,7 +24,7 @@ impl Recipe {
             checkpoint: String::new(),
             model: SegmentorConfig::new(method, depth),
             data: DataRecipe {
-                source: "synthetic".into(),
+                source: DataSource::Synthetic,
                 train_split: "train".into(),
                 val_split: "val".into(),
                 scale: Scale {

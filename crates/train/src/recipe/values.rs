@@ -92,6 +92,46 @@ impl LossScale {
     }
 }
 
+/// Where pictures come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum DataSource {
+    /// Generated street scenes, written `synthetic`.
+    Synthetic,
+    /// A folder with `leftImg8bit` and `gtFine` in it, written as its path.
+    Folder(String),
+}
+
+impl From<&str> for DataSource {
+    fn from(text: &str) -> Self {
+        match text {
+            "synthetic" => Self::Synthetic,
+            folder => Self::Folder(folder.to_owned()),
+        }
+    }
+}
+
+impl From<String> for DataSource {
+    fn from(text: String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl From<DataSource> for String {
+    fn from(source: DataSource) -> String {
+        source.to_string()
+    }
+}
+
+impl fmt::Display for DataSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Synthetic => "synthetic",
+            Self::Folder(path) => path,
+        })
+    }
+}
+
 /// Where to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -246,6 +286,18 @@ mod tests {
         check("flex", DeviceChoice::Flex);
         check("cuda:3", DeviceChoice::Cuda(3));
         check("wgpu:1", DeviceChoice::Wgpu(1));
+    }
+
+    #[test]
+    fn a_source_of_data_is_the_word_or_a_path() {
+        for (text, source) in [
+            ("synthetic", DataSource::Synthetic),
+            ("./synthetic", DataSource::Folder("./synthetic".into())),
+            ("Synthetic", DataSource::Folder("Synthetic".into())),
+        ] {
+            assert_eq!(DataSource::from(text), source);
+            assert_eq!(source.to_string(), text);
+        }
     }
 
     #[test]

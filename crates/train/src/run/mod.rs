@@ -9,21 +9,19 @@ pub(crate) mod state;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Device;
 use halfseg_amp::{GradScaler, StepOutcome};
-use halfseg_data::{Dataset, Loader, LoaderConfig};
+use halfseg_data::{Loader, LoaderConfig};
 use halfseg_eval::ConfusionMatrix;
 use halfseg_segmentor::LoadReport;
 use serde_json::json;
 
 use crate::inference::check_labels;
-use crate::source::open_data;
-use crate::start::{check_memory, open_further, own_generator};
+use crate::start::{Start, check_memory, open_further};
 use crate::{
-    Bytes, Error, Learner, Log, Predictor, Recipe, Step, bound_policy, parameters, pipeline,
+    Bytes, Error, Learner, Log, Predictor, Recipe, Splits, Step, parameters, pipeline,
     resident_memory,
 };
 use folder::{
@@ -49,8 +47,7 @@ pub struct Trainer {
     device: Device,
     out: PathBuf,
     learner: Learner,
-    train: Arc<dyn Dataset>,
-    val: Option<Arc<dyn Dataset>>,
+    data: Splits,
     log: Log,
     loaded: Option<LoadReport>,
     memory: Bytes,
@@ -62,13 +59,33 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Prepares a new run in the folder `out`, on `device` (without autodiff).
+    /// Prepares a new run in the folder `out`, on `device` (without autodiff), with the data that
+    /// the recipe names.
     ///
     /// # Errors
     ///
     /// Data that is missing or wrong, weights that do not fit, a folder that already holds a run,
     /// and a step that cannot fit into memory.
     pub fn new(recipe: Recipe, device: &Device, out: &Path) -> Result<Self, Error> {
+        let data = Splits::open(&recipe)?;
+        Self::with_data(recipe, data, device, out)
+    }
+
+    /// As [`new`](Self::new), with data of one's own in place of the recipe's.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`new`](Self::new).
+    ///
+    /// # Panics
+    ///
+    /// If there is no picture to train on.
+    pub fn with_data(
+        recipe: Recipe,
+        data: Splits,
+        device: &Device,
+        out: &Path,
+    ) -> Result<Self, Error> {
         if Self::can_resume(out) {
             return Err(Error::FolderInUse {
                 path: out.to_owned(),
@@ -76,25 +93,18 @@ impl Trainer {
             });
         }
         let memory = check_memory(&recipe)?;
-        let (train, val) = open_data(&recipe)?;
         fs::create_dir_all(out).map_err(|source| Error::Write {
             path: out.to_owned(),
             source,
         })?;
 
-        let training = device.clone().autodiff();
-        let alone = own_generator();
-        training.seed(recipe.seed);
-        let mut model = recipe.model.init(&training);
-        let mut loaded = None;
-        if !recipe.checkpoint.is_empty() {
-            let report;
-            (model, report) = model.load_pretrained(&recipe.checkpoint)?;
-            loaded = Some(report);
-        }
-        drop(alone);
-        bound_policy(&recipe, &model)?;
-        let learner = Learner::new(model, &recipe).with_further_devices(open_further(&recipe)?);
+        let Start {
+            model,
+            policy,
+            loaded,
+        } = Start::of(&recipe, &device.clone().autodiff())?;
+        let further = open_further(&recipe)?;
+        let learner = Learner::new(model, policy, &recipe).with_further_devices(further);
         write_text(&out.join(CONFIG), &recipe.to_toml())?;
         let log = Log::create(&out.join(LOG))?;
         Ok(Self {
@@ -102,8 +112,7 @@ impl Trainer {
             device: device.clone(),
             out: out.to_owned(),
             learner,
-            train,
-            val,
+            data,
             log,
             loaded,
             memory,
@@ -132,15 +141,12 @@ impl Trainer {
             found: format!("no `{RECIPE_KEY}` in its metadata"),
         })?)?;
         let memory = check_memory(&recipe)?;
-        let (train, val) = open_data(&recipe)?;
-
+        let data = Splits::open(&recipe)?;
         let training = device.clone().autodiff();
-        let alone = own_generator();
-        let (model, _) = halfseg_segmentor::load(&weights, Some(&recipe.model), &training)?;
-        drop(alone);
-        bound_policy(&recipe, &model)?;
+        let start = Start::resumed(&recipe, &weights, &training)?;
         let further = open_further(&recipe)?;
-        let mut learner = Learner::new(model, &recipe).with_further_devices(further);
+        let mut learner =
+            Learner::new(start.model, start.policy, &recipe).with_further_devices(further);
         let path = state_path(&weights);
         let RunState { position, momentum } = RunState::load(&path)?;
         let wrong = |expected: &str, found: String| Error::State {
@@ -169,8 +175,7 @@ impl Trainer {
             device: device.clone(),
             out: out.to_owned(),
             learner,
-            train,
-            val,
+            data,
             log,
             loaded: None,
             memory,
@@ -215,7 +220,7 @@ impl Trainer {
         self.start(observer)?;
         let batch_size = self.recipe.train.batch;
         let loader = Loader::new(
-            self.train.clone(),
+            self.data.train.clone(),
             pipeline(&self.recipe),
             LoaderConfig {
                 batch: batch_size,
@@ -286,8 +291,8 @@ impl Trainer {
         let started = Started {
             recipe: &self.recipe,
             iteration: self.learner.iteration(),
-            train_images: self.train.len(),
-            val_images: self.val.as_ref().map_or(0, |val| val.len()),
+            train_images: self.data.train.len(),
+            val_images: self.data.val.as_ref().map_or(0, |val| val.len()),
             parameters: parameters(self.learner.model()),
             loaded: self.loaded.as_ref(),
             memory: self.memory,
@@ -338,7 +343,7 @@ impl Trainer {
 
     /// Scores the validation split. `false` when the observer stopped it.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, Error> {
-        let Some(val) = self.val.clone() else {
+        let Some(val) = self.data.val.clone() else {
             return Ok(true);
         };
         let iteration = self.learner.iteration();
@@ -459,7 +464,7 @@ impl Trainer {
             results::draw_confusion(&matrix, &self.out.join("confusion.svg"))?;
             scores = Some(Box::new(found));
         }
-        if let Some(val) = &self.val {
+        if let Some(val) = &self.data.val {
             let folder = self.out.join("pictures");
             let predictor = self.predictor();
             for index in results::spread(val.len(), self.recipe.train.pictures) {

@@ -239,7 +239,7 @@ fn measure_training(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<M
     let device = recipe.device.open()?.autodiff();
     let model = recipe.model.init(&device);
     let parameters = parameters(&model);
-    let mut learner = Learner::new(model, recipe);
+    let mut learner = Learner::new(model, recipe.precision.policy(), recipe);
     let images = images(args, batch, &device);
     let classes = Distribution::Uniform(0.0, recipe.model.num_classes as f64);
     let shape = [batch, args.size.height, args.size.width];
