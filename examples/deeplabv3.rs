@@ -9,8 +9,8 @@ use std::sync::Arc;
 use halfseg_data::{Dataset, Loader, LoaderConfig, SyntheticStreets};
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use halfseg_train::{
-    Crop, DeviceChoice, Learner, Precision, Predictor, Recipe, Scale, class_names, draw_prediction,
-    pipeline,
+    Crop, DeviceChoice, Learner, Predictor, Recipe, RunPrecision, Scale, class_names,
+    draw_prediction, pipeline,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
     recipe.train.batch = 4;
     recipe.optimizer.lr = 0.1;
     recipe.schedule.iterations = if smoke { 2 } else { 150 };
-    recipe.precision.dtype = Precision::F16;
+    recipe.precision.dtype = RunPrecision::F16;
 
     // Data: one seed for training, another for evaluation.
     let Scale { width, height } = recipe.data.scale;

@@ -30,7 +30,7 @@ use burn::tensor::{Device, Tensor};
 use clap::Parser;
 use halfseg_amp::autocast;
 use halfseg_segmentor::{Segmentor, load};
-use halfseg_train::{DeviceChoice, Precision};
+use halfseg_train::{DeviceChoice, RunPrecision};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use recording::{Recording, Values, folders_below};
@@ -50,7 +50,7 @@ struct Cli {
     device: DeviceChoice,
     /// Precisions to run in
     #[arg(long, value_delimiter = ',', default_values = ["f32", "f16", "bf16"])]
-    precisions: Vec<Precision>,
+    precisions: Vec<RunPrecision>,
     /// What `torch_peer.py replay` printed: errors of PyTorch, from which limits follow
     #[arg(long, value_name = "FILE")]
     peer: Option<PathBuf>,
@@ -81,7 +81,7 @@ impl Peer {
 /// What one recording gave in one precision.
 struct Line {
     recording: String,
-    precision: Precision,
+    precision: RunPrecision,
     /// Largest error of a logit and its limit, if there is one.
     logits: (f64, Option<f64>),
     /// Share of pixels of another class.
@@ -164,7 +164,7 @@ fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 fn replay(
     recording: &Recording,
     name: &str,
-    precision: Precision,
+    precision: RunPrecision,
     device: &Device,
 ) -> Result<Line> {
     let start = Instant::now();
@@ -177,8 +177,8 @@ fn replay(
     let logits = host(autocast(&policy, || model.forward(image)));
     let expected = host(values.float::<4>("decode_logits_full", &Device::flex()));
     let limit = match precision {
-        Precision::F32 => Some(1e-3 * deviation(&expected) / 2.0),
-        Precision::F16 | Precision::Bf16 => recording
+        RunPrecision::F32 => Some(1e-3 * deviation(&expected) / 2.0),
+        RunPrecision::F16 | RunPrecision::Bf16 => recording
             .number(&["eval", "bf16_autocast_vs_float32", "max_abs"])
             .map(|peer| 1.5 * peer),
     };
@@ -217,7 +217,7 @@ fn model(recording: &Recording, device: &Device) -> Result<Segmentor> {
 fn train(
     recording: &Recording,
     values: &Values,
-    precision: Precision,
+    precision: RunPrecision,
     device: &Device,
 ) -> Result<(f64, BTreeMap<String, f64>)> {
     let device = device.clone().autodiff();
@@ -228,8 +228,8 @@ fn train(
     let losses = autocast(&precision.policy(), || model.loss(image, labels, &mut rng));
     let loss = f64::from(losses.total.clone().into_scalar::<f32>());
     let scale = match precision {
-        Precision::F32 => 1.0,
-        Precision::F16 | Precision::Bf16 => LOSS_SCALE,
+        RunPrecision::F32 => 1.0,
+        RunPrecision::F16 | RunPrecision::Bf16 => LOSS_SCALE,
     };
     let gradients = (losses.total * scale).backward();
     let gradients = GradientsParams::from_grads(gradients, &model);
@@ -275,17 +275,17 @@ impl Line {
     /// Takes the limit from the peer's own error where that is known.
     fn limit_by(&mut self, peer: &Peer, device: DeviceChoice) {
         let name = match (self.precision, device) {
-            (Precision::F16, _) => "f16",
-            (Precision::Bf16, _) => "bf16",
-            (Precision::F32, DeviceChoice::Cuda(_)) => "tf32",
-            (Precision::F32, _) => return,
+            (RunPrecision::F16, _) => "f16",
+            (RunPrecision::Bf16, _) => "bf16",
+            (RunPrecision::F32, DeviceChoice::Cuda(_)) => "tf32",
+            (RunPrecision::F32, _) => return,
         };
         if let Some(error) = peer.error(&self.recording, name) {
             let limit = 1.5 * error;
             self.logits.1 = match self.precision {
                 // The limit without TF32 holds in any case.
-                Precision::F32 => self.logits.1.map(|exact| exact.max(limit)),
-                Precision::F16 | Precision::Bf16 => Some(limit),
+                RunPrecision::F32 => self.logits.1.map(|exact| exact.max(limit)),
+                RunPrecision::F16 | RunPrecision::Bf16 => Some(limit),
             };
         }
     }

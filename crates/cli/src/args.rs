@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use halfseg_segmentor::{Depth, Method};
-use halfseg_train::{Crop, DeviceChoice, EvalScale, LossScale, Precision, Scale};
+use halfseg_train::{Crop, DeviceChoice, EvalScale, LossScale, RunPrecision, Scale};
 
 /// Semantic segmentation of street scenes in mixed precision.
 ///
@@ -93,7 +93,7 @@ pub struct RecipeArgs {
     pub scale: Option<Scale>,
     /// f32, f16 or bf16
     #[arg(long)]
-    pub precision: Option<Precision>,
+    pub precision: Option<RunPrecision>,
     /// Static factor, or torch (dynamic), megatron, flax, apex, keras, mmcv-static or none; unless
     /// given, 512 in f16 and 1 in bf16 and f32
     #[arg(long, value_name = "512|torch|..")]
@@ -199,7 +199,7 @@ pub struct InferenceArgs {
     /// f32, f16 or bf16; unless given, what the checkpoint was trained in, and f32 where it does
     /// not say
     #[arg(long)]
-    pub precision: Option<Precision>,
+    pub precision: Option<RunPrecision>,
     /// Take the precision from a policy file (see `halfseg audit`), in place of the checkpoint's; a
     /// --precision that contradicts it is refused
     #[arg(long, value_name = "FILE")]
@@ -342,7 +342,7 @@ pub struct BenchArgs {
     pub size: Crop,
     /// f32, f16 or bf16
     #[arg(long, default_value = "f32")]
-    pub precision: Precision,
+    pub precision: RunPrecision,
     /// Measure training steps instead of inference
     #[arg(long)]
     pub train: bool,
@@ -382,7 +382,7 @@ pub struct DemoArgs {
     pub out: PathBuf,
     /// f32, f16 or bf16
     #[arg(long, default_value = "f16")]
-    pub precision: Precision,
+    pub precision: RunPrecision,
     /// Iterations of the whole run
     #[arg(long, value_name = "N")]
     pub iterations: Option<u64>,

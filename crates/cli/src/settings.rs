@@ -8,7 +8,7 @@ use halfseg_segmentor::{
     Depth, Method, Segmentor, SegmentorConfig, read_architecture, read_backbone,
 };
 use halfseg_train::{
-    Error, EvalMode, Precision, Predictor, Recipe, bound_policy, read_recipe, resolve_checkpoint,
+    Error, EvalMode, Predictor, Recipe, RunPrecision, bound_policy, read_recipe, resolve_checkpoint,
 };
 
 use crate::args::{InferenceArgs, ModelArgs, RecipeArgs};
@@ -122,7 +122,7 @@ pub fn apply(
 /// exceptions were found for its own dtype.
 fn read_policy(
     path: &Path,
-    precision: Option<Precision>,
+    precision: Option<RunPrecision>,
     recipe: &mut Recipe,
 ) -> Result<(), Error> {
     recipe.read_policy(path)?;
@@ -199,7 +199,7 @@ impl Loaded {
             (None, None) => {
                 let mut recipe = Recipe::published(config.method, config.backbone);
                 // As MMSegmentation tests its checkpoints, those trained in f16 too.
-                recipe.precision.dtype = Precision::F32;
+                recipe.precision.dtype = RunPrecision::F32;
                 recipe
             }
         };

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::inference::check_labels;
 use crate::start::{Start, check_memory};
-use crate::{Error, Precision, Recipe, open_split, pipeline};
+use crate::{Error, Recipe, RunPrecision, open_split, pipeline};
 
 /// The result of an [`audit`].
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub struct Audit {
 /// [`Trainer::new`](crate::Trainer::new).
 pub fn audit(recipe: &Recipe, device: &Device, scales: &[f32]) -> Result<Audit, Error> {
     let half = match recipe.precision.dtype {
-        Precision::F32 => {
+        RunPrecision::F32 => {
             return Err(Error::Value {
                 key: "precision.dtype".into(),
                 origin: "the audited recipe".into(),
@@ -51,12 +51,12 @@ pub fn audit(recipe: &Recipe, device: &Device, scales: &[f32]) -> Result<Audit, 
                 found: "`f32`".into(),
             });
         }
-        Precision::F16 => halfseg_amp::Precision::F16,
-        Precision::Bf16 => halfseg_amp::Precision::Bf16,
+        RunPrecision::F16 => halfseg_amp::Precision::F16,
+        RunPrecision::Bf16 => halfseg_amp::Precision::Bf16,
     };
     // The gradients are taken in f32.
     let mut needs = recipe.clone();
-    needs.precision.dtype = Precision::F32;
+    needs.precision.dtype = RunPrecision::F32;
     check_memory(&needs)?;
 
     let training = device.clone().autodiff();

@@ -2,7 +2,7 @@
 
 use halfseg_segmentor::{Method, SegmentorConfig};
 
-use crate::{Bytes, Crop, Precision};
+use crate::{Bytes, Crop, RunPrecision};
 
 /// The cost of one part of a network, for one image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,12 +68,12 @@ pub fn training_memory(
     model: &SegmentorConfig,
     crop: Crop,
     batch: usize,
-    precision: Precision,
+    precision: RunPrecision,
     checkpointing: bool,
 ) -> Bytes {
     let element = match precision {
-        Precision::F32 => 4,
-        Precision::F16 | Precision::Bf16 => 2,
+        RunPrecision::F32 => 4,
+        RunPrecision::F16 | RunPrecision::Bf16 => 2,
     };
     let (mut parameters, mut maps) = (0, 0);
     for layer in layers(model, crop) {
@@ -538,10 +538,10 @@ mod tests {
         };
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         // PyTorch needs 6.0 GiB for this step in f32 on the CPU: a lower bound lies below.
-        let published = gib(memory(512, 1, Precision::F32));
+        let published = gib(memory(512, 1, RunPrecision::F32));
         assert!((2.5..6.0).contains(&published), "{published}");
-        assert!(memory(512, 2, Precision::F32) > memory(512, 1, Precision::F32));
-        assert!(memory(512, 2, Precision::F16) < memory(512, 2, Precision::F32));
-        assert!(gib(memory(8192, 4, Precision::F16)) > 500.0);
+        assert!(memory(512, 2, RunPrecision::F32) > memory(512, 1, RunPrecision::F32));
+        assert!(memory(512, 2, RunPrecision::F16) < memory(512, 2, RunPrecision::F32));
+        assert!(gib(memory(8192, 4, RunPrecision::F16)) > 500.0);
     }
 }

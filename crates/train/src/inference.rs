@@ -11,7 +11,7 @@ use halfseg_eval::{ConfusionMatrix, argmax, multi_scale_flip, slide};
 use halfseg_layers::{most_likely_classes, resize_with};
 use halfseg_segmentor::Segmentor;
 
-use crate::{Error, EvalMode, EvalRecipe, EvalScale, Precision};
+use crate::{Error, EvalMode, EvalRecipe, EvalScale, RunPrecision};
 
 /// Ratios of the multi-scale views, each also mirrored
 /// (`configs/_base_/datasets/cityscapes.py` of MMSegmentation).
@@ -30,7 +30,12 @@ pub struct Predictor {
 
 impl Predictor {
     /// Uses `model` (of an autodiff device or not) on `device`, where its weights are.
-    pub fn new(model: &Segmentor, precision: Precision, eval: EvalRecipe, device: &Device) -> Self {
+    pub fn new(
+        model: &Segmentor,
+        precision: RunPrecision,
+        eval: EvalRecipe,
+        device: &Device,
+    ) -> Self {
         Self {
             model: model.valid(),
             policy: precision.policy(),

@@ -3,7 +3,7 @@
 use halfseg_segmentor::{Method, SegmentorConfig};
 
 use crate::cost::{Layer, layers};
-use crate::{Bytes, Crop, Precision, Recipe};
+use crate::{Bytes, Crop, Recipe, RunPrecision};
 
 /// What a training step is expected to have in memory, in bytes.
 ///
@@ -52,7 +52,7 @@ impl MemoryPlan {
         model: &SegmentorConfig,
         crop: Crop,
         batch: usize,
-        precision: Precision,
+        precision: RunPrecision,
         checkpointing: bool,
     ) -> Self {
         let plan = Walk {
@@ -60,8 +60,8 @@ impl MemoryPlan {
             crop,
             batch: batch as u64,
             element: match precision {
-                Precision::F32 => 4,
-                Precision::F16 | Precision::Bf16 => 2,
+                RunPrecision::F32 => 4,
+                RunPrecision::F16 | RunPrecision::Bf16 => 2,
             },
             checkpointing,
         };

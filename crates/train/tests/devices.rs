@@ -8,10 +8,10 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use halfseg_amp::StepOutcome;
 use halfseg_segmentor::{Depth, Method, Segmentor};
-use halfseg_train::{Learner, Precision, Recipe, Step};
+use halfseg_train::{Learner, Recipe, RunPrecision, Step};
 use network::{Batch, values};
 
-fn recipe(method: Method, depth: Depth, precision: Precision) -> Recipe {
+fn recipe(method: Method, depth: Depth, precision: RunPrecision) -> Recipe {
     let settings = ["optimizer.lr=0.2", "train.batch=4"];
     network::recipe(method, depth, precision, &settings)
 }
@@ -78,7 +78,7 @@ fn check(recipe: &Recipe, steps: usize) -> f64 {
         assert_eq!(one.outcome.stepped(), two.outcome.stepped(), "{case}");
         let numbers = |step: &Step| [step.loss, step.decode, step.aux];
         for (a, b) in numbers(one).into_iter().zip(numbers(two)) {
-            let bound = if recipe.precision.dtype == Precision::F32 {
+            let bound = if recipe.precision.dtype == RunPrecision::F32 {
                 1e-5
             } else {
                 2e-2
@@ -87,7 +87,8 @@ fn check(recipe: &Recipe, steps: usize) -> f64 {
         }
         // A pixel whose best classes are near each other may go either way.
         assert!(
-            (one.accuracy - two.accuracy).abs() < 0.1 || recipe.precision.dtype != Precision::F32,
+            (one.accuracy - two.accuracy).abs() < 0.1
+                || recipe.precision.dtype != RunPrecision::F32,
             "{case}: {one:?}, {two:?}"
         );
     }
@@ -98,12 +99,12 @@ fn check(recipe: &Recipe, steps: usize) -> f64 {
 #[test]
 fn two_workers_train_as_one_device_with_the_whole_batch() {
     for method in Method::ALL {
-        let recipe = recipe(method, Depth::R18, Precision::F32);
+        let recipe = recipe(method, Depth::R18, RunPrecision::F32);
         let (first, third) = (check(&recipe, 1), check(&recipe, 3));
         assert!(first < 1e-5, "{method}: {first}");
         assert!(third < 1e-5, "{method}: {third}");
     }
-    for precision in [Precision::F16, Precision::Bf16] {
+    for precision in [RunPrecision::F16, RunPrecision::Bf16] {
         let share = check(&recipe(Method::Fcn, Depth::R18, precision), 3);
         assert!(share < 2e-3, "{precision}: {share}");
     }
@@ -112,7 +113,7 @@ fn two_workers_train_as_one_device_with_the_whole_batch() {
 /// The second pass through a block exchanges its sums again, in the same order on all workers.
 #[test]
 fn workers_may_recompute_blocks() {
-    let mut recipe = recipe(Method::DeepLabV3Plus, Depth::R50, Precision::F32);
+    let mut recipe = recipe(Method::DeepLabV3Plus, Depth::R50, RunPrecision::F32);
     recipe.train.gradient_checkpointing = true;
     let share = check(&recipe, 1);
     assert!(share < 1e-5, "{share}");
@@ -120,7 +121,7 @@ fn workers_may_recompute_blocks() {
 
 #[test]
 fn a_step_is_skipped_by_all_workers_if_one_overflows() {
-    let recipe = recipe(Method::Fcn, Depth::R18, Precision::F16);
+    let recipe = recipe(Method::Fcn, Depth::R18, RunPrecision::F16);
     let device = Device::flex().autodiff();
     let model = recipe.model.init(&device);
     let mut learner = Learner::new(model, recipe.precision.policy(), &recipe)

@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use gpu_device::gpu;
 use halfseg_segmentor::{Depth, Method, Segmentor, load};
-use halfseg_train::{Learner, Precision, Predictor, Recipe};
+use halfseg_train::{Learner, Predictor, Recipe, RunPrecision};
 use network::Batch;
 
-fn recipe(method: Method, precision: Precision) -> Recipe {
+fn recipe(method: Method, precision: RunPrecision) -> Recipe {
     network::recipe(method, Depth::R18, precision, &["optimizer.lr=2.0"])
 }
 
@@ -52,7 +52,7 @@ fn training_steps_of_all_methods_follow_those_on_the_cpu() {
     let (gpu, host) = (gpu.autodiff(), Device::flex().autodiff());
     host.seed(3);
     for method in Method::ALL {
-        for (precision, bound) in [(Precision::F32, 2e-5), (Precision::F16, 2e-3)] {
+        for (precision, bound) in [(RunPrecision::F32, 2e-5), (RunPrecision::F16, 2e-3)] {
             let recipe = recipe(method, precision);
             let model = recipe.model.init(&host);
             let found = train(moved(&model, &gpu), &recipe, &gpu);
@@ -82,7 +82,7 @@ fn a_step_moves_weights_and_momentum_as_on_the_cpu() {
     let Some(gpu) = gpu() else { return };
     let (gpu, host) = (gpu.autodiff(), Device::flex().autodiff());
     const ROUGHLY: f64 = 0.5;
-    for (precision, bound) in [(Precision::F32, 1e-4), (Precision::F16, 0.05)] {
+    for (precision, bound) in [(RunPrecision::F32, 1e-4), (RunPrecision::F16, 0.05)] {
         let mut recipe = recipe(Method::DeepLabV3Plus, precision);
         recipe.optimizer.clip_norm = 1.0;
         let close = (0..3).any(|_| {
@@ -120,7 +120,7 @@ fn a_step_moves_weights_and_momentum_as_on_the_cpu() {
 fn recomputed_blocks_train_alike() {
     let Some(gpu) = gpu() else { return };
     let (gpu, host) = (gpu.autodiff(), Device::flex().autodiff());
-    for precision in [Precision::F32, Precision::F16] {
+    for precision in [RunPrecision::F32, RunPrecision::F16] {
         let mut recipe = recipe(Method::DeepLabV3Plus, precision);
         let model = recipe.model.init(&host);
         let kept = train(moved(&model, &gpu), &recipe, &gpu);
@@ -129,7 +129,7 @@ fn recomputed_blocks_train_alike() {
         eprintln!("{precision}: {kept:.6?} with all maps, {recomputed:.6?} with blocks recomputed");
         // The same operations; atomic sums and another choice of kernels may round otherwise.
         for (kept, recomputed) in kept.iter().zip(&recomputed) {
-            let bound = if precision == Precision::F32 {
+            let bound = if precision == RunPrecision::F32 {
                 1e-5
             } else {
                 2e-3
@@ -144,7 +144,7 @@ fn recomputed_blocks_train_alike() {
 fn workers_on_a_gpu_and_the_cpu_train_as_one_device() {
     let Some(gpu) = gpu() else { return };
     let (gpu, host) = (gpu.autodiff(), Device::flex().autodiff());
-    let recipe = recipe(Method::Fcn, Precision::F32);
+    let recipe = recipe(Method::Fcn, RunPrecision::F32);
     let model = recipe.model.init(&host);
     let expected = train(moved(&model, &gpu), &recipe, &gpu);
     for (name, further) in [("another worker", &gpu), ("the CPU", &host)] {
@@ -162,10 +162,10 @@ fn class_maps_of_all_methods_equal_those_on_the_cpu() {
     let Some(gpu) = gpu() else { return };
     let host = Device::flex();
     for method in Method::ALL {
-        let recipe = recipe(method, Precision::F32);
+        let recipe = recipe(method, RunPrecision::F32);
         let model = recipe.model.init(&host);
         let segment = |model: Segmentor, device: &Device| {
-            let predictor = Predictor::new(&model, Precision::F32, recipe.eval.clone(), device);
+            let predictor = Predictor::new(&model, RunPrecision::F32, recipe.eval.clone(), device);
             let (images, _) = Batch::PAIR.draw(recipe.model.num_classes, device);
             predictor.segment(images)
         };

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::Device;
 use halfseg_segmentor::{Depth, Method, Segmentor};
-use halfseg_train::{Learner, Precision, Recipe};
+use halfseg_train::{Learner, Recipe, RunPrecision};
 use network::{Batch, values};
 
 /// Losses of three steps, and what they leave.
@@ -26,7 +26,7 @@ fn train(model: Segmentor, recipe: &Recipe) -> (Vec<f64>, BTreeMap<String, Vec<f
 
 /// On one device the same operations run in the same order, so nothing may differ: losses, weights
 /// and running statistics, which the second pass through a block must leave alone.
-fn check(method: Method, depth: Depth, precision: Precision) {
+fn check(method: Method, depth: Depth, precision: RunPrecision) {
     let device = Device::flex().autodiff();
     let mut recipe = network::recipe(method, depth, precision, &["optimizer.lr=0.5"]);
     let model = recipe.model.init(&device);
@@ -56,16 +56,16 @@ fn check(method: Method, depth: Depth, precision: Precision) {
 
 #[test]
 fn basic_blocks_train_alike_bit_for_bit() {
-    for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
+    for precision in [RunPrecision::F32, RunPrecision::F16, RunPrecision::Bf16] {
         check(Method::Fcn, Depth::R18, precision);
     }
-    check(Method::PspNet, Depth::R18, Precision::F16);
+    check(Method::PspNet, Depth::R18, RunPrecision::F16);
 }
 
 #[test]
 fn bottlenecks_train_alike_bit_for_bit() {
-    for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
+    for precision in [RunPrecision::F32, RunPrecision::F16, RunPrecision::Bf16] {
         check(Method::DeepLabV3Plus, Depth::R50, precision);
     }
-    check(Method::DeepLabV3, Depth::R50, Precision::F32);
+    check(Method::DeepLabV3, Depth::R50, RunPrecision::F32);
 }

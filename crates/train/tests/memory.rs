@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use halfseg_segmentor::{Depth, Method};
-use halfseg_train::{Crop, Learner, MemoryPlan, Precision, Recipe};
+use halfseg_train::{Crop, Learner, MemoryPlan, Recipe, RunPrecision};
 
 /// The system's allocator, counted.
 struct Counted;
@@ -70,15 +70,15 @@ fn measured(recipe: &Recipe) -> (u64, u64) {
 #[test]
 fn a_steps_memory_is_what_was_predicted() {
     let cases = [
-        (Method::Fcn, Depth::R18, Precision::F32, false),
-        (Method::Fcn, Depth::R18, Precision::F32, true),
-        (Method::Fcn, Depth::R50, Precision::F16, false),
-        (Method::Fcn, Depth::R50, Precision::Bf16, true),
-        (Method::PspNet, Depth::R18, Precision::F32, false),
-        (Method::PspNet, Depth::R18, Precision::Bf16, true),
-        (Method::DeepLabV3, Depth::R18, Precision::F16, false),
-        (Method::DeepLabV3Plus, Depth::R18, Precision::F32, true),
-        (Method::DeepLabV3Plus, Depth::R50, Precision::Bf16, false),
+        (Method::Fcn, Depth::R18, RunPrecision::F32, false),
+        (Method::Fcn, Depth::R18, RunPrecision::F32, true),
+        (Method::Fcn, Depth::R50, RunPrecision::F16, false),
+        (Method::Fcn, Depth::R50, RunPrecision::Bf16, true),
+        (Method::PspNet, Depth::R18, RunPrecision::F32, false),
+        (Method::PspNet, Depth::R18, RunPrecision::Bf16, true),
+        (Method::DeepLabV3, Depth::R18, RunPrecision::F16, false),
+        (Method::DeepLabV3Plus, Depth::R18, RunPrecision::F32, true),
+        (Method::DeepLabV3Plus, Depth::R50, RunPrecision::Bf16, false),
     ];
     for (method, depth, precision, checkpointing) in cases {
         let mut recipe = Recipe::published(method, depth);

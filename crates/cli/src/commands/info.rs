@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{Bytes, Cost, Crop, MemoryPlan, PartCost, Precision, training_memory};
+use halfseg_train::{Bytes, Cost, Crop, MemoryPlan, PartCost, RunPrecision, training_memory};
 use serde_json::{Map, Value, json};
 
 use crate::args::InfoArgs;
@@ -76,9 +76,9 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "batch": batch,
             "memory": memory_plans(&config, args.size, batch),
             "training_bytes": {
-                "f32": memory(Precision::F32),
-                "f16": memory(Precision::F16),
-                "bf16": memory(Precision::Bf16),
+                "f32": memory(RunPrecision::F32),
+                "f16": memory(RunPrecision::F16),
+                "bf16": memory(RunPrecision::Bf16),
             },
         });
         write_json(path, &json)?;
@@ -87,14 +87,14 @@ pub fn run(args: &InfoArgs) -> Result<()> {
 }
 
 /// Precisions, each without and with gradient checkpointing.
-fn plans() -> impl Iterator<Item = (Precision, bool)> {
-    let precisions = [Precision::F32, Precision::F16, Precision::Bf16];
+fn plans() -> impl Iterator<Item = (RunPrecision, bool)> {
+    let precisions = [RunPrecision::F32, RunPrecision::F16, RunPrecision::Bf16];
     let both = |precision| [false, true].map(|checkpointing| (precision, checkpointing));
     precisions.into_iter().flat_map(both)
 }
 
 fn memory_plans(config: &SegmentorConfig, size: Crop, batch: usize) -> Vec<Value> {
-    let plan = |(precision, checkpointing): (Precision, bool)| {
+    let plan = |(precision, checkpointing): (RunPrecision, bool)| {
         let plan = MemoryPlan::new(config, size, batch, precision, checkpointing);
         let mut object = memory_plan(&plan);
         object["precision"] = precision.to_string().into();

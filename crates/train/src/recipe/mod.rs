@@ -14,7 +14,7 @@ use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::PolySchedule;
-use values::{Crop, DataSource, DeviceChoice, LossScale, Precision, Scale};
+use values::{Crop, DataSource, DeviceChoice, LossScale, RunPrecision, Scale};
 
 /// The whole configuration of a run: model, data, optimizer, schedule, precision.
 ///
@@ -130,7 +130,7 @@ pub struct ScheduleRecipe {
 #[serde(deny_unknown_fields)]
 pub struct PrecisionRecipe {
     /// `f32`, `f16` or `bf16`.
-    pub dtype: Precision,
+    pub dtype: RunPrecision,
     /// `auto` (512 in f16, else 1), the factor of the whole run, or the name of a dynamic scale.
     pub loss_scale: LossScale,
     /// Operations with a precision of their own, such as `softmax = "f16"`.

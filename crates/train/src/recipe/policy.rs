@@ -5,7 +5,7 @@ use std::path::Path;
 use halfseg_amp::{Policy, Precision as OpPrecision, Scaling};
 
 use super::{PrecisionRecipe, Recipe};
-use crate::{Error, Precision};
+use crate::{Error, RunPrecision};
 
 impl PrecisionRecipe {
     /// What autocast does in this run. Bind it to the network before use.
@@ -62,9 +62,9 @@ impl Recipe {
             return refuse("output", expected, policy.output());
         }
         self.precision.dtype = match policy.compute() {
-            OpPrecision::F16 => Precision::F16,
-            OpPrecision::Bf16 => Precision::Bf16,
-            OpPrecision::F32 | OpPrecision::Input => Precision::F32,
+            OpPrecision::F16 => RunPrecision::F16,
+            OpPrecision::Bf16 => RunPrecision::Bf16,
+            OpPrecision::F32 | OpPrecision::Input => RunPrecision::F32,
             other => return refuse("compute", "f16, bf16 or f32", other),
         };
         self.precision.ops = policy.ops().clone();
@@ -109,7 +109,7 @@ mod tests {
             .with_module("decode_head.conv_seg", OpPrecision::Bf16);
         policy.save(&path).unwrap();
         recipe.read_policy(&path).unwrap();
-        assert_eq!(recipe.precision.dtype, Precision::Bf16);
+        assert_eq!(recipe.precision.dtype, RunPrecision::Bf16);
         assert_eq!(recipe.precision.policy(), policy);
 
         let before = recipe.clone();

@@ -8,7 +8,7 @@ use super::{
     DataRecipe, EvalMode, EvalRecipe, EvalScale, OptimizerRecipe, PrecisionRecipe, Recipe,
     ScheduleRecipe, TrainRecipe,
 };
-use crate::{Crop, DataSource, DeviceChoice, LossScale, Precision, Scale};
+use crate::{Crop, DataSource, DeviceChoice, LossScale, RunPrecision, Scale};
 
 impl Recipe {
     /// The published recipe for `method` on a ResNetV1c of `depth`.
@@ -58,7 +58,7 @@ impl Recipe {
                 min_lr: 1e-4,
             },
             precision: PrecisionRecipe {
-                dtype: Precision::F16,
+                dtype: RunPrecision::F16,
                 loss_scale: LossScale::Auto,
                 ops: BTreeMap::new(),
                 modules: BTreeMap::new(),

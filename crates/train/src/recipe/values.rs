@@ -46,7 +46,7 @@ pub struct Scale {
 /// throughout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum Precision {
+pub enum RunPrecision {
     /// Single precision everywhere; the loss is not scaled.
     F32,
     /// IEEE half precision: 11 bits of precision, exponents down to 2^-24.
@@ -56,7 +56,7 @@ pub enum Precision {
     Bf16,
 }
 
-impl Precision {
+impl RunPrecision {
     /// The casting policy of this precision.
     pub fn policy(self) -> Policy {
         match self {
@@ -82,12 +82,12 @@ pub enum LossScale {
 
 impl LossScale {
     /// How the gradient scaler of a run in `precision` is set.
-    pub fn scaling(&self, precision: Precision) -> Scaling {
+    pub fn scaling(&self, precision: RunPrecision) -> Scaling {
         match (self, precision) {
             (Self::Given(scaling), _) => scaling.clone(),
-            (Self::Auto, Precision::F16) => Scaling::mmcv_static(),
+            (Self::Auto, RunPrecision::F16) => Scaling::mmcv_static(),
             // Steps with infinite gradients are skipped all the same.
-            (Self::Auto, Precision::Bf16 | Precision::F32) => Scaling::Fixed(1.0),
+            (Self::Auto, RunPrecision::Bf16 | RunPrecision::F32) => Scaling::Fixed(1.0),
         }
     }
 }
@@ -195,18 +195,18 @@ text!(
     |scale, f| write!(f, "{}x{}", scale.width, scale.height)
 );
 text!(
-    Precision,
+    RunPrecision,
     "f32, f16 or bf16",
     |text| match text {
-        "f32" => Some(Precision::F32),
-        "f16" => Some(Precision::F16),
-        "bf16" => Some(Precision::Bf16),
+        "f32" => Some(RunPrecision::F32),
+        "f16" => Some(RunPrecision::F16),
+        "bf16" => Some(RunPrecision::Bf16),
         _ => None,
     },
     |precision, f| f.pad(match precision {
-        Precision::F32 => "f32",
-        Precision::F16 => "f16",
-        Precision::Bf16 => "bf16",
+        RunPrecision::F32 => "f32",
+        RunPrecision::F16 => "f16",
+        RunPrecision::Bf16 => "bf16",
     })
 );
 text!(
@@ -277,7 +277,7 @@ mod tests {
                 height: 1024,
             },
         );
-        check("bf16", Precision::Bf16);
+        check("bf16", RunPrecision::Bf16);
         check("auto", LossScale::Auto);
         check("512", LossScale::Given(Scaling::Fixed(512.0)));
         let torch = Scaling::Dynamic(DynamicScale::torch());
@@ -313,7 +313,7 @@ mod tests {
             assert!(error.contains(&format!("`{text}`")) && error.contains("mmcv-static"));
         }
         assert!("cuda:".parse::<DeviceChoice>().is_err());
-        assert!("fp16".parse::<Precision>().is_err());
+        assert!("fp16".parse::<RunPrecision>().is_err());
     }
 
     #[test]
@@ -334,7 +334,7 @@ mod tests {
         ] {
             let scale: LossScale = text.parse().unwrap();
             assert_eq!(scale.to_string().parse(), Ok(scale.clone()), "{text}");
-            for precision in [Precision::F16, Precision::Bf16, Precision::F32] {
+            for precision in [RunPrecision::F16, RunPrecision::Bf16, RunPrecision::F32] {
                 let scaling = scale.scaling(precision);
                 assert!(scaling.validate().is_ok(), "{text}");
                 if !["auto", "dynamic", "mmcv-static"].contains(&text) {
@@ -347,10 +347,10 @@ mod tests {
     #[test]
     fn only_f16_scales_the_loss_unless_asked() {
         let auto = |precision| LossScale::Auto.scaling(precision);
-        assert_eq!(auto(Precision::F16), Scaling::Fixed(512.0));
-        assert_eq!(auto(Precision::Bf16), Scaling::Fixed(1.0));
-        assert_eq!(auto(Precision::F32), Scaling::Fixed(1.0));
+        assert_eq!(auto(RunPrecision::F16), Scaling::Fixed(512.0));
+        assert_eq!(auto(RunPrecision::Bf16), Scaling::Fixed(1.0));
+        assert_eq!(auto(RunPrecision::F32), Scaling::Fixed(1.0));
         let given = LossScale::Given(Scaling::Fixed(512.0));
-        assert_eq!(given.scaling(Precision::Bf16), Scaling::Fixed(512.0));
+        assert_eq!(given.scaling(RunPrecision::Bf16), Scaling::Fixed(512.0));
     }
 }

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use halfseg_segmentor::{Depth, Method, Segmentor};
-use halfseg_train::{Precision, Recipe};
+use halfseg_train::{Recipe, RunPrecision};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// The published recipe at a few channels, with `settings` on top.
-pub fn recipe(method: Method, depth: Depth, precision: Precision, settings: &[&str]) -> Recipe {
+pub fn recipe(method: Method, depth: Depth, precision: RunPrecision, settings: &[&str]) -> Recipe {
     let mut recipe = Recipe::published(method, depth);
     recipe.precision.dtype = precision;
     let narrow = [
