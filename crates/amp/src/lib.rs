@@ -1,4 +1,8 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # Where to start
+//!
+//! [`guide`] for a training loop, [`Policy`] and [`autocast()`], [`nn`] and [`ops`], [`GradScaler`], [`audit()`].
 
 mod audit;
 mod autocast;
