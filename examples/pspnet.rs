@@ -6,11 +6,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use halfseg_data::{Dataset, Loader, LoaderConfig, SyntheticStreets};
+use halfseg_data::{Crop, Dataset, Loader, LoaderConfig, Scale, SyntheticStreets};
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use halfseg_train::{
-    Crop, DeviceChoice, Learner, Predictor, Recipe, RunPrecision, Scale, class_names,
-    draw_prediction, pipeline,
+    DeviceChoice, Learner, Predictor, Recipe, RunPrecision, class_names, draw_prediction, pipeline,
 };
 
 fn main() -> anyhow::Result<()> {

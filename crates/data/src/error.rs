@@ -98,6 +98,21 @@ pub enum DataError {
         /// How many pixels have it.
         pixels: usize,
     },
+    /// A label map has classes that the network lacks.
+    #[error(
+        "{name}: expected trainIds below {expected} (the network's classes) or 255, found {pixels} \
+         pixels of {value}"
+    )]
+    LabelOutOfRange {
+        /// The sample, or the iteration of the batch.
+        name: String,
+        /// Number of classes.
+        expected: usize,
+        /// The largest value.
+        value: u8,
+        /// How many pixels are too large.
+        pixels: usize,
+    },
     /// A sample without a label map was given to the training pipeline.
     #[error("{name}: training needs a label map, found none; is this a split for prediction?")]
     Unlabelled {

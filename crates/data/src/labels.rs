@@ -1,5 +1,7 @@
 //! The official Cityscapes tables.
 
+use crate::DataError;
+
 /// One row of the official table of labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label {
@@ -143,6 +145,31 @@ pub const CLASS_NAMES: [&str; CLASSES] = {
     }
     names
 };
+
+/// Refuses trainIds that are neither below `classes` nor [`IGNORE`]; some devices would crash on
+/// them. `name` says whose they are.
+///
+/// # Errors
+/// [`DataError::LabelOutOfRange`] with the largest such value and the pixels of all of them.
+pub fn check_labels(
+    labels: &[u8],
+    classes: usize,
+    name: impl Fn() -> String,
+) -> Result<(), DataError> {
+    let wrong = labels
+        .iter()
+        .filter(|&&id| id != IGNORE && usize::from(id) >= classes);
+    let (pixels, value) = wrong.fold((0, 0), |(n, max), &id| (n + 1, id.max(max)));
+    if pixels > 0 {
+        return Err(DataError::LabelOutOfRange {
+            name: name(),
+            expected: classes,
+            value,
+            pixels,
+        });
+    }
+    Ok(())
+}
 
 #[cfg(test)]
 mod tests {

@@ -18,6 +18,7 @@ macro_rules! vectorized {
 }
 
 mod cityscapes;
+mod dataset;
 mod error;
 mod image;
 mod labels;
@@ -27,91 +28,26 @@ mod orientation;
 mod photometric;
 mod resize;
 mod scanlines;
+mod size;
 mod synthetic;
 mod transform;
 
 pub use cityscapes::{Cityscapes, write_cityscapes_layout};
+pub use dataset::{Dataset, PartialSample, Sample};
 pub use error::DataError;
 pub use image::{
     InstanceMap, LabelMap, PartialImage, Plane, RgbImage, read_image, read_instances, read_label,
     write_label, write_rgb,
 };
 pub use labels::{
-    CATEGORIES, CLASS_NAMES, CLASSES, IGNORE, LABELS, Label, PALETTE, label_id, train_id,
+    CATEGORIES, CLASS_NAMES, CLASSES, IGNORE, LABELS, Label, PALETTE, check_labels, label_id,
+    train_id,
 };
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use photometric::{Photometric, bgr_from_hsv, hsv_from_rgb};
 pub use resize::{ratio_size, resize_bilinear, resize_nearest, scaled_size};
+pub use size::{Crop, ParseSizeError, Scale};
 pub use synthetic::SyntheticStreets;
 pub use transform::{
     Choices, CropBox, MEAN, Pipeline, STD, Transformed, crop, flip, normalize, pad,
 };
-
-/// One image with its label map.
-#[derive(Clone, Debug)]
-pub struct Sample {
-    /// Name without extension, unique within the data set.
-    pub name: String,
-    /// The picture.
-    pub image: RgbImage,
-    /// trainIds, or nothing for splits without labels.
-    pub label: Option<LabelMap>,
-}
-
-/// A [`Sample`] of whose picture only a part may have been read.
-#[derive(Clone, Debug)]
-pub struct PartialSample {
-    /// Name without extension, unique within the data set.
-    pub name: String,
-    /// The part of the picture.
-    pub image: PartialImage,
-    /// All trainIds, or nothing for splits without labels.
-    pub label: Option<LabelMap>,
-}
-
-impl From<Sample> for PartialSample {
-    fn from(sample: Sample) -> Self {
-        Self {
-            name: sample.name,
-            image: sample.image.into(),
-            label: sample.label,
-        }
-    }
-}
-
-/// A finite, ordered collection of samples that can be read from several threads.
-pub trait Dataset: Send + Sync {
-    /// Number of samples.
-    fn len(&self) -> usize;
-    /// Whether there is none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// Reads sample `index`.
-    ///
-    /// # Errors
-    /// If its files cannot be read or do not fit each other.
-    fn get(&self, index: usize) -> Result<Sample, DataError>;
-
-    /// Reads sample `index` for a caller that needs only a part of its picture: `wanted` names it
-    /// as soon as the label map is known, and at least that is read. Damage in the rest of the file
-    /// may stay unnoticed; `Cityscapes` notices all that a PNG's checksums show. `wanted` is called
-    /// once, or never where the sample has no label map.
-    ///
-    /// # Errors
-    /// As [`Self::get`].
-    ///
-    /// # Panics
-    /// If the part leaves the picture.
-    fn get_part(
-        &self,
-        index: usize,
-        wanted: &mut dyn FnMut(&LabelMap) -> CropBox,
-    ) -> Result<PartialSample, DataError> {
-        let sample = self.get(index)?;
-        if let Some(label) = &sample.label {
-            wanted(label);
-        }
-        Ok(sample.into())
-    }
-}

@@ -10,7 +10,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{CropBox, DataError, Dataset, IGNORE, LabelMap, Pipeline};
+use crate::{Crop, CropBox, DataError, Dataset, IGNORE, LabelMap, Pipeline};
 
 /// How a [`Loader`] reads.
 #[derive(Clone, Debug)]
@@ -164,7 +164,7 @@ impl Task {
     }
 
     fn make(&mut self, iteration: u64) -> Message {
-        let (height, width) = self.pipeline.crop;
+        let Crop { height, width } = self.pipeline.crop;
         let (batch, area) = (self.config.batch, height * width);
         // Filled with the padding, which each sample overwrites as far as it reaches.
         let mut images = vec![0.0; batch * 3 * area];
@@ -280,8 +280,8 @@ mod tests {
     fn first(workers: usize, start_at: u64, count: usize) -> Vec<Batch> {
         let dataset = Arc::new(SyntheticStreets::new(64, 32, 5, 3));
         let pipeline = Pipeline {
-            scale: (64, 32),
-            crop: (24, 24),
+            scale: "64x32".parse().unwrap(),
+            crop: "24x24".parse().unwrap(),
             ..Pipeline::default()
         };
         let config = LoaderConfig {
@@ -338,8 +338,8 @@ mod tests {
             start_at: 0,
         };
         let pipeline = Pipeline {
-            scale: (16, 8),
-            crop: (8, 8),
+            scale: "16x8".parse().unwrap(),
+            crop: "8x8".parse().unwrap(),
             ..Pipeline::default()
         };
         Loader::new(Arc::new(dataset), pipeline, config)

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::resize::{Bilinear, count_nearest, resize_nearest_into, source_range};
 use crate::{
-    DataError, IGNORE, LabelMap, PartialImage, Photometric, Plane, RgbImage, Sample, scaled_size,
+    Crop, DataError, IGNORE, LabelMap, PartialImage, Photometric, Plane, RgbImage, Sample, Scale,
+    scaled_size,
 };
 
 /// Mean of each channel of ImageNet, RGB, on values from 0 to 255.
@@ -219,12 +220,12 @@ impl Choices {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pipeline {
-    /// Width and height that the ratio scales, in pixels.
-    pub scale: (usize, usize),
+    /// What the ratio scales.
+    pub scale: Scale,
     /// Bounds of the ratio.
     pub ratio: (f64, f64),
-    /// Height and width of the crop, in pixels.
-    pub crop: (usize, usize),
+    /// What is cut out.
+    pub crop: Crop,
     /// A crop is drawn again, at most ten times, while one class has this share of it or more.
     pub max_category_share: f64,
     /// Probability of mirroring.
@@ -236,9 +237,15 @@ pub struct Pipeline {
 impl Default for Pipeline {
     fn default() -> Self {
         Self {
-            scale: (2048, 1024),
+            scale: Scale {
+                width: 2048,
+                height: 1024,
+            },
             ratio: (0.5, 2.0),
-            crop: (512, 1024),
+            crop: Crop {
+                height: 512,
+                width: 1024,
+            },
             max_category_share: 0.75,
             flip: 0.5,
             photometric: true,
@@ -249,9 +256,15 @@ impl Default for Pipeline {
 impl Pipeline {
     /// Panics, naming the value, if a value makes no sense.
     pub(crate) fn check(&self) {
-        let positive = |pair: (usize, usize)| pair.0 > 0 && pair.1 > 0;
-        assert!(positive(self.crop), "the crop {:?} is empty", self.crop);
-        assert!(positive(self.scale), "the scale {:?} is empty", self.scale);
+        let Self { crop, scale, .. } = self;
+        assert!(
+            crop.height > 0 && crop.width > 0,
+            "the crop {crop} is empty"
+        );
+        assert!(
+            scale.width > 0 && scale.height > 0,
+            "the scale {scale} is empty"
+        );
         let (low, high) = self.ratio;
         assert!(
             low > 0.0 && low <= high && high.is_finite(),
@@ -267,7 +280,7 @@ impl Pipeline {
     /// The size that an image of `size` (width, height) has after a resize by `ratio`.
     pub fn resized(&self, size: (usize, usize), ratio: f64) -> (usize, usize) {
         let bound = |edge: usize| ((edge as f64 * ratio) as usize).max(1);
-        scaled_size(size, (bound(self.scale.0), bound(self.scale.1)))
+        scaled_size(size, (bound(self.scale.width), bound(self.scale.height)))
     }
 
     /// Draws every choice for an image that has `label`.
@@ -290,7 +303,7 @@ impl Pipeline {
     }
 
     fn choose_region(&self, label: &LabelMap, size: (usize, usize), rng: &mut impl Rng) -> CropBox {
-        let (width, height) = (self.crop.1.min(size.0), self.crop.0.min(size.1));
+        let (width, height) = (self.crop.width.min(size.0), self.crop.height.min(size.1));
         let mut draw = || CropBox {
             top: rng.random_range(0..=size.1 - height),
             left: rng.random_range(0..=size.0 - width),
@@ -357,7 +370,7 @@ impl Pipeline {
 
     /// What `fill` makes of the padding.
     fn transformed(&self, fill: impl FnOnce(&mut [f32], &mut [u8])) -> Transformed {
-        let area = self.crop.0 * self.crop.1;
+        let area = self.crop.height * self.crop.width;
         let mut out = Transformed {
             image: vec![0.0; 3 * area],
             label: vec![IGNORE; area],
@@ -375,7 +388,7 @@ impl Pipeline {
         planes: &mut [f32],
         map: &mut [u8],
     ) {
-        let (height, width) = self.crop;
+        let Crop { height, width } = self.crop;
         let region = choices.region;
         assert!(
             region.width <= width && region.height <= height,
@@ -429,8 +442,8 @@ mod tests {
         let sample = SyntheticStreets::new(128, 64, 1, 3).get(0).unwrap();
         let label = sample.label.unwrap();
         let pipeline = Pipeline {
-            scale: (128, 64),
-            crop: (32, 48),
+            scale: "128x64".parse().unwrap(),
+            crop: "32x48".parse().unwrap(),
             ..Pipeline::default()
         };
         for seed in 0..40 {
@@ -472,9 +485,9 @@ mod tests {
     fn small_images_are_padded_with_zero_and_255() {
         let sample = SyntheticStreets::new(64, 32, 1, 7).get(0).unwrap();
         let pipeline = Pipeline {
-            scale: (64, 32),
+            scale: "64x32".parse().unwrap(),
             ratio: (1.0, 1.0),
-            crop: (40, 80),
+            crop: "40x80".parse().unwrap(),
             ..Pipeline::default()
         };
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);

@@ -7,8 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use halfseg_data::{
-    Choices, CropBox, LabelMap, Photometric, Pipeline, RgbImage, bgr_from_hsv, flip, hsv_from_rgb,
-    normalize, pad, resize_bilinear, resize_nearest, scaled_size,
+    Choices, Crop, CropBox, LabelMap, Photometric, Pipeline, RgbImage, Scale, bgr_from_hsv, flip,
+    hsv_from_rgb, normalize, pad, resize_bilinear, resize_nearest, scaled_size,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -316,9 +316,13 @@ fn normalisation(
 }
 
 fn chains(recording: &Recording<'_>, image: &RgbImage, label: &LabelMap, report: &mut Report) {
-    let crop = pair(&recording.json["crop"]);
+    let (height, width) = pair(&recording.json["crop"]);
+    let crop = Crop { height, width };
     let pipeline = Pipeline {
-        scale: (image.width, image.height),
+        scale: Scale {
+            width: image.width,
+            height: image.height,
+        },
         crop,
         ..Pipeline::default()
     };
@@ -331,8 +335,8 @@ fn chains(recording: &Recording<'_>, image: &RgbImage, label: &LabelMap, report:
             region: CropBox {
                 left,
                 top,
-                width: crop.1.min(size.0 - left),
-                height: crop.0.min(size.1 - top),
+                width: crop.width.min(size.0 - left),
+                height: crop.height.min(size.1 - top),
             },
             flip: chain["flip"].as_bool().expect("flip"),
             photometric: photometric(&chain["photo"]),

@@ -2,12 +2,11 @@
 
 use burn::tensor::{Device, Int, Tensor};
 use halfseg_amp::{AuditReport, CastReport, GradScaler, UnderflowReport, autocast, cast_report};
-use halfseg_data::{Loader, LoaderConfig};
+use halfseg_data::{Loader, LoaderConfig, check_labels};
 use halfseg_segmentor::{LoadReport, Segmentor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::inference::check_labels;
 use crate::start::{Start, check_memory};
 use crate::{Error, Recipe, RunPrecision, open_split, pipeline};
 

@@ -1,8 +1,9 @@
 //! What a network costs: parameters, multiply-accumulates, and the maps of its convolutions.
 
+use halfseg_data::Crop;
 use halfseg_segmentor::{Method, SegmentorConfig};
 
-use crate::{Bytes, Crop, RunPrecision};
+use crate::{Bytes, RunPrecision};
 
 /// The cost of one part of a network, for one image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -128,21 +128,6 @@ pub enum Error {
         /// The split.
         split: String,
     },
-    /// A label map has classes that the network lacks.
-    #[error(
-        "{name}: expected trainIds below {expected} (model.num_classes) or 255, found {pixels} \
-         pixels of {value}"
-    )]
-    LabelOutOfRange {
-        /// The sample, or the iteration of the batch.
-        name: String,
-        /// Number of classes.
-        expected: usize,
-        /// The largest value.
-        value: u8,
-        /// How many pixels are too large.
-        pixels: usize,
-    },
     /// A policy file cannot be used.
     #[error(transparent)]
     Policy(#[from] halfseg_amp::AmpError),

@@ -4,8 +4,8 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::{Policy, autocast};
 use halfseg_data::{
-    CropBox, Dataset, IGNORE, LabelMap, RgbImage, flip, normalize, ratio_size, resize_bilinear,
-    scaled_size,
+    CropBox, Dataset, IGNORE, LabelMap, RgbImage, check_labels, flip, normalize, ratio_size,
+    resize_bilinear, scaled_size,
 };
 use halfseg_eval::{ConfusionMatrix, argmax, multi_scale_flip, slide};
 use halfseg_layers::{most_likely_classes, resize_with};
@@ -185,25 +185,4 @@ pub struct Evaluated<'a> {
     pub map: &'a [u8],
     /// The true classes, where the data set has them.
     pub label: Option<&'a LabelMap>,
-}
-
-/// Refuses labels that are neither a class nor 255; some devices would crash on them.
-pub(crate) fn check_labels(
-    labels: &[u8],
-    classes: usize,
-    name: impl Fn() -> String,
-) -> Result<(), Error> {
-    let wrong = labels
-        .iter()
-        .filter(|&&id| id != IGNORE && usize::from(id) >= classes);
-    let (pixels, value) = wrong.fold((0, 0), |(n, max), &id| (n + 1, id.max(max)));
-    if pixels > 0 {
-        return Err(Error::LabelOutOfRange {
-            name: name(),
-            expected: classes,
-            value,
-            pixels,
-        });
-    }
-    Ok(())
 }

@@ -27,9 +27,7 @@ pub use memory::{Bytes, available_memory, resident_memory};
 pub use memory_plan::MemoryPlan;
 pub use parameters::parameters;
 pub use poly::PolySchedule;
-pub use recipe::values::{
-    Crop, DataSource, DeviceChoice, LossScale, ParseValueError, RunPrecision, Scale,
-};
+pub use recipe::values::{DataSource, DeviceChoice, LossScale, ParseValueError, RunPrecision};
 pub use recipe::{
     DataRecipe, EvalMode, EvalRecipe, EvalScale, OptimizerRecipe, PrecisionRecipe, Recipe,
     ScheduleRecipe, TrainRecipe,

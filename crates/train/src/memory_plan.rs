@@ -1,9 +1,10 @@
 //! How much memory a training step will take.
 
+use halfseg_data::Crop;
 use halfseg_segmentor::{Method, SegmentorConfig};
 
 use crate::cost::{Layer, layers};
-use crate::{Bytes, Crop, Recipe, RunPrecision};
+use crate::{Bytes, Recipe, RunPrecision};
 
 /// What a training step is expected to have in memory, in bytes.
 ///

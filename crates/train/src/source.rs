@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use halfseg_data::{CLASSES, Cityscapes, Dataset, LABELS, Pipeline, SyntheticStreets};
+use halfseg_data::{CLASSES, Cityscapes, Dataset, LABELS, Pipeline, Scale, SyntheticStreets};
 
-use crate::{Bytes, DataSource, Error, Recipe, Scale, available_memory};
+use crate::{Bytes, DataSource, Error, Recipe, available_memory};
 
 /// Between the seeds of generated scenes for training and for evaluation.
 const HELD_OUT: u64 = 0x0005_EED0_FACE_0FF5;
@@ -78,9 +78,9 @@ pub fn open_split(recipe: &Recipe, split: &str) -> Result<Arc<dyn Dataset>, Erro
 pub fn pipeline(recipe: &Recipe) -> Pipeline {
     let data = &recipe.data;
     Pipeline {
-        scale: (data.scale.width, data.scale.height),
+        scale: data.scale,
         ratio: (data.ratio_min, data.ratio_max),
-        crop: (data.crop.height, data.crop.width),
+        crop: data.crop,
         max_category_share: data.category_limit,
         flip: data.flip,
         photometric: data.photometric,

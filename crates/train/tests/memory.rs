@@ -6,8 +6,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
+use halfseg_data::Crop;
 use halfseg_segmentor::{Depth, Method};
-use halfseg_train::{Crop, Learner, MemoryPlan, Recipe, RunPrecision};
+use halfseg_train::{Learner, MemoryPlan, Recipe, RunPrecision};
 
 /// The system's allocator, counted.
 struct Counted;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use halfseg_data::DataError;
 use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{
     DeviceChoice, Error, Log, Observer, Outcome, Recipe, Step, Timing, Trainer, read_recipe,
@@ -289,7 +290,10 @@ fn labels_beyond_the_classes_are_refused_by_value() {
     let mut trainer = Trainer::new(recipe, &device, &folder.path().join("run")).unwrap();
     let error = trainer.run(&mut ()).unwrap_err();
     assert!(
-        matches!(error, Error::LabelOutOfRange { expected: 5, .. }),
+        matches!(
+            error,
+            Error::Data(DataError::LabelOutOfRange { expected: 5, .. })
+        ),
         "{error}"
     );
 }

@@ -1,8 +1,9 @@
 //! `halfseg info`.
 
 use anyhow::Result;
+use halfseg_data::Crop;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{Bytes, Cost, Crop, MemoryPlan, PartCost, RunPrecision, training_memory};
+use halfseg_train::{Bytes, Cost, MemoryPlan, PartCost, RunPrecision, training_memory};
 use serde_json::{Map, Value, json};
 
 use crate::args::InfoArgs;

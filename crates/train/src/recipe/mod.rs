@@ -10,11 +10,12 @@ pub(crate) mod values;
 use std::collections::BTreeMap;
 
 use halfseg_amp::{Op, Precision as OpPrecision};
+use halfseg_data::{Crop, ParseSizeError, Scale};
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::PolySchedule;
-use values::{Crop, DataSource, DeviceChoice, LossScale, RunPrecision, Scale};
+use values::{DataSource, DeviceChoice, LossScale, RunPrecision};
 
 /// The whole configuration of a run: model, data, optimizer, schedule, precision.
 ///
@@ -23,7 +24,8 @@ use values::{Crop, DataSource, DeviceChoice, LossScale, RunPrecision, Scale};
 /// that name the nearest valid one.
 ///
 /// ```
-/// use halfseg_segmentor::{Depth, Method};
+/// use halfseg_data::{Crop, ParseSizeError, Scale};
+use halfseg_segmentor::{Depth, Method};
 /// use halfseg_train::Recipe;
 ///
 /// let mut recipe = Recipe::published(Method::Fcn, Depth::R101);
@@ -220,7 +222,7 @@ pub enum EvalScale {
 }
 
 impl std::str::FromStr for EvalScale {
-    type Err = crate::ParseValueError;
+    type Err = ParseSizeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == "own" {
@@ -232,7 +234,7 @@ impl std::str::FromStr for EvalScale {
 }
 
 impl TryFrom<String> for EvalScale {
-    type Error = crate::ParseValueError;
+    type Error = ParseSizeError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()

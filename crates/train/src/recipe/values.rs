@@ -14,29 +14,7 @@ pub struct ParseValueError {
     found: String,
 }
 
-fn pair(text: &str) -> Option<(usize, usize)> {
-    // Products of sides with channels and batches stay far from the end of 64 bits.
-    let side = |text: &str| text.parse().ok().filter(|v| (1..=1_000_000).contains(v));
-    let (a, b) = text.split_once(['x', 'X'])?;
-    Some((side(a)?, side(b)?))
-}
-
-/// The size of a training crop or window in pixels, written `HEIGHTxWIDTH`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Crop {
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
-}
-
-/// The size that images are resized towards, in pixels, written `WIDTHxHEIGHT`; their ratio is
-/// kept, so that they fit into it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Scale {
-    /// Columns.
+/// Columns.
     pub width: usize,
     /// Rows.
     pub height: usize,
@@ -183,18 +161,6 @@ macro_rules! text {
 }
 
 text!(
-    Crop,
-    "HEIGHTxWIDTH in pixels (1 to 1000000), such as 512x1024",
-    |text| pair(text).map(|(height, width)| Crop { height, width }),
-    |crop, f| write!(f, "{}x{}", crop.height, crop.width)
-);
-text!(
-    Scale,
-    "WIDTHxHEIGHT in pixels (1 to 1000000), such as 2048x1024",
-    |text| pair(text).map(|(width, height)| Scale { width, height }),
-    |scale, f| write!(f, "{}x{}", scale.width, scale.height)
-);
-text!(
     RunPrecision,
     "f32, f16 or bf16",
     |text| match text {
@@ -263,20 +229,6 @@ mod tests {
 
     #[test]
     fn values_read_what_they_print() {
-        check(
-            "512x1024",
-            Crop {
-                height: 512,
-                width: 1024,
-            },
-        );
-        check(
-            "2048x1024",
-            Scale {
-                width: 2048,
-                height: 1024,
-            },
-        );
         check("bf16", RunPrecision::Bf16);
         check("auto", LossScale::Auto);
         check("512", LossScale::Given(Scaling::Fixed(512.0)));
@@ -302,10 +254,6 @@ mod tests {
 
     #[test]
     fn nonsense_is_named_with_what_was_expected() {
-        for text in ["", "512", "0x4", "4x", "axb", "-1x4"] {
-            let error = text.parse::<Crop>().unwrap_err().to_string();
-            assert!(error.contains(&format!("`{text}`")) && error.contains("HEIGHTxWIDTH"));
-        }
         for text in [
             "0", "-0", "-1", "nan", "inf", "big", "", "1e38", "3e39", "1e-38", "1e-46", "Torch",
         ] {

@@ -13,12 +13,11 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use halfseg_amp::{GradScaler, StepOutcome};
-use halfseg_data::{Loader, LoaderConfig};
+use halfseg_data::{Loader, LoaderConfig, check_labels};
 use halfseg_eval::ConfusionMatrix;
 use halfseg_segmentor::LoadReport;
 use serde_json::json;
 
-use crate::inference::check_labels;
 use crate::start::{Start, check_memory, open_further};
 use crate::{
     Bytes, Error, Learner, Log, Predictor, Recipe, Splits, Step, parameters, pipeline,
@@ -209,7 +208,7 @@ impl Trainer {
     /// usable; unreadable data leaves one of the iteration that it was met at.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
         let outcome = self.run_to_end(observer);
-        let bad_data = matches!(outcome, Err(Error::Data(_) | Error::LabelOutOfRange { .. }));
+        let bad_data = matches!(outcome, Err(Error::Data(_)));
         if bad_data && self.learner.iteration() > 0 {
             self.save(observer)?;
         }
