@@ -35,14 +35,9 @@ struct Item {
 /// The entries of a folder in natural order, with their names; names that are not Unicode belong
 /// to no data set and are left out.
 fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, DataError> {
-    let failed = |e| DataError::io(folder, e);
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if let Ok(name) = entry.file_name().into_string() {
-            found.push((name, entry.path()));
-        }
-    }
+    let paths = halfseg_files::entries(folder).map_err(|e| DataError::io(folder, e))?;
+    let named = |path: PathBuf| Some((path.file_name()?.to_str()?.to_owned(), path));
+    let mut found: Vec<_> = paths.into_iter().filter_map(named).collect();
     found.sort_by(|a, b| natural_order(&a.0, &b.0));
     Ok(found)
 }

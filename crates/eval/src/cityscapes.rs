@@ -259,8 +259,7 @@ impl CityscapesScorer {
             .map(|path| path.with_file_name(name(path).replace("labelIds", "instanceIds")))
             .collect();
         let with_instances = instances.iter().all(|path| path.exists());
-        let mut files = Vec::new();
-        walk(predictions, &mut files)?;
+        let files = halfseg_files::walk(predictions, EvalError::io)?;
         let mut scorer = Self::new();
         for (path, instance) in truths.iter().zip(&instances) {
             let file = name(path);
@@ -438,23 +437,7 @@ fn name(path: &Path) -> String {
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
-    let io = |e| EvalError::io(folder, e);
-    let mut paths = std::fs::read_dir(folder)
-        .map_err(io)?
-        .map(|entry| entry.map(|e| e.path()).map_err(io))
-        .collect::<Result<Vec<_>, _>>()?;
-    paths.sort();
-    Ok(paths)
-}
-
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), EvalError> {
-    for path in entries(folder)? {
-        match path.is_dir() {
-            true => walk(&path, files)?,
-            false => files.push(path),
-        }
-    }
-    Ok(())
+    halfseg_files::entries(folder).map_err(|e| EvalError::io(folder, e))
 }
 
 #[cfg(test)]

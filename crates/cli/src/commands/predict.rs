@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use halfseg_data::read_image;
 use halfseg_eval::argmax;
+use halfseg_files::walk;
 use halfseg_train::{write_logits, write_maps};
 
 use crate::args::PredictArgs;
@@ -70,7 +71,10 @@ fn images(inputs: &[PathBuf]) -> Result<Vec<(PathBuf, String)>> {
     for input in inputs {
         if input.is_dir() {
             let before = paths.len();
-            search(input, &mut paths)?;
+            let files = walk(input, |folder, e| {
+                anyhow::Error::new(e).context(format!("cannot read {}", folder.display()))
+            })?;
+            paths.extend(files.into_iter().filter(|path| is_image(path)));
             if paths.len() == before {
                 bail!(
                     "{}: expected PNG or JPEG images in it, found none",
@@ -109,22 +113,10 @@ fn images(inputs: &[PathBuf]) -> Result<Vec<(PathBuf, String)>> {
     Ok(images)
 }
 
-fn search(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
-    let cannot = || format!("cannot read {}", folder.display());
-    let mut entries = fs::read_dir(folder)
-        .with_context(cannot)?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<std::io::Result<Vec<_>>>()
-        .with_context(cannot)?;
-    entries.sort();
-    for path in entries {
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        let extension = extension.unwrap_or_default().to_ascii_lowercase();
-        if path.is_dir() {
-            search(&path, paths)?;
-        } else if ["png", "jpg", "jpeg"].contains(&extension.as_str()) {
-            paths.push(path);
-        }
-    }
-    Ok(())
+/// Whether a name in a folder is one of a picture.
+fn is_image(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    ["png", "jpg", "jpeg"]
+        .iter()
+        .any(|known| extension == *known)
 }
