@@ -1,0 +1,41 @@
+//! Writing PNG files.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::Path;
+
+use png::{BitDepth, ColorType};
+
+use crate::{DataError, LabelMap, Plane, RgbImage};
+
+fn write_png<const C: usize>(
+    path: &Path,
+    plane: &Plane<C>,
+    color: ColorType,
+) -> Result<(), DataError> {
+    let fill = |out: &mut BufWriter<File>| {
+        let mut encoder = png::Encoder::new(out, plane.width as u32, plane.height as u32);
+        encoder.set_color(color);
+        encoder.set_depth(BitDepth::Eight);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&plane.data)?;
+        Ok(writer.finish()?)
+    };
+    halfseg_files::write_atomically(path, fill).map_err(|e| DataError::io(path, e))
+}
+
+/// Writes a picture as PNG, under a temporary name until it is whole.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_rgb(path: &Path, image: &RgbImage) -> Result<(), DataError> {
+    write_png(path, image, ColorType::Rgb)
+}
+
+/// Writes a label map as 8-bit grey PNG, under a temporary name until it is whole.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_label(path: &Path, label: &LabelMap) -> Result<(), DataError> {
+    write_png(path, label, ColorType::Grayscale)
+}
