@@ -89,7 +89,8 @@ fn main() -> anyhow::Result<()> {
     let folder = Path::new("runs/example-pspnet");
     for index in 0..held_out.len().min(3) {
         let sample = held_out.get(index)?;
-        draw_prediction(folder, &sample, &predictor.predict(&sample.image))?;
+        let prediction = predictor.predict(&sample.image);
+        draw_prediction(folder, &sample, &prediction.map)?;
     }
     println!("pictures in {}", folder.display());
     Ok(())

@@ -3,98 +3,31 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use halfseg_data::{CATEGORIES, LABELS, read_instances, read_label};
 use serde::{Deserialize, Serialize};
 
 use crate::EvalError;
-use crate::png_map::{read_ids, read_instances};
 
-/// Label ids run from 0 to 33.
-const IDS: usize = 34;
+/// Label ids run from 0 to 33: the licence plate, at the end of the table, occurs in no file.
+const IDS: usize = LABELS.len() - 1;
 
-/// What the scorer knows of a label id.
-struct Label {
-    name: &'static str,
-    category: &'static str,
-    ignored: bool,
-    /// Mean size of an instance in pixels, where instances are told apart.
-    instance_px: Option<f64>,
+/// Mean size of an instance in pixels, where instances are told apart (`avgClassSize` of
+/// cityscapesscripts 2.2, `evalPixelLevelSemanticLabeling.py`).
+const fn mean_instance_px(id: usize) -> Option<f64> {
+    Some(match id {
+        24 => 3462.4756337644,
+        25 => 3930.4788056518,
+        26 => 12794.0202738185,
+        27 => 27855.1264367816,
+        28 => 35732.1511111111,
+        29 => 36771.8241758242,
+        30 => 16926.9763313609,
+        31 => 67583.7075812274,
+        32 => 6298.7200839748,
+        33 => 4672.3249222261,
+        _ => return None,
+    })
 }
-
-const fn void(name: &'static str, category: &'static str) -> Label {
-    Label {
-        name,
-        category,
-        ignored: true,
-        instance_px: None,
-    }
-}
-
-const fn stuff(name: &'static str, category: &'static str) -> Label {
-    Label {
-        name,
-        category,
-        ignored: false,
-        instance_px: None,
-    }
-}
-
-const fn thing(name: &'static str, category: &'static str, px: f64, ignored: bool) -> Label {
-    Label {
-        name,
-        category,
-        ignored,
-        instance_px: Some(px),
-    }
-}
-
-/// Indexed by label id; names, categories and sizes as cityscapesscripts 2.2 has them
-/// (`helpers/labels.py`, `avgClassSize` of `evalPixelLevelSemanticLabeling.py`).
-const LABELS: [Label; IDS] = [
-    void("unlabeled", "void"),
-    void("ego vehicle", "void"),
-    void("rectification border", "void"),
-    void("out of roi", "void"),
-    void("static", "void"),
-    void("dynamic", "void"),
-    void("ground", "void"),
-    stuff("road", "flat"),
-    stuff("sidewalk", "flat"),
-    void("parking", "flat"),
-    void("rail track", "flat"),
-    stuff("building", "construction"),
-    stuff("wall", "construction"),
-    stuff("fence", "construction"),
-    void("guard rail", "construction"),
-    void("bridge", "construction"),
-    void("tunnel", "construction"),
-    stuff("pole", "object"),
-    void("polegroup", "object"),
-    stuff("traffic light", "object"),
-    stuff("traffic sign", "object"),
-    stuff("vegetation", "nature"),
-    stuff("terrain", "nature"),
-    stuff("sky", "sky"),
-    thing("person", "human", 3462.4756337644, false),
-    thing("rider", "human", 3930.4788056518, false),
-    thing("car", "vehicle", 12794.0202738185, false),
-    thing("truck", "vehicle", 27855.1264367816, false),
-    thing("bus", "vehicle", 35732.1511111111, false),
-    thing("caravan", "vehicle", 36771.8241758242, true),
-    thing("trailer", "vehicle", 16926.9763313609, true),
-    thing("train", "vehicle", 67583.7075812274, false),
-    thing("motorcycle", "vehicle", 6298.7200839748, false),
-    thing("bicycle", "vehicle", 4672.3249222261, false),
-];
-
-const CATEGORIES: [&str; 7] = [
-    "flat",
-    "construction",
-    "object",
-    "nature",
-    "sky",
-    "human",
-    "vehicle",
-];
 
 /// Pixels of instances that were found and missed, weighted by mean size over own size.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -174,7 +107,9 @@ impl CityscapesScorer {
     fn weigh(&mut self, found: &BTreeMap<u16, Instance>) {
         for (&id, instance) in found {
             let label = &LABELS[id as usize / 1000];
-            let Some(mean_px) = label.instance_px.filter(|_| !label.ignored) else {
+            let Some(mean_px) =
+                mean_instance_px(label.id as usize).filter(|_| !label.ignore_in_eval)
+            else {
                 continue;
             };
             let weight = mean_px / instance.pixels as f64;
@@ -199,27 +134,30 @@ impl CityscapesScorer {
         truth: &Path,
         instances: Option<&Path>,
     ) -> Result<(), EvalError> {
-        let found = read_ids(prediction)?;
-        let expected = read_ids(truth)?;
+        let found = read_label(prediction)?;
+        let expected = read_label(truth)?;
         let instances = instances
             .map(|path| Ok::<_, EvalError>((path, read_instances(path)?)))
             .transpose()?;
+        let whole = (expected.width, expected.height);
         let sizes = [
-            Some((prediction, found.size)),
-            instances.as_ref().map(|(path, map)| (*path, map.size)),
+            Some((prediction, (found.width, found.height))),
+            instances
+                .as_ref()
+                .map(|(path, map)| (*path, (map.width, map.height))),
         ];
         for (path, size) in sizes.into_iter().flatten() {
-            if size != expected.size {
+            if size != whole {
                 let text = |(w, h): (usize, usize)| format!("{w}x{h} pixels");
                 return Err(EvalError::Image {
                     path: path.to_owned(),
-                    expected: format!("{} as {}", text(expected.size), truth.display()),
+                    expected: format!("{} as {}", text(whole), truth.display()),
                     found: text(size),
                 });
             }
         }
-        let maps = (&found.ids, &expected.ids);
-        let result = self.update(maps.0, maps.1, instances.as_ref().map(|(_, m)| &m.ids[..]));
+        let instances = instances.as_ref().map(|(_, map)| &map.data[..]);
+        let result = self.update(&found.data, &expected.data, instances);
         result.map_err(|source| EvalError::Pair {
             prediction: prediction.to_owned(),
             truth: truth.to_owned(),
@@ -289,10 +227,10 @@ impl CityscapesScorer {
     pub fn scores(&self) -> CityscapesScores {
         let with_instances = self.images > 0 && self.images == self.images_with_instances;
         let score = |name: &str, rows: &dyn Fn(usize) -> bool, things: bool, sums: Weighted| {
-            let scored = |l: usize| rows(l) && !LABELS[l].ignored;
+            let scored = |l: usize| rows(l) && !LABELS[l].ignore_in_eval;
             let true_px: u64 = self.sum(scored, |_| true);
             let hit = self.sum(scored, scored);
-            let others = |l: usize| !LABELS[l].ignored && !rows(l);
+            let others = |l: usize| !LABELS[l].ignore_in_eval && !rows(l);
             let wrong = self.sum(others, scored);
             // Predictions of an ignored label of the group count against its instances.
             let wrong_instances = self.sum(others, rows);
@@ -306,14 +244,14 @@ impl CityscapesScorer {
                 },
             }
         };
-        let classes = (0..IDS).filter(|&id| !LABELS[id].ignored).map(|id| {
+        let classes = (0..IDS).filter(|&id| !LABELS[id].ignore_in_eval).map(|id| {
             let label = &LABELS[id];
-            let things = label.instance_px.is_some();
+            let things = label.has_instances;
             score(label.name, &|l| l == id, things, self.classes[id])
         });
         let categories = CATEGORIES.iter().enumerate().map(|(i, &category)| {
             let member = |l: usize| LABELS[l].category == category;
-            let things = (0..IDS).all(|l| !member(l) || LABELS[l].instance_px.is_some());
+            let things = (0..IDS).all(|l| !member(l) || LABELS[l].has_instances);
             score(category, &member, things, self.categories[i])
         });
         let (classes, categories): (Vec<_>, Vec<_>) = (classes.collect(), categories.collect());
@@ -393,8 +331,8 @@ fn measure(prediction: &[u8], instances: &[u16]) -> Result<BTreeMap<u16, Instanc
             && LABELS[p as usize].category == LABELS[label].category;
         instance.hit_category += u64::from(same);
     }
-    let unfit = |id: u16| match LABELS.get(id as usize / 1000) {
-        Some(label) => !label.ignored && label.instance_px.is_none(),
+    let unfit = |id: u16| match LABELS[..IDS].get(id as usize / 1000) {
+        Some(label) => !label.ignore_in_eval && !label.has_instances,
         None => true,
     };
     match found.iter().find(|&(&id, _)| unfit(id)) {
@@ -443,6 +381,19 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_label_with_instances_has_a_mean_size() {
+        for (id, label) in LABELS[..IDS].iter().enumerate() {
+            assert_eq!(label.id as usize, id);
+            assert_eq!(
+                label.has_instances,
+                mean_instance_px(id).is_some(),
+                "{}",
+                label.name
+            );
+        }
+    }
 
     #[test]
     fn ignored_truth_does_not_count_and_void_predictions_are_misses() {

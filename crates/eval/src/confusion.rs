@@ -4,13 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::EvalError;
 
-/// How often each class was predicted where each class was true.
+/// How often each class was predicted where each class was true, and how often none was.
 ///
 /// Memory is that of `classes` squared counters, however many images are added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfusionMatrix {
     classes: usize,
     counts: Vec<u64>,
+    /// True pixels of each class for which no class was predicted.
+    unpredicted: Vec<u64>,
 }
 
 impl ConfusionMatrix {
@@ -26,6 +28,7 @@ impl ConfusionMatrix {
         Self {
             classes,
             counts: vec![0; classes * classes],
+            unpredicted: vec![0; classes],
         }
     }
 
@@ -46,7 +49,8 @@ impl ConfusionMatrix {
         self.counts[truth * self.classes + predicted]
     }
 
-    /// Adds one pair of maps; pixels labelled `ignore` are left out.
+    /// Adds one pair of maps; pixels labelled `ignore` are left out. A prediction of `ignore` is a
+    /// miss of the true class and a false positive of none, as in the official scores.
     ///
     /// # Errors
     /// If the maps differ in size or hold a value that is no class; nothing is added then.
@@ -83,9 +87,10 @@ impl ConfusionMatrix {
         };
         self.check(&total, ignore)?;
         for truth in (0..self.classes).filter(|&truth| truth != ignore as usize) {
-            for predicted in 0..self.classes {
+            for predicted in (0..self.classes).filter(|&p| p != ignore as usize) {
                 self.counts[truth * self.classes + predicted] += total(truth, predicted);
             }
+            self.unpredicted[truth] += total(truth, ignore as usize);
         }
         Ok(())
     }
@@ -105,7 +110,7 @@ impl ConfusionMatrix {
                 return Err(out_of_range("label", value, pixels));
             }
         }
-        for value in self.classes..256 {
+        for value in kept().filter(|&p| p >= self.classes) {
             let pixels = kept().map(|l| total(l, value)).sum();
             if pixels > 0 {
                 return Err(out_of_range("prediction", value, pixels));
@@ -120,10 +125,9 @@ impl ConfusionMatrix {
     /// If the numbers of classes differ.
     pub fn merge(&mut self, other: &Self) {
         assert_eq!(self.classes, other.classes, "matrices of different classes");
-        self.counts
-            .iter_mut()
-            .zip(&other.counts)
-            .for_each(|(a, b)| *a += b);
+        let ours = self.counts.iter_mut().chain(&mut self.unpredicted);
+        let theirs = other.counts.iter().chain(&other.unpredicted);
+        ours.zip(theirs).for_each(|(a, b)| *a += b);
     }
 
     /// The scores as MMSegmentation's `IoUMetric` defines them: a class that is neither true nor
@@ -134,7 +138,8 @@ impl ConfusionMatrix {
         let classes: Vec<ClassScore> = (0..n)
             .map(|k| {
                 let hit = self.counts[k * n + k];
-                let truth: u64 = self.counts[k * n..(k + 1) * n].iter().sum();
+                let row = &self.counts[k * n..(k + 1) * n];
+                let truth = row.iter().sum::<u64>() + self.unpredicted[k];
                 let predicted: u64 = (0..n).map(|t| self.counts[t * n + k]).sum();
                 ClassScore {
                     iou: ratio(hit, truth + predicted - hit),
@@ -149,7 +154,7 @@ impl ConfusionMatrix {
             true => 0.0,
             false => values.iter().sum::<f64>() / values.len() as f64,
         };
-        let total: u64 = self.counts.iter().sum();
+        let total: u64 = classes.iter().map(|class| class.pixels).sum();
         let hits: u64 = (0..n).map(|k| self.counts[k * n + k]).sum();
         let constant = (0..n)
             .map(|k| {
@@ -241,6 +246,26 @@ mod tests {
         assert_eq!(scores.pixel_accuracy, 0.75);
         assert_eq!(scores.mean_accuracy, 0.75);
         assert_eq!(scores.constant_mean_iou, 0.25);
+    }
+
+    #[test]
+    fn pixels_without_a_prediction_are_missed() {
+        let mut matrix = ConfusionMatrix::new(2);
+        matrix
+            .update(&[0, 255, 255, 1], &[0, 0, 255, 1], 255)
+            .unwrap();
+        let scores = matrix.scores();
+        assert_eq!(scores.classes[0].iou, Some(0.5));
+        assert_eq!(
+            (scores.classes[0].accuracy, scores.classes[0].pixels),
+            (Some(0.5), 2)
+        );
+        assert_eq!(scores.classes[0].precision, Some(1.0));
+        assert_eq!(scores.classes[1].iou, Some(1.0));
+        assert_eq!(scores.pixel_accuracy, 2.0 / 3.0);
+        let twice = &mut matrix.clone();
+        twice.merge(&matrix);
+        assert_eq!(twice.scores().classes[0].pixels, 4);
     }
 
     #[test]

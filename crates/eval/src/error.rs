@@ -4,14 +4,17 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
-    /// A file cannot be written.
+    /// A folder cannot be read, or a file cannot be written.
     #[error("{path}: {source}", path = path.display())]
     Io {
-        /// The file.
+        /// The folder or file.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
+    /// A map cannot be read.
+    #[error(transparent)]
+    Data(#[from] halfseg_data::DataError),
     /// A plot cannot be drawn.
     #[error("{path}: cannot be drawn: {found}", path = path.display())]
     Plot {
@@ -63,6 +66,19 @@ pub enum EvalError {
         expected: String,
         /// What it holds.
         found: String,
+    },
+    /// Scores of an image are NaN or infinite.
+    #[error(
+        "{name}: expected finite scores, found others at {found} of {pixels} pixels; f16 holds \
+         numbers up to 65504 only: compute in bf16 or f32"
+    )]
+    NotFinite {
+        /// The image.
+        name: String,
+        /// Pixels of which some score is not finite.
+        found: usize,
+        /// All pixels.
+        pixels: usize,
     },
     /// A prediction cannot be scored against its ground truth.
     #[error("{} against {}: {source}", prediction.display(), truth.display())]

@@ -1,6 +1,9 @@
 //! Sliding-window and multi-scale inference over any network.
 
 use burn::tensor::{DType, Tensor, TensorData, activation::softmax};
+use halfseg_data::{IGNORE, LabelMap};
+
+use crate::EvalError;
 
 /// Logits from overlapping windows: sums divided by counts; windows at the right and lower edge
 /// shift inward (mmsegmentation `encoder_decoder.py`, `slide_inference`).
@@ -96,16 +99,43 @@ pub fn multi_scale_flip(
     sum / views
 }
 
-/// The class of the largest value at each pixel, the first where several are equal: one map of
-/// `h * w` classes for each image of `[n, classes, h, w]`.
+/// The classes of one image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prediction {
+    /// The class of each pixel; [`IGNORE`] where a score is not finite.
+    pub map: LabelMap,
+    /// Pixels of which some score is not finite: NaN has no order, and an infinity stands for a sum
+    /// that overflowed.
+    pub not_finite: usize,
+}
+
+impl Prediction {
+    /// The map, if all scores of the image `name` were finite.
+    ///
+    /// # Errors
+    /// [`EvalError::NotFinite`] if some were not.
+    pub fn finite(self, name: &str) -> Result<LabelMap, EvalError> {
+        match self.not_finite {
+            0 => Ok(self.map),
+            found => Err(EvalError::NotFinite {
+                name: name.to_owned(),
+                found,
+                pixels: self.map.data.len(),
+            }),
+        }
+    }
+}
+
+/// The class of the largest value at each pixel, the first where several are equal: one prediction
+/// for each image of `[n, classes, h, w]`.
 ///
 /// # Panics
-/// If there are more than 256 classes or the tensor cannot be read.
-pub fn argmax(scores: Tensor<4>) -> Vec<Vec<u8>> {
+/// If there are more than 255 classes or the tensor cannot be read.
+pub fn argmax(scores: Tensor<4>) -> Vec<Prediction> {
     let [_, classes, h, w] = scores.dims();
     assert!(
-        (1..=256).contains(&classes),
-        "1 to 256 classes, not {classes}"
+        (1..=255).contains(&classes),
+        "1 to 255 classes, not {classes}"
     );
     let data = scores.into_data().convert::<f32>();
     let values = data.as_slice::<f32>().expect("converted to f32 above");
@@ -123,9 +153,41 @@ pub fn argmax(scores: Tensor<4>) -> Vec<Vec<u8>> {
                     }
                 }
             }
-            class
+            let not_finite = ignore_not_finite(image, &mut class);
+            Prediction {
+                map: LabelMap {
+                    width: w,
+                    height: h,
+                    data: class,
+                },
+                not_finite,
+            }
         })
         .collect()
+}
+
+/// Takes the class from pixels with a score that is not finite, and counts them.
+fn ignore_not_finite(scores: &[f32], class: &mut [u8]) -> usize {
+    // Zero times a finite value is zero; sums of eight, so that the compiler takes them side by side.
+    let (blocks, rest) = scores.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for block in blocks {
+        sums.iter_mut()
+            .zip(block)
+            .for_each(|(sum, v)| *sum += v * 0.0);
+    }
+    if sums.iter().chain(rest).all(|v| v.is_finite()) {
+        return 0;
+    }
+    let mut finite = vec![true; class.len()];
+    for plane in scores.chunks_exact(class.len()) {
+        finite
+            .iter_mut()
+            .zip(plane)
+            .for_each(|(finite, v)| *finite &= v.is_finite());
+    }
+    let wrong = class.iter_mut().zip(finite).filter(|(_, finite)| !finite);
+    wrong.map(|(class, _)| *class = IGNORE).count()
 }
 
 #[cfg(test)]
@@ -163,6 +225,30 @@ mod tests {
     fn argmax_takes_the_first_of_equal_values() {
         let values = [[[[1.0, 5.0]], [[1.0, 2.0]], [[0.0, 5.5]]]];
         let maps = argmax(Tensor::<4>::from_floats(values, &Device::flex()));
-        assert_eq!(maps, [vec![0, 2]]);
+        assert_eq!(
+            (&maps[0].map.data[..], maps[0].not_finite),
+            (&[0, 2][..], 0)
+        );
+        assert_eq!((maps[0].map.width, maps[0].map.height), (2, 1));
+    }
+
+    #[test]
+    fn pixels_with_a_score_that_is_not_finite_are_counted_and_get_no_class() {
+        // More pixels than one block, so that each place in it and the rest are met.
+        for (size, wrong) in [(1, 0), (8, 3), (37, 36), (40, 0), (41, 40)] {
+            for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for plane in 0..3 {
+                    let mut scores = vec![1.0; 2 * 3 * size];
+                    scores[2 * size] = 2.0;
+                    scores[(3 + plane) * size + wrong] = value;
+                    let data = TensorData::new(scores, [2, 3, 1, size]);
+                    let found = argmax(Tensor::<4>::from_data(data, &Device::flex()));
+                    assert_eq!((found[0].map.data[0], found[0].not_finite), (2, 0));
+                    let mut expected = vec![0; size];
+                    expected[wrong] = IGNORE;
+                    assert_eq!((&found[1].map.data, found[1].not_finite), (&expected, 1));
+                }
+            }
+        }
     }
 }

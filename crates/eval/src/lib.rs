@@ -6,11 +6,12 @@ mod error;
 mod inference;
 mod pictures;
 mod plots;
-mod png_map;
+mod scores_json;
 
 pub use cityscapes::{CityscapesScore, CityscapesScorer, CityscapesScores};
 pub use confusion::{ClassScore, ConfusionMatrix, Scores};
 pub use error::EvalError;
-pub use inference::{argmax, multi_scale_flip, slide};
-pub use pictures::{colorize, overlay, panel, write_gray_png, write_rgb_png};
+pub use inference::{Prediction, argmax, multi_scale_flip, slide};
+pub use pictures::{colorize, overlay, panel};
 pub use plots::{Series, confusion_svg, curves_svg};
+pub use scores_json::{by_class, scores_json};

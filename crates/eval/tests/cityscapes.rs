@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use halfseg_data::{LabelMap, RgbImage};
 use halfseg_eval::{CityscapesScore, CityscapesScorer};
 use serde_json::Value;
 
@@ -83,6 +84,14 @@ fn unfit_folders_and_files_are_named() {
     let (pred, gt) = (folder.path().join("pred"), folder.path().join("gt"));
     std::fs::create_dir_all(gt.join("ulm")).unwrap();
     std::fs::create_dir_all(&pred).unwrap();
+    let gray = |path: &Path, ids: &[u8], width: usize| {
+        let map = LabelMap {
+            width,
+            height: ids.len() / width,
+            data: ids.to_vec(),
+        };
+        halfseg_data::write_label(path, &map).unwrap();
+    };
     let fails = |text: &str| {
         let error = CityscapesScorer::score_folders(&pred, &gt)
             .unwrap_err()
@@ -91,18 +100,18 @@ fn unfit_folders_and_files_are_named() {
     };
     fails("found none");
     let truth = gt.join("ulm/ulm_000000_000019_gtFine_labelIds.png");
-    halfseg_eval::write_gray_png(&truth, &[7; 6], (3, 2)).unwrap();
+    gray(&truth, &[7; 6], 3);
     fails("one prediction ulm_000000_000019*.png");
     let first = pred.join("ulm_000000_000019_pred.png");
-    halfseg_eval::write_gray_png(&first, &[7; 6], (2, 3)).unwrap();
+    gray(&first, &[7; 6], 2);
     fails("expected 3x2 pixels");
-    halfseg_eval::write_rgb_png(&first, &[7; 18], (3, 2)).unwrap();
-    fails("one channel of ids");
-    halfseg_eval::write_gray_png(&first, &[7, 7, 7, 7, 7, 99], (3, 2)).unwrap();
+    halfseg_data::write_rgb(&first, &RgbImage::filled(3, 2, [7; 3])).unwrap();
+    fails("a label map of one 8-bit channel");
+    gray(&first, &[7, 7, 7, 7, 7, 99], 3);
     fails("1 pixels of 99");
     std::fs::write(&first, b"\x89PNG\r\n\x1a\n").unwrap();
-    fails("expected a whole PNG");
-    halfseg_eval::write_gray_png(&first, &[7; 6], (3, 2)).unwrap();
+    fails("cannot be decoded as PNG");
+    gray(&first, &[7; 6], 3);
     assert!(CityscapesScorer::score_folders(&pred, &gt).is_ok());
     std::fs::copy(&first, pred.join("ulm_000000_000019_color.png")).unwrap();
     fails("ulm_000000_000019_color.png and");

@@ -702,7 +702,8 @@ fn compare_views(
 /// Share of pixels whose largest score is not the recorded class.
 fn differing_classes(scores: Tensor<4>, values: &Values, name: &str) -> f64 {
     let expected = values.bytes(name).2;
-    let found: Vec<u8> = halfseg_eval::argmax(scores).concat();
+    let found = halfseg_eval::argmax(scores).into_iter();
+    let found: Vec<u8> = found.flat_map(|one| one.map.data).collect();
     assert_eq!(found.len(), expected.len(), "{name} has another size");
     let different = found.iter().zip(&expected).filter(|(a, b)| a != b).count();
     different as f64 / expected.len() as f64

@@ -7,7 +7,7 @@ use halfseg_data::{
     CropBox, Dataset, IGNORE, LabelMap, RgbImage, check_labels, flip, normalize, ratio_size,
     resize_bilinear, scaled_size,
 };
-use halfseg_eval::{ConfusionMatrix, argmax, multi_scale_flip, slide};
+use halfseg_eval::{ConfusionMatrix, Prediction, argmax, multi_scale_flip, slide};
 use halfseg_layers::{most_likely_classes, resize_with};
 use halfseg_segmentor::Segmentor;
 
@@ -71,9 +71,8 @@ impl Predictor {
     }
 
     /// The most likely class of each pixel.
-    pub fn predict(&self, image: &RgbImage) -> Vec<u8> {
-        let mut maps = argmax(self.scores(image));
-        maps.swap_remove(0)
+    pub fn predict(&self, image: &RgbImage) -> Prediction {
+        argmax(self.scores(image)).swap_remove(0)
     }
 
     /// The most likely class of each pixel of a batch that is normalised already: `[n, 3, h, w]` on
@@ -91,9 +90,12 @@ impl Predictor {
                 let classes = data.as_slice::<u8>().expect("converted to u8 above");
                 classes.chunks_exact(h * w).map(<[u8]>::to_vec).collect()
             }
-            None => argmax(autocast(&self.policy, || {
-                resize_with(logits.cast(FloatDType::F32), [h, w], align_corners)
-            })),
+            None => {
+                let scores = autocast(&self.policy, || {
+                    resize_with(logits.cast(FloatDType::F32), [h, w], align_corners)
+                });
+                argmax(scores).into_iter().map(|one| one.map.data).collect()
+            }
         }
     }
 
@@ -103,7 +105,8 @@ impl Predictor {
     ///
     /// # Errors
     ///
-    /// A picture that cannot be read, or labels beyond the network's classes.
+    /// A picture that cannot be read, labels beyond the network's classes, or scores that are not
+    /// finite.
     pub fn evaluate(
         &self,
         dataset: &dyn Dataset,
@@ -116,9 +119,9 @@ impl Predictor {
             if let Some(label) = &sample.label {
                 check_labels(&label.data, classes, || sample.name.clone())?;
             }
-            let map = self.predict(&sample.image);
+            let map = self.predict(&sample.image).finite(&sample.name)?;
             if let Some(label) = &sample.label {
-                matrix.update(&map, &label.data, IGNORE)?;
+                matrix.update(&map.data, &label.data, IGNORE)?;
             }
             let evaluated = Evaluated {
                 index,
@@ -182,7 +185,7 @@ pub struct Evaluated<'a> {
     /// The picture.
     pub image: &'a RgbImage,
     /// The class of each pixel.
-    pub map: &'a [u8],
+    pub map: &'a LabelMap,
     /// The true classes, where the data set has them.
     pub label: Option<&'a LabelMap>,
 }

@@ -36,7 +36,7 @@ pub use run::Trainer;
 pub use run::folder::{RECIPE_KEY, read_recipe, resolve_checkpoint};
 pub use run::log::Log;
 pub use run::observer::{Observer, Outcome, Started, Timing};
-pub use run::results::{draw_confusion, draw_curves, draw_prediction, scores_json, write_maps};
+pub use run::results::{draw_curves, draw_prediction, write_maps};
 pub use sgd::Sgd;
 pub use source::{Splits, class_names, open_split, pipeline};
 pub use start::bound_policy;

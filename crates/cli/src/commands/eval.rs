@@ -7,11 +7,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use halfseg_data::{Cityscapes, Dataset, LabelMap, label_id, write_label};
-use halfseg_eval::{CityscapesScorer, CityscapesScores};
+use halfseg_eval::{CityscapesScorer, CityscapesScores, confusion_svg, scores_json};
 use halfseg_files::write_atomically;
-use halfseg_train::{
-    DataSource, class_names, draw_confusion, open_split, resident_memory, scores_json,
-};
+use halfseg_train::{DataSource, class_names, open_split, resident_memory};
 
 use crate::args::EvalArgs;
 use crate::failure::{Interrupted, Usage};
@@ -45,12 +43,16 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let mut finished = true;
     let mut names = Vec::new();
     let matrix = loaded.predictor().evaluate(&*dataset, |one| {
-        predictions.write(one.name, one.map, one.image.width)?;
+        predictions.write(one.name, one.map)?;
         names.push(one.name.to_owned());
         if let (Some(scorer), Some(tree), Some(label)) = (&mut official, &tree, one.label) {
             let instances = tree.instances(one.index)?;
             let instances = instances.as_ref().map(|map| map.data.as_slice());
-            scorer.update(&label_ids(one.map), &label_ids(&label.data), instances)?;
+            scorer.update(
+                &label_ids(&one.map.data),
+                &label_ids(&label.data),
+                instances,
+            )?;
         }
         shown.inc(1);
         finished = one.index + 1 == dataset.len() || !interrupt::requested();
@@ -74,10 +76,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         eprint!("{}", official_table(scores));
     }
     if let Some(path) = &args.confusion {
-        draw_confusion(&matrix, path)?;
+        confusion_svg(path, &matrix, &class_names())?;
     }
     if let Some(path) = &args.json {
-        let mut json = scores_json(&scores);
+        let mut json = scores_json(&scores, &class_names());
         json["images"] = dataset.len().into();
         json["split"] = split.into();
         json["data"] = loaded.recipe.data.source.to_string().into();
@@ -201,15 +203,13 @@ impl Predictions {
     }
 
     /// Writes the labelIds of one image.
-    fn write(&self, name: &str, map: &[u8], width: usize) -> Result<(), halfseg_train::Error> {
+    fn write(&self, name: &str, map: &LabelMap) -> Result<(), halfseg_train::Error> {
         let Some(folder) = &self.folder else {
             return Ok(());
         };
-        let data = label_ids(map);
         let label = LabelMap {
-            width,
-            height: map.len() / width,
-            data,
+            data: label_ids(&map.data),
+            ..*map
         };
         Ok(write_label(&folder.join(file_name(name)), &label)?)
     }

@@ -44,15 +44,9 @@ pub fn run(args: &PredictArgs) -> Result<()> {
             let file = args.out.join(format!("{stem}_logits.safetensors"));
             write_logits(&file, scores.clone())?;
         }
-        let map = argmax(scores).swap_remove(0);
-        write_maps(
-            &args.out,
-            stem,
-            &image.data,
-            &map,
-            image.width,
-            args.opacity,
-        )?;
+        let prediction = argmax(scores).swap_remove(0);
+        let map = prediction.finite(&path.display().to_string())?;
+        write_maps(&args.out, stem, &image, &map, args.opacity)?;
         shown.inc(1);
     }
     shown.finish_and_clear();

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::Result;
-use halfseg_eval::Scores;
-use halfseg_train::{Outcome, Recipe, Trainer, class_names, scores_json};
+use halfseg_eval::{Scores, scores_json};
+use halfseg_train::{Outcome, Recipe, Trainer, class_names};
 
 use crate::args::TrainArgs;
 use crate::failure::{Interrupted, Usage};
@@ -21,7 +21,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     };
     let scores = drive(&mut trainer, &args.out)?;
     if let (Some(path), Some(scores)) = (&args.json, &scores) {
-        write_json(path, &scores_json(scores))?;
+        write_json(path, &scores_json(scores, &class_names()))?;
     }
     Ok(())
 }

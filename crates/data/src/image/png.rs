@@ -10,7 +10,7 @@ use super::undecodable;
 use crate::{CropBox, DataError, scanlines};
 
 /// A PNG whose header has been read.
-pub(super) struct PngFile {
+pub(crate) struct PngFile {
     path: PathBuf,
     reader: png::Reader<BufReader<File>>,
     /// Whether the file ends as a whole PNG does.

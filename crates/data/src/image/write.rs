@@ -39,3 +39,31 @@ pub fn write_rgb(path: &Path, image: &RgbImage) -> Result<(), DataError> {
 pub fn write_label(path: &Path, label: &LabelMap) -> Result<(), DataError> {
     write_png(path, label, ColorType::Grayscale)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{read_image, read_label};
+
+    #[test]
+    fn what_is_written_reads_back_and_leaves_no_temporary_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let map = LabelMap {
+            width: 3,
+            height: 2,
+            data: vec![1, 2, 3, 4, 5, 6],
+        };
+        let path = folder.path().join("map.png");
+        write_label(&path, &map).unwrap();
+        assert_eq!(read_label(&path).unwrap(), map);
+        let picture = RgbImage {
+            width: 1,
+            height: 2,
+            data: map.data.clone(),
+        };
+        write_rgb(&path, &picture).unwrap();
+        assert_eq!(read_image(&path).unwrap(), picture);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(write_label(&folder.path().join("no/map.png"), &map).is_err());
+    }
+}

@@ -24,8 +24,7 @@ use values::{DataSource, DeviceChoice, LossScale, RunPrecision};
 /// that name the nearest valid one.
 ///
 /// ```
-/// use halfseg_data::{Crop, ParseSizeError, Scale};
-use halfseg_segmentor::{Depth, Method};
+/// use halfseg_segmentor::{Depth, Method};
 /// use halfseg_train::Recipe;
 ///
 /// let mut recipe = Recipe::published(Method::Fcn, Depth::R101);

@@ -14,12 +14,6 @@ pub struct ParseValueError {
     found: String,
 }
 
-/// Columns.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-}
-
 /// The arithmetic of convolutions and other matrix work; weights, statistics and the loss are f32
 /// throughout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -14,13 +14,13 @@ use std::time::Instant;
 use burn::tensor::Device;
 use halfseg_amp::{GradScaler, StepOutcome};
 use halfseg_data::{Loader, LoaderConfig, check_labels};
-use halfseg_eval::ConfusionMatrix;
+use halfseg_eval::{ConfusionMatrix, by_class, confusion_svg, scores_json};
 use halfseg_segmentor::LoadReport;
 use serde_json::json;
 
 use crate::start::{Start, check_memory, open_further};
 use crate::{
-    Bytes, Error, Learner, Log, Predictor, Recipe, Splits, Step, parameters, pipeline,
+    Bytes, Error, Learner, Log, Predictor, Recipe, Splits, Step, class_names, parameters, pipeline,
     resident_memory,
 };
 use folder::{
@@ -367,7 +367,7 @@ impl Trainer {
             "macc": scores.mean_accuracy,
             "aacc": scores.pixel_accuracy,
             "constant_miou": scores.constant_mean_iou,
-            "iou": results::by_class(&scores, |class| class.iou),
+            "iou": by_class(&scores, &class_names(), |class| class.iou),
             "seconds": begun.elapsed().as_secs_f64(),
             "best": best,
         }))?;
@@ -454,13 +454,13 @@ impl Trainer {
         let mut scores = None;
         if let Some((_, matrix)) = self.last_matrix.take() {
             let found = matrix.scores();
-            let mut json = results::scores_json(&found);
+            let mut json = scores_json(&found, &class_names());
             json["iteration"] = iteration.into();
             if let Some((miou, at)) = self.best {
                 json["best"] = json!({ "miou": miou, "iteration": at });
             }
             write_text(&self.out.join("scores.json"), &format!("{json:#}\n"))?;
-            results::draw_confusion(&matrix, &self.out.join("confusion.svg"))?;
+            confusion_svg(&self.out.join("confusion.svg"), &matrix, &class_names())?;
             scores = Some(Box::new(found));
         }
         if let Some(val) = &self.data.val {
@@ -468,7 +468,7 @@ impl Trainer {
             let predictor = self.predictor();
             for index in results::spread(val.len(), self.recipe.train.pictures) {
                 let sample = val.get(index)?;
-                let map = predictor.predict(&sample.image);
+                let map = predictor.predict(&sample.image).map;
                 results::draw_prediction(&folder, &sample, &map)?;
             }
         }
