@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use halfseg_data::{Crop, Dataset, Loader, LoaderConfig, Scale, SyntheticStreets};
+use halfseg_devices::DeviceChoice;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use halfseg_train::{
-    DeviceChoice, Learner, Predictor, Recipe, RunPrecision, class_names, draw_prediction, pipeline,
+    Learner, Predictor, Recipe, RunPrecision, class_names, draw_prediction, pipeline,
 };
 
 fn main() -> anyhow::Result<()> {

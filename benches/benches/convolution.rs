@@ -10,7 +10,8 @@ use burn::tensor::module::conv2d as burn_conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use halfseg_kernels::{Conv2dOptions, conv2d, keep_freed_memory};
+use halfseg_devices::keep_freed_memory;
+use halfseg_kernels::{Conv2dOptions, conv2d};
 
 /// Name, channels of input and output, height and width of the input, taps in each direction, stride,
 /// dilation, groups.

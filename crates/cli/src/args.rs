@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use halfseg_data::{Crop, Scale};
+use halfseg_devices::DeviceChoice;
 use halfseg_segmentor::{Depth, Method};
-use halfseg_train::{DeviceChoice, EvalScale, LossScale, RunPrecision};
+use halfseg_train::{EvalScale, LossScale, RunPrecision};
 
 /// Semantic segmentation of street scenes in mixed precision.
 ///

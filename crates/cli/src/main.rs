@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    halfseg_kernels::keep_freed_memory();
+    halfseg_devices::keep_freed_memory();
     let cli = args::Cli::parse();
     failure::to_exit_code(|| commands::run(cli.command))
 }

@@ -94,7 +94,7 @@ impl Observer for Console {
             eprintln!(
                 "each batch is shared with {}; gradients and the sums of batch norm go {}",
                 further.join(", "),
-                run.exchange
+                run.route
             );
         }
         if let Some(report) = run.loaded {

@@ -8,7 +8,6 @@ mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod lists;
-mod memory;
 mod norm;
 mod resize;
 mod sgd;
@@ -19,7 +18,6 @@ pub use any_tensor::AnyTensor;
 pub use classes::{CrossEntropyTerms, cross_entropy_terms, most_likely_classes};
 pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 pub use lists::{SgdParameter, handles_lists, measure_list, scale_list, sgd_step_list};
-pub use memory::keep_freed_memory;
 pub use norm::{
     Activation, BatchNormOutput, Exchange, batch_norm_shared, batch_norm_train, shared_statistics,
 };

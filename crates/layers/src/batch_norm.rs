@@ -6,10 +6,11 @@ use burn::config::Config;
 use burn::module::{Flag, Module, Param, RunningState};
 use burn::tensor::{Device, Tensor};
 use halfseg_amp::{Op, cast, observe};
+use halfseg_devices::Worker;
 use halfseg_kernels::{Activation, batch_norm_train};
 
 use crate::recompute::is_repeating;
-use crate::{Worker, synchronised};
+use crate::synchronised;
 
 /// Configuration of a [`BatchNorm`].
 #[derive(Config, Debug)]

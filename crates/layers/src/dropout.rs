@@ -2,9 +2,8 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use halfseg_devices::Worker;
 use rand::{Rng, RngExt};
-
-use crate::Worker;
 
 /// In training zeroes each channel of each image with probability `ratio` and scales the others by
 /// `1 / (1 - ratio)` (Dropout2d, arXiv:1411.4280); elsewhere the identity.

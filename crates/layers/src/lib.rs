@@ -12,7 +12,6 @@ mod recompute;
 mod resize;
 mod separable;
 mod synchronised;
-mod workers;
 
 pub use batch_norm::{BatchNorm, BatchNormConfig};
 pub use conv::{Conv2d, Conv2dConfig, Conv2dInit};
@@ -26,4 +25,3 @@ pub use pool::{adaptive_avg_pool2d, stem_max_pool};
 pub use recompute::{branch, recomputed};
 pub use resize::{resize, resize_with};
 pub use separable::{DepthwiseSeparable, DepthwiseSeparableConfig};
-pub use workers::Worker;

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use burn::tensor::{FloatDType, Tensor};
+use halfseg_devices::Worker;
 use halfseg_kernels::{
     Activation, AnyTensor, BatchNormOutput, Exchange, batch_norm_shared, shared_statistics,
     takes_gradients, with_gradient,
 };
-
-use crate::Worker;
 
 /// [`halfseg_kernels::batch_norm_train`] with the statistics of all workers' maps, which are of one
 /// size. It exchanges two numbers a channel in each direction.
@@ -31,7 +30,7 @@ pub fn batch_norm_train(
         "synchronised batch normalisation needs the CPU or a GPU, without Burn's gradient \
          checkpointing"
     );
-    let exchange: Arc<dyn Exchange> = Arc::new(worker.clone());
+    let exchange: Arc<dyn Exchange> = Arc::new(Parts(worker.clone()));
     let parameters = [&gamma, &beta];
     let found = batch_norm_shared(
         &x,
@@ -64,7 +63,7 @@ pub fn batch_norm_train(
     let wide = x.clone().cast(FloatDType::F32);
     let own = sum(wide.clone()) / count;
     let squares = sum((wide.clone() - per_channel(own.clone())).square());
-    let ([mean, variance], total) = shared_statistics(worker, own, squares, count);
+    let ([mean, variance], total) = shared_statistics(&*exchange, own, squares, count);
     let inverse = (variance.clone() + epsilon).sqrt().recip();
 
     let scale = per_channel(gamma * inverse.clone());
@@ -113,12 +112,15 @@ pub fn batch_norm_train(
     BatchNormOutput { output, ..result }
 }
 
-impl Exchange for Worker {
+/// The parts of a batch that the workers of a group have.
+struct Parts(Worker);
+
+impl Exchange for Parts {
     fn gather(&self, own: Tensor<1>) -> Vec<Tensor<1>> {
-        Worker::gather(self, own)
+        self.0.gather(own)
     }
 
     fn sum(&self, own: Tensor<1>) -> Tensor<1> {
-        Worker::sum(self, own)
+        self.0.sum(own)
     }
 }

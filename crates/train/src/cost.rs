@@ -1,9 +1,10 @@
 //! What a network costs: parameters, multiply-accumulates, and the maps of its convolutions.
 
 use halfseg_data::Crop;
+use halfseg_devices::Bytes;
 use halfseg_segmentor::{Method, SegmentorConfig};
 
-use crate::{Bytes, RunPrecision};
+use crate::RunPrecision;
 
 /// The cost of one part of a network, for one image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -92,18 +92,13 @@ pub enum Error {
         /// Images per step.
         batch: usize,
         /// Predicted need.
-        needed: crate::Bytes,
+        needed: halfseg_devices::Bytes,
         /// What the system offers.
-        available: crate::Bytes,
+        available: halfseg_devices::Bytes,
     },
     /// A device that this build or this machine does not have.
-    #[error("device `{device}`: {reason}")]
-    Device {
-        /// As asked for.
-        device: String,
-        /// Why not.
-        reason: String,
-    },
+    #[error(transparent)]
+    Device(#[from] halfseg_devices::DeviceError),
     /// The loss or the gradients left the range of numbers for good.
     #[error(
         "training diverged at iteration {iteration} (loss {loss}): {found}; the last checkpoint is \

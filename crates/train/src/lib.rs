@@ -3,11 +3,9 @@
 mod atomic;
 mod audit;
 mod cost;
-mod device;
 mod error;
 mod inference;
 mod learner;
-mod memory;
 mod memory_plan;
 mod parameters;
 mod poly;
@@ -22,12 +20,11 @@ pub use audit::{Audit, audit};
 pub use cost::{Cost, PartCost, training_memory};
 pub use error::Error;
 pub use inference::{Evaluated, Predictor};
-pub use learner::{Exchange, Learner, Step};
-pub use memory::{Bytes, available_memory, resident_memory};
+pub use learner::{Learner, Step};
 pub use memory_plan::MemoryPlan;
 pub use parameters::parameters;
 pub use poly::PolySchedule;
-pub use recipe::values::{DataSource, DeviceChoice, LossScale, ParseValueError, RunPrecision};
+pub use recipe::values::{DataSource, LossScale, ParseValueError, RunPrecision};
 pub use recipe::{
     DataRecipe, EvalMode, EvalRecipe, EvalScale, OptimizerRecipe, PrecisionRecipe, Recipe,
     ScheduleRecipe, TrainRecipe,

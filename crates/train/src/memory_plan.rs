@@ -1,10 +1,11 @@
 //! How much memory a training step will take.
 
 use halfseg_data::Crop;
+use halfseg_devices::Bytes;
 use halfseg_segmentor::{Method, SegmentorConfig};
 
 use crate::cost::{Layer, layers};
-use crate::{Bytes, Recipe, RunPrecision};
+use crate::{Recipe, RunPrecision};
 
 /// What a training step is expected to have in memory, in bytes.
 ///

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use halfseg_data::{CLASSES, Cityscapes, Dataset, LABELS, Pipeline, Scale, SyntheticStreets};
+use halfseg_devices::{Bytes, available_memory};
 
-use crate::{Bytes, DataSource, Error, Recipe, available_memory};
+use crate::{DataSource, Error, Recipe};
 
 /// Between the seeds of generated scenes for training and for evaluation.
 const HELD_OUT: u64 = 0x0005_EED0_FACE_0FF5;

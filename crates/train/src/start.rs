@@ -5,9 +5,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
 use halfseg_amp::Policy;
+use halfseg_devices::{Bytes, DeviceChoice, available_memory};
 use halfseg_segmentor::{LoadReport, Segmentor};
 
-use crate::{Bytes, Error, Recipe, available_memory, training_memory};
+use crate::{Error, Recipe, training_memory};
 
 /// A network ready to be trained as a recipe says.
 pub(crate) struct Start {
@@ -64,7 +65,7 @@ pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
         recipe.train.gradient_checkpointing,
     );
     // The memory of a GPU is not known before its first use.
-    let on_host = recipe.device == crate::DeviceChoice::Flex;
+    let on_host = recipe.device == DeviceChoice::Flex;
     match available_memory().filter(|_| on_host) {
         Some(available) if needed > available => Err(Error::Memory {
             crop: recipe.data.crop.to_string(),
@@ -78,7 +79,7 @@ pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
 
 /// The devices that share batches with the first, with autodiff.
 pub(crate) fn open_further(recipe: &Recipe) -> Result<Vec<Device>, Error> {
-    let open = |choice: &crate::DeviceChoice| Ok(choice.open()?.autodiff());
+    let open = |choice: &DeviceChoice| Ok(choice.open()?.autodiff());
     recipe.further_devices.iter().map(open).collect()
 }
 

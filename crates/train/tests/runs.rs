@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use halfseg_data::DataError;
+use halfseg_devices::DeviceChoice;
 use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{
-    DeviceChoice, Error, Log, Observer, Outcome, Recipe, Step, Timing, Trainer, read_recipe,
-    resolve_checkpoint,
+    Error, Log, Observer, Outcome, Recipe, Step, Timing, Trainer, read_recipe, resolve_checkpoint,
 };
 
 fn tiny(method: Method, iterations: u64, precision: &str) -> Recipe {

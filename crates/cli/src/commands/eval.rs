@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use halfseg_data::{Cityscapes, Dataset, LabelMap, label_id, write_label};
+use halfseg_devices::resident_memory;
 use halfseg_eval::{CityscapesScorer, CityscapesScores, confusion_svg, scores_json};
 use halfseg_files::write_atomically;
-use halfseg_train::{DataSource, class_names, open_split, resident_memory};
+use halfseg_train::{DataSource, class_names, open_split};
 
 use crate::args::EvalArgs;
 use crate::failure::{Interrupted, Usage};

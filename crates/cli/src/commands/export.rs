@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use halfseg_train::{DeviceChoice, resolve_checkpoint};
+use halfseg_devices::DeviceChoice;
+use halfseg_train::resolve_checkpoint;
 
 use crate::args::ExportArgs;
 use crate::settings::architecture;

@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 use halfseg_data::Crop;
+use halfseg_devices::Bytes;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{Bytes, Cost, MemoryPlan, PartCost, RunPrecision, training_memory};
+use halfseg_train::{Cost, MemoryPlan, PartCost, RunPrecision, training_memory};
 use serde_json::{Map, Value, json};
 
 use crate::args::InfoArgs;

@@ -3,16 +3,15 @@
 mod parts;
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use halfseg_amp::{GradScaler, Policy, StepOutcome};
+use halfseg_devices::Route;
 use halfseg_segmentor::Segmentor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::device::reaches_over_nccl;
 use crate::{PolySchedule, Recipe, Sgd};
 use parts::{Pass, joined};
 
@@ -34,36 +33,7 @@ pub struct Learner {
     iteration: u64,
     /// Devices that share each batch with the model's own.
     further_devices: Vec<Device>,
-    exchange: Exchange,
-}
-
-/// How devices that train together exchange gradients and sums.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exchange {
-    /// Through the host's memory.
-    Host,
-    /// From GPU to GPU, by Burn's `all_reduce` over NCCL.
-    Nccl,
-}
-
-impl fmt::Display for Exchange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Host => "through the host's memory",
-            Self::Nccl => "over NCCL",
-        })
-    }
-}
-
-impl Exchange {
-    /// NCCL between GPUs of NVIDIA, if its library is there; Burn offers it for nothing else.
-    fn between(devices: &[Device]) -> Self {
-        let twice = |place: usize| devices[..place].contains(&devices[place]);
-        match devices.len() > 1 && !(0..devices.len()).any(twice) && reaches_over_nccl(devices) {
-            true => Self::Nccl,
-            false => Self::Host,
-        }
-    }
+    route: Route,
 }
 
 /// What one iteration did.
@@ -106,7 +76,7 @@ impl Learner {
             seed: recipe.seed,
             iteration: 0,
             further_devices: Vec::new(),
-            exchange: Exchange::Host,
+            route: Route::Host,
         }
     }
 
@@ -116,16 +86,16 @@ impl Learner {
     /// the whole batch, up to the rounding of sums. A device may be named several times.
     ///
     /// On different GPUs of NVIDIA the sums go over NCCL if `libnccl.so` is found, else, and on all
-    /// other devices, through the host; see [`exchange`](Self::exchange).
+    /// other devices, through the host; see [`route`](Self::route).
     pub fn with_further_devices(mut self, devices: Vec<Device>) -> Self {
         self.further_devices = devices;
-        self.exchange = Exchange::between(&self.all_devices());
+        self.route = Route::between(&self.all_devices());
         self
     }
 
-    /// How the devices exchange gradients and sums.
-    pub fn exchange(&self) -> Exchange {
-        self.exchange
+    /// The way that gradients and sums take between the devices.
+    pub fn route(&self) -> Route {
+        self.route
     }
 
     /// The model's own device and those that share batches with it.

@@ -3,11 +3,12 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use halfseg_amp::{GradScaler, Policy, ScaledGrads, autocast};
-use halfseg_layers::{IGNORED_LABEL, Worker};
+use halfseg_devices::is_host;
+use halfseg_layers::IGNORED_LABEL;
 use halfseg_segmentor::Segmentor;
 use rand_chacha::ChaCha8Rng;
 
-use super::{Exchange, Learner};
+use super::Learner;
 
 /// The forward and the backward pass over one part of a batch.
 #[derive(Clone)]
@@ -90,17 +91,6 @@ fn handed_over<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> 
     }
 }
 
-/// Whether tensors on `device` are in the host's memory.
-fn is_host(device: &Device) -> bool {
-    #[cfg(feature = "flex")]
-    return *device == Device::flex();
-    #[cfg(not(feature = "flex"))]
-    {
-        let _ = device;
-        false
-    }
-}
-
 /// Loss, decode loss, auxiliary loss and accuracy of the whole batch from the [`Numbers`] of its parts.
 pub(super) fn joined(parts: &[[f64; 5]]) -> [f64; 4] {
     let [loss, decode, aux] = [0, 1, 2].map(|i| {
@@ -138,11 +128,7 @@ impl Learner {
             let images = images.clone().narrow(0, index * size, size);
             (images, labels.clone().narrow(0, index * size, size))
         };
-        let workers = match self.exchange {
-            Exchange::Host => Worker::group(parts),
-            Exchange::Nccl => Worker::group_on(&self.all_devices()),
-        };
-        let mut workers = workers.into_iter();
+        let mut workers = self.route.group(&self.all_devices()).into_iter();
         let first = workers.next().expect("there is one part for each device");
         std::thread::scope(|threads| {
             let others: Vec<_> = workers

@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 
 use halfseg_amp::{Op, Precision as OpPrecision};
 use halfseg_data::{Crop, ParseSizeError, Scale};
+use halfseg_devices::DeviceChoice;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::PolySchedule;
-use values::{DataSource, DeviceChoice, LossScale, RunPrecision};
+use values::{DataSource, LossScale, RunPrecision};
 
 /// The whole configuration of a run: model, data, optimizer, schedule, precision.
 ///

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use halfseg_data::{Crop, Scale};
+use halfseg_devices::DeviceChoice;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 
 use super::{
     DataRecipe, EvalMode, EvalRecipe, EvalScale, OptimizerRecipe, PrecisionRecipe, Recipe,
     ScheduleRecipe, TrainRecipe,
 };
-use crate::{DataSource, DeviceChoice, LossScale, RunPrecision};
+use crate::{DataSource, LossScale, RunPrecision};
 
 impl Recipe {
     /// The published recipe for `method` on a ResNetV1c of `depth`.

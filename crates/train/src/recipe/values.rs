@@ -104,19 +104,6 @@ impl fmt::Display for DataSource {
     }
 }
 
-/// Where to compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum DeviceChoice {
-    /// The CPU, through Burn's Flex backend.
-    #[default]
-    Flex,
-    /// The NVIDIA GPU of this number.
-    Cuda(usize),
-    /// The GPU of this number, through Burn's wgpu backend.
-    Wgpu(usize),
-}
-
 macro_rules! text {
     ($type:ty, $expected:literal, $parse:expr, $print:expr) => {
         impl FromStr for $type {
@@ -183,29 +170,6 @@ text!(
         LossScale::Given(scaling) => scaling.fmt(f),
     }
 );
-text!(
-    DeviceChoice,
-    "flex, cuda, cuda:N, wgpu or wgpu:N",
-    |text| match text {
-        "flex" | "cpu" => Some(DeviceChoice::Flex),
-        "cuda" => Some(DeviceChoice::Cuda(0)),
-        "wgpu" => Some(DeviceChoice::Wgpu(0)),
-        other => {
-            let (backend, number) = other.split_once(':')?;
-            let number = number.parse().ok()?;
-            match backend {
-                "cuda" => Some(DeviceChoice::Cuda(number)),
-                "wgpu" => Some(DeviceChoice::Wgpu(number)),
-                _ => None,
-            }
-        }
-    },
-    |device, f| match device {
-        DeviceChoice::Flex => f.write_str("flex"),
-        DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
-        DeviceChoice::Wgpu(index) => write!(f, "wgpu:{index}"),
-    }
-);
 
 #[cfg(test)]
 mod tests {
@@ -229,9 +193,6 @@ mod tests {
         let torch = Scaling::Dynamic(DynamicScale::torch());
         check("torch", LossScale::Given(torch));
         check("none", LossScale::Given(Scaling::Disabled));
-        check("flex", DeviceChoice::Flex);
-        check("cuda:3", DeviceChoice::Cuda(3));
-        check("wgpu:1", DeviceChoice::Wgpu(1));
     }
 
     #[test]
@@ -254,7 +215,6 @@ mod tests {
             let error = text.parse::<LossScale>().unwrap_err().to_string();
             assert!(error.contains(&format!("`{text}`")) && error.contains("mmcv-static"));
         }
-        assert!("cuda:".parse::<DeviceChoice>().is_err());
         assert!("fp16".parse::<RunPrecision>().is_err());
     }
 

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use halfseg_amp::StepOutcome;
+use halfseg_devices::resident_memory;
 use serde_json::{Value, json};
 
 use crate::atomic::write_atomically;
-use crate::{Error, Step, Timing, resident_memory};
+use crate::{Error, Step, Timing};
 
 /// Appends JSON lines to a file. Every line has an `event` (`start`, `train`, `skip`, `eval`,
 /// `end`) and the `iteration` after which it was written; the README lists the other fields.

@@ -14,14 +14,14 @@ use std::time::Instant;
 use burn::tensor::Device;
 use halfseg_amp::{GradScaler, StepOutcome};
 use halfseg_data::{Loader, LoaderConfig, check_labels};
+use halfseg_devices::{Bytes, resident_memory};
 use halfseg_eval::{ConfusionMatrix, by_class, confusion_svg, scores_json};
 use halfseg_segmentor::LoadReport;
 use serde_json::json;
 
 use crate::start::{Start, check_memory, open_further};
 use crate::{
-    Bytes, Error, Learner, Log, Predictor, Recipe, Splits, Step, class_names, parameters, pipeline,
-    resident_memory,
+    Error, Learner, Log, Predictor, Recipe, Splits, Step, class_names, parameters, pipeline,
 };
 use folder::{
     BEST, CONFIG, LAST, LOG, RECIPE_KEY, last_checkpoint, read_recipe, state_path, write_text,
@@ -295,7 +295,7 @@ impl Trainer {
             parameters: parameters(self.learner.model()),
             loaded: self.loaded.as_ref(),
             memory: self.memory,
-            exchange: self.learner.exchange(),
+            route: self.learner.route(),
         };
         observer.started(&started);
         self.log.write(&json!({

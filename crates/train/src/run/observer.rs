@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use halfseg_devices::{Bytes, Route};
 use halfseg_eval::Scores;
 use halfseg_segmentor::LoadReport;
 
-use crate::{Bytes, Exchange, Recipe, Step};
+use crate::{Recipe, Step};
 
 /// What happens during a run, for progress bars and the like. All methods do nothing by default.
 pub trait Observer {
@@ -45,8 +46,8 @@ pub struct Started<'a> {
     pub loaded: Option<&'a LoadReport>,
     /// The lower bound of the memory needed.
     pub memory: Bytes,
-    /// How several devices exchange gradients and sums.
-    pub exchange: Exchange,
+    /// The way that gradients and sums take between several devices.
+    pub route: Route,
 }
 
 /// Where the time of an iteration went.

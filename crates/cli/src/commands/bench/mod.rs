@@ -7,10 +7,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Distribution, Int, Tensor};
+use halfseg_devices::{Bytes, DeviceChoice, resident_memory};
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{
-    Bytes, Cost, DeviceChoice, Learner, MemoryPlan, Predictor, Recipe, parameters, resident_memory,
-};
+use halfseg_train::{Cost, Learner, MemoryPlan, Predictor, Recipe, parameters};
 use serde_json::json;
 
 use self::peak::measure_gflops;
