@@ -2,6 +2,8 @@
 
 mod atomic;
 mod folder;
+mod open;
 
-pub use atomic::write_atomically;
+pub use atomic::{sweep, write_atomically};
 pub use folder::{entries, walk};
+pub use open::open_regular;
