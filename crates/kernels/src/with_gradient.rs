@@ -1,4 +1,8 @@
 //! Operations whose gradients are computed with tensors.
+#![cfg_attr(
+    not(any(feature = "flex", feature = "cube")),
+    allow(dead_code, unused_variables, reason = "no backend makes use of it")
+)]
 
 use std::fmt;
 use std::sync::Arc;
@@ -73,7 +77,7 @@ pub fn with_gradient<const D: usize>(
         let gradients = gradients(Tensor::from_dispatch(gradient));
         gradients.into_iter().map(|g| g.map(|g| g.0)).collect()
     }));
-    let inputs = inputs.into_iter().map(|input| input.0).collect();
+    let inputs: Vec<DispatchTensor> = inputs.into_iter().map(|input| input.0).collect();
     let output = output.into_dispatch();
     #[cfg(feature = "flex")]
     if matches!(output.kind, burn::backend::DispatchTensorKind::Flex(_)) {
