@@ -8,10 +8,9 @@ use std::sync::Arc;
 
 use halfseg_data::{Crop, Dataset, Loader, LoaderConfig, Scale, SyntheticStreets};
 use halfseg_devices::DeviceChoice;
+use halfseg_predict::{Predictor, draw_prediction};
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{
-    Learner, Predictor, Recipe, RunPrecision, class_names, draw_prediction, pipeline,
-};
+use halfseg_train::{Learner, Recipe, RunPrecision, class_names, pipeline};
 
 fn main() -> anyhow::Result<()> {
     // CI sets HALFSEG_SMOKE to see every line run within seconds.
@@ -77,12 +76,8 @@ fn main() -> anyhow::Result<()> {
     }
 
     // Evaluation on scenes that training has not seen.
-    let predictor = Predictor::new(
-        learner.model(),
-        recipe.precision.dtype,
-        recipe.eval.clone(),
-        &device,
-    );
+    let policy = learner.policy().clone();
+    let predictor = Predictor::new(learner.model(), policy, recipe.eval.clone());
     let matrix = predictor.evaluate(&held_out, |_| Ok(true))?;
     print!("{}", matrix.scores().table(&class_names()));
 
@@ -90,7 +85,7 @@ fn main() -> anyhow::Result<()> {
     let folder = Path::new("runs/example-deeplabv3plus");
     for index in 0..held_out.len().min(3) {
         let sample = held_out.get(index)?;
-        let prediction = predictor.predict(&sample.image);
+        let prediction = predictor.predict(&sample.image)?;
         draw_prediction(folder, &sample, &prediction.map)?;
     }
     println!("pictures in {}", folder.display());

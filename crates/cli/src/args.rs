@@ -7,8 +7,9 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use halfseg_data::{Crop, Scale};
 use halfseg_devices::DeviceChoice;
+use halfseg_predict::EvalScale;
 use halfseg_segmentor::{Depth, Method};
-use halfseg_train::{EvalScale, LossScale, RunPrecision};
+use halfseg_train::{LossScale, RunPrecision};
 
 /// Semantic segmentation of street scenes in mixed precision.
 ///

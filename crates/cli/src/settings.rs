@@ -3,13 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use burn::tensor::Device;
+use halfseg_amp::Policy;
+use halfseg_predict::{EvalMode, Predictor};
 use halfseg_segmentor::{
     Depth, Method, Segmentor, SegmentorConfig, read_architecture, read_backbone,
 };
-use halfseg_train::{
-    Error, EvalMode, Predictor, Recipe, RunPrecision, bound_policy, read_recipe, resolve_checkpoint,
-};
+use halfseg_train::{Error, Recipe, RunPrecision, bound_policy, read_recipe, resolve_checkpoint};
 
 use crate::args::{InferenceArgs, ModelArgs, RecipeArgs};
 
@@ -180,10 +179,10 @@ pub fn architecture(args: &ModelArgs, weights: &Path) -> Result<SegmentorConfig>
 pub struct Loaded {
     /// The weights' file.
     pub weights: PathBuf,
-    /// The network on `device`.
+    /// The network.
     pub model: Segmentor,
-    /// Where the network is.
-    pub device: Device,
+    /// What it is cast by, bound to it.
+    pub policy: Policy,
     /// The checkpoint's recipe (else the published one, in f32) under `--config`, flags and `--set`.
     pub recipe: Recipe,
 }
@@ -241,7 +240,7 @@ impl Loaded {
         recipe.check("the flags")?;
         let device = recipe.device.open()?;
         let (model, report) = halfseg_segmentor::load(&weights, Some(&recipe.model), &device)?;
-        bound_policy(&recipe, &model)?;
+        let policy = bound_policy(&recipe, &model)?;
         eprintln!(
             "{} on {} in {} from {}: {report}",
             recipe.model.method,
@@ -252,7 +251,7 @@ impl Loaded {
         Ok(Self {
             weights,
             model,
-            device,
+            policy,
             recipe,
         })
     }
@@ -260,8 +259,6 @@ impl Loaded {
     /// The network as the recipe runs it.
     pub fn predictor(&self) -> Predictor {
         let eval = self.recipe.eval.clone();
-        let precision = &self.recipe.precision;
-        Predictor::new(&self.model, precision.dtype, eval, &self.device)
-            .with_policy(precision.policy())
+        Predictor::new(&self.model, self.policy.clone(), eval)
     }
 }

@@ -4,7 +4,6 @@ mod cityscapes;
 mod confusion;
 mod error;
 mod inference;
-mod pictures;
 mod plots;
 mod scores_json;
 
@@ -12,6 +11,5 @@ pub use cityscapes::{CityscapesScore, CityscapesScorer, CityscapesScores};
 pub use confusion::{ClassScore, ConfusionMatrix, Scores};
 pub use error::EvalError;
 pub use inference::{Prediction, argmax, multi_scale_flip, slide};
-pub use pictures::{colorize, overlay, panel};
 pub use plots::{Series, confusion_svg, curves_svg};
 pub use scores_json::{by_class, scores_json};

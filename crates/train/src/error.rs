@@ -135,4 +135,7 @@ pub enum Error {
     /// Scoring or drawing failed.
     #[error(transparent)]
     Eval(#[from] halfseg_eval::EvalError),
+    /// Evaluation or prediction failed.
+    #[error(transparent)]
+    Predict(#[from] halfseg_predict::PredictError),
 }

@@ -4,7 +4,6 @@ mod atomic;
 mod audit;
 mod cost;
 mod error;
-mod inference;
 mod learner;
 mod memory_plan;
 mod parameters;
@@ -19,21 +18,19 @@ mod tensors;
 pub use audit::{Audit, audit};
 pub use cost::{Cost, PartCost, training_memory};
 pub use error::Error;
-pub use inference::{Evaluated, Predictor};
 pub use learner::{Learner, Step};
 pub use memory_plan::MemoryPlan;
 pub use parameters::parameters;
 pub use poly::PolySchedule;
 pub use recipe::values::{DataSource, LossScale, ParseValueError, RunPrecision};
 pub use recipe::{
-    DataRecipe, EvalMode, EvalRecipe, EvalScale, OptimizerRecipe, PrecisionRecipe, Recipe,
-    ScheduleRecipe, TrainRecipe,
+    DataRecipe, OptimizerRecipe, PrecisionRecipe, Recipe, ScheduleRecipe, TrainRecipe,
 };
 pub use run::Trainer;
 pub use run::folder::{RECIPE_KEY, read_recipe, resolve_checkpoint};
 pub use run::log::Log;
 pub use run::observer::{Observer, Outcome, Started, Timing};
-pub use run::results::{draw_curves, draw_prediction, write_maps};
+pub use run::results::draw_curves;
 pub use sgd::Sgd;
 pub use source::{Splits, class_names, open_split, pipeline};
 pub use start::bound_policy;

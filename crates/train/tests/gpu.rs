@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Device;
 use gpu_device::gpu;
+use halfseg_predict::Predictor;
 use halfseg_segmentor::{Depth, Method, Segmentor, load};
-use halfseg_train::{Learner, Predictor, Recipe, RunPrecision};
+use halfseg_train::{Learner, Recipe, RunPrecision};
 use network::Batch;
 
 fn recipe(method: Method, precision: RunPrecision) -> Recipe {
@@ -165,7 +166,7 @@ fn class_maps_of_all_methods_equal_those_on_the_cpu() {
         let recipe = recipe(method, RunPrecision::F32);
         let model = recipe.model.init(&host);
         let segment = |model: Segmentor, device: &Device| {
-            let predictor = Predictor::new(&model, RunPrecision::F32, recipe.eval.clone(), device);
+            let predictor = Predictor::new(&model, Policy::disabled(), recipe.eval.clone());
             let (images, _) = Batch::PAIR.draw(recipe.model.num_classes, device);
             predictor.segment(images)
         };
@@ -176,7 +177,7 @@ fn class_maps_of_all_methods_equal_those_on_the_cpu() {
             found
                 .iter()
                 .zip(&expected)
-                .flat_map(|(f, e)| f.iter().zip(e))
+                .flat_map(|(f, e)| f.data.iter().zip(&e.data))
         };
         let different = pairs().filter(|(f, e)| f != e).count();
         eprintln!("{method}: {different} of {} pixels differ", pairs().count());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use halfseg_data::{Cityscapes, Dataset, LabelMap, label_id, write_label};
+use halfseg_data::{Cityscapes, DataError, Dataset, LabelMap, label_id, write_label};
 use halfseg_devices::resident_memory;
 use halfseg_eval::{CityscapesScorer, CityscapesScores, confusion_svg, scores_json};
 use halfseg_files::write_atomically;
@@ -204,7 +204,7 @@ impl Predictions {
     }
 
     /// Writes the labelIds of one image.
-    fn write(&self, name: &str, map: &LabelMap) -> Result<(), halfseg_train::Error> {
+    fn write(&self, name: &str, map: &LabelMap) -> Result<(), DataError> {
         let Some(folder) = &self.folder else {
             return Ok(());
         };
@@ -212,7 +212,7 @@ impl Predictions {
             data: label_ids(&map.data),
             ..*map
         };
-        Ok(write_label(&folder.join(file_name(name)), &label)?)
+        write_label(&folder.join(file_name(name)), &label)
     }
 
     /// Writes the predictions of `names` as one archive, without folders.

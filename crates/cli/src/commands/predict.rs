@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use halfseg_data::read_image;
 use halfseg_eval::argmax;
 use halfseg_files::walk;
-use halfseg_train::{write_logits, write_maps};
+use halfseg_predict::write_maps;
+use halfseg_train::write_logits;
 
 use crate::args::PredictArgs;
 use crate::failure::{Interrupted, Usage};
@@ -39,7 +40,7 @@ pub fn run(args: &PredictArgs) -> Result<()> {
             return Err(Interrupted(format!("interrupted after {done} images")).into());
         }
         let image = read_image(path)?;
-        let scores = predictor.scores(&image);
+        let scores = predictor.scores(&image)?;
         if args.logits {
             let file = args.out.join(format!("{stem}_logits.safetensors"));
             write_logits(&file, scores.clone())?;

@@ -1,6 +1,6 @@
 //! Whether a run could use a recipe's values.
 
-use super::{EvalMode, Recipe};
+use super::Recipe;
 use crate::Error;
 
 impl Recipe {
@@ -69,12 +69,9 @@ impl Recipe {
                 return refuse(key, "a number from 0 to 1024", value.to_string());
             }
         }
-        let (crop, stride) = (self.eval.slide_crop, self.eval.slide_stride);
-        let gaps = stride.height > crop.height || stride.width > crop.width;
-        if self.eval.mode == EvalMode::Slide && gaps {
-            let expected =
-                format!("at most eval.slide_crop, {crop}, so that windows leave no gaps");
-            return refuse("eval.slide_stride", &expected, stride.to_string());
+        if let Err(error) = self.eval.validate() {
+            let key = format!("eval.{}", error.key);
+            return refuse(&key, &error.expected, error.found);
         }
         if let Err(error) = self.model.validate() {
             let key = format!("model.{}", error.key);

@@ -10,8 +10,9 @@ pub(crate) mod values;
 use std::collections::BTreeMap;
 
 use halfseg_amp::{Op, Precision as OpPrecision};
-use halfseg_data::{Crop, ParseSizeError, Scale};
+use halfseg_data::{Crop, Scale};
 use halfseg_devices::DeviceChoice;
+use halfseg_predict::PredictorConfig;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +63,7 @@ pub struct Recipe {
     /// The loop.
     pub train: TrainRecipe,
     /// How images are evaluated.
-    pub eval: EvalRecipe,
+    pub eval: PredictorConfig,
 }
 
 /// Images and how they are augmented.
@@ -181,71 +182,6 @@ impl Recipe {
             let classes = self.model.num_classes;
             self.model = SegmentorConfig::new(method, depth);
             self.model.num_classes = classes;
-        }
-    }
-}
-
-/// How images are evaluated.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvalRecipe {
-    /// `whole` or `slide`.
-    pub mode: EvalMode,
-    /// `HEIGHTxWIDTH` of a window, for `slide`.
-    pub slide_crop: Crop,
-    /// `HEIGHTxWIDTH` between windows, for `slide`.
-    pub slide_stride: Crop,
-    /// Average softmax over six sizes and their mirror images.
-    pub ms_flip: bool,
-    /// `WIDTHxHEIGHT` that images are resized to fit (logits are resized back); `own` keeps them.
-    pub scale: EvalScale,
-}
-
-/// How one image passes through the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EvalMode {
-    /// At once.
-    Whole,
-    /// In overlapping windows whose logits are averaged.
-    Slide,
-}
-
-/// The size at which images are evaluated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum EvalScale {
-    /// Their own.
-    Own,
-    /// As large as fits into this, in their own ratio.
-    Fit(Scale),
-}
-
-impl std::str::FromStr for EvalScale {
-    type Err = ParseSizeError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "own" {
-            Ok(Self::Own)
-        } else {
-            text.parse().map(Self::Fit)
-        }
-    }
-}
-
-impl TryFrom<String> for EvalScale {
-    type Error = ParseSizeError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<EvalScale> for String {
-    fn from(scale: EvalScale) -> String {
-        match scale {
-            EvalScale::Own => "own".into(),
-            EvalScale::Fit(scale) => scale.to_string(),
         }
     }
 }

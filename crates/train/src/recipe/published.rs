@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 
 use halfseg_data::{Crop, Scale};
 use halfseg_devices::DeviceChoice;
+use halfseg_predict::PredictorConfig;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 
-use super::{
-    DataRecipe, EvalMode, EvalRecipe, EvalScale, OptimizerRecipe, PrecisionRecipe, Recipe,
-    ScheduleRecipe, TrainRecipe,
-};
+use super::{DataRecipe, OptimizerRecipe, PrecisionRecipe, Recipe, ScheduleRecipe, TrainRecipe};
 use crate::{DataSource, LossScale, RunPrecision};
 
 impl Recipe {
@@ -74,19 +72,7 @@ impl Recipe {
                 max_skipped: 100,
                 gradient_checkpointing: false,
             },
-            eval: EvalRecipe {
-                mode: EvalMode::Whole,
-                slide_crop: Crop {
-                    height: 512,
-                    width: 1024,
-                },
-                slide_stride: Crop {
-                    height: 341,
-                    width: 683,
-                },
-                ms_flip: false,
-                scale: EvalScale::Own,
-            },
+            eval: PredictorConfig::default(),
         }
     }
 }

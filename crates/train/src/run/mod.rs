@@ -16,13 +16,12 @@ use halfseg_amp::{GradScaler, StepOutcome};
 use halfseg_data::{Loader, LoaderConfig, check_labels};
 use halfseg_devices::{Bytes, resident_memory};
 use halfseg_eval::{ConfusionMatrix, by_class, confusion_svg, scores_json};
+use halfseg_predict::{Predictor, PredictorSettings, draw_prediction};
 use halfseg_segmentor::LoadReport;
 use serde_json::json;
 
 use crate::start::{Start, check_memory, open_further};
-use crate::{
-    Error, Learner, Log, Predictor, Recipe, Splits, Step, class_names, parameters, pipeline,
-};
+use crate::{Error, Learner, Log, Recipe, Splits, Step, class_names, parameters, pipeline};
 use folder::{
     BEST, CONFIG, LAST, LOG, RECIPE_KEY, last_checkpoint, read_recipe, state_path, write_text,
 };
@@ -381,18 +380,16 @@ impl Trainer {
     }
 
     fn predictor(&self) -> Predictor {
-        Predictor::new(
-            self.learner.model(),
-            self.recipe.precision.dtype,
-            self.recipe.eval.clone(),
-            &self.device,
-        )
-        .with_policy(self.learner.policy().clone())
+        let policy = self.learner.policy().clone();
+        Predictor::new(self.learner.model(), policy, self.recipe.eval.clone())
     }
 
     fn save_weights(&self, path: &Path) -> Result<(), Error> {
+        let policy = self.learner.policy().clone();
+        let settings = PredictorSettings::new(policy, self.recipe.eval.clone());
         let mut metadata = BTreeMap::from([
             (RECIPE_KEY.to_owned(), self.recipe.to_toml()),
+            (PredictorSettings::KEY.to_owned(), settings.to_json()),
             (
                 "halfseg.iteration".to_owned(),
                 self.learner.iteration().to_string(),
@@ -468,8 +465,8 @@ impl Trainer {
             let predictor = self.predictor();
             for index in results::spread(val.len(), self.recipe.train.pictures) {
                 let sample = val.get(index)?;
-                let map = predictor.predict(&sample.image).map;
-                results::draw_prediction(&folder, &sample, &map)?;
+                let map = predictor.predict(&sample.image)?.map;
+                draw_prediction(&folder, &sample, &map)?;
             }
         }
         let (now, peak) = resident_memory().unwrap_or((Bytes(0), Bytes(0)));

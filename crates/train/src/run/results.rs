@@ -1,18 +1,14 @@
-//! Plots and pictures.
+//! Plots of a run.
 
-use std::fs;
 use std::path::Path;
 
-use halfseg_data::{LabelMap, PALETTE, RgbImage, Sample, write_label, write_rgb};
-use halfseg_eval::{Series, colorize, curves_svg, overlay, panel};
+use halfseg_eval::{Series, curves_svg};
 use serde_json::Value;
 
 use crate::{Error, Log};
 
 /// Iterations that a point of the smoothed loss averages at least.
 const SMOOTH: usize = 20;
-/// White columns between pictures of a panel.
-const GAP_PX: usize = 4;
 
 /// Draws the losses of the log at `log`, and their running mean, as SVG.
 ///
@@ -56,47 +52,6 @@ pub fn draw_curves(log: &Path, svg: &Path) -> Result<(), Error> {
         ("iteration", "loss"),
         &series,
     )?)
-}
-
-/// Writes `<name>_color.png`, `<name>_overlay.png`, `<name>_trainIds.png` and, beside them, a
-/// panel `<name>.png` of picture, prediction and truth.
-///
-/// # Errors
-///
-/// When a file cannot be written.
-pub fn draw_prediction(folder: &Path, sample: &Sample, map: &LabelMap) -> Result<(), Error> {
-    write_maps(folder, &sample.name, &sample.image, map, 0.5)?;
-    let colors = colorize(map, &PALETTE);
-    let truth = sample.label.as_ref().map(|label| colorize(label, &PALETTE));
-    let parts = [&sample.image, &colors].into_iter().chain(&truth);
-    let joined = panel(&parts.collect::<Vec<_>>(), GAP_PX);
-    Ok(write_rgb(
-        &folder.join(format!("{}.png", sample.name)),
-        &joined,
-    )?)
-}
-
-/// Writes `<stem>_color.png`, `<stem>_overlay.png` (the colours cover with `opacity`, 0 to 1) and
-/// `<stem>_trainIds.png`, making `folder` if need be.
-///
-/// # Errors
-///
-/// When a file cannot be written.
-pub fn write_maps(
-    folder: &Path,
-    stem: &str,
-    image: &RgbImage,
-    map: &LabelMap,
-    opacity: f32,
-) -> Result<(), Error> {
-    fs::create_dir_all(folder).map_err(|source| Error::Write {
-        path: folder.to_owned(),
-        source,
-    })?;
-    let file = |suffix: &str| folder.join(format!("{stem}_{suffix}.png"));
-    write_rgb(&file("color"), &colorize(map, &PALETTE))?;
-    write_rgb(&file("overlay"), &overlay(image, map, &PALETTE, opacity))?;
-    Ok(write_label(&file("trainIds"), map)?)
 }
 
 /// At most `count` places spread over `0..len`.

@@ -8,8 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use halfseg_devices::{Bytes, DeviceChoice, resident_memory};
+use halfseg_predict::Predictor;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{Cost, Learner, MemoryPlan, Predictor, Recipe, parameters};
+use halfseg_train::{Cost, Learner, MemoryPlan, Recipe, parameters};
 use serde_json::json;
 
 use self::peak::measure_gflops;
@@ -224,7 +225,7 @@ fn measure_inference(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<
     let device = recipe.device.open()?;
     let model = recipe.model.init(&device);
     let parameters = parameters(&model);
-    let predictor = Predictor::new(&model, args.precision, recipe.eval.clone(), &device);
+    let predictor = Predictor::new(&model, args.precision.policy(), recipe.eval.clone());
     drop(model);
     let images = images(args, batch, &device);
     let seconds = time(args, &device, || {

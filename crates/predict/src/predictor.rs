@@ -1,6 +1,9 @@
 //! A trained network applied to pictures of any size.
 
+use std::path::Path;
+
 use burn::module::Module;
+use burn::tensor::activation::softmax;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::{Policy, autocast};
 use halfseg_data::{
@@ -11,7 +14,7 @@ use halfseg_eval::{ConfusionMatrix, Prediction, argmax, multi_scale_flip, slide}
 use halfseg_layers::{most_likely_classes, resize_with};
 use halfseg_segmentor::Segmentor;
 
-use crate::{Error, EvalMode, EvalRecipe, EvalScale, RunPrecision};
+use crate::{EvalMode, EvalScale, PredictError, PredictorConfig, PredictorSettings};
 
 /// Ratios of the multi-scale views, each also mirrored
 /// (`configs/_base_/datasets/cityscapes.py` of MMSegmentation).
@@ -19,37 +22,73 @@ const RATIOS: [f64; 6] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75];
 
 /// A network for inference, with the precision and the way that pictures pass through it.
 ///
-/// Memory is that of one picture, however many are given.
+/// Memory is that of one picture, however many are given. Several threads may share a predictor; each
+/// call then takes memory of its own.
 #[derive(Debug)]
 pub struct Predictor {
     model: Segmentor,
     policy: Policy,
-    eval: EvalRecipe,
+    config: PredictorConfig,
     device: Device,
 }
 
 impl Predictor {
-    /// Uses `model` (of an autodiff device or not) on `device`, where its weights are.
-    pub fn new(
-        model: &Segmentor,
-        precision: RunPrecision,
-        eval: EvalRecipe,
-        device: &Device,
-    ) -> Self {
+    /// Runs `model` (of an autodiff device or not) on the device where its weights are, each operation
+    /// in the precision that `policy` says. Precisions of single modules have an effect only if the
+    /// policy is [bound](Policy::bind) to the model.
+    pub fn new(model: &Segmentor, policy: Policy, config: PredictorConfig) -> Self {
+        let model = model.valid();
+        let device = model.devices().into_iter().next();
         Self {
-            model: model.valid(),
-            policy: precision.policy(),
-            eval,
-            device: device.clone(),
+            model,
+            policy,
+            config,
+            device: device.expect("a network has parameters").inner(),
         }
     }
 
-    /// Casts as `policy` says in place of the plain policy of the precision. Precisions of modules
-    /// that the network lacks have no effect; see [`bound_policy`](crate::bound_policy).
-    pub fn with_policy(mut self, mut policy: Policy) -> Self {
-        let _ = policy.bind(&self.model);
-        self.policy = policy;
-        self
+    /// Loads a network of the four methods on `device` and runs it as the checkpoint says (see
+    /// [`PredictorSettings`]); in f32 and with the default configuration where it does not say, as files
+    /// of MMSegmentation.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no whole segmentor, and settings that do not fit it.
+    pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self, PredictError> {
+        let path = path.as_ref();
+        let settings = PredictorSettings::read(path)?.unwrap_or_default();
+        let (model, _) = halfseg_segmentor::load(path, None, device)?;
+        let mut policy = settings.policy;
+        // Only training uses an auxiliary head, which the file may lack.
+        let unmatched = policy.bind(&model).into_iter().find(|module| {
+            model.auxiliary_head.is_some() || !module.path.starts_with("auxiliary_head")
+        });
+        if let Some(module) = unmatched {
+            return Err(PredictError::Settings {
+                path: path.to_owned(),
+                key: PredictorSettings::KEY,
+                message: format!(
+                    "a precision for the module `{}`, which the network does not have; the nearest is \
+                     `{}`",
+                    module.path, module.nearest
+                ),
+            });
+        }
+        Ok(Self::new(&model, policy, settings.config))
+    }
+
+    /// The network.
+    pub fn model(&self) -> &Segmentor {
+        &self.model
+    }
+
+    /// How operations are cast.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// How pictures pass through the network.
+    pub fn config(&self) -> &PredictorConfig {
+        &self.config
     }
 
     /// Class scores at the picture's size: logits, or mean probabilities for `ms_flip`;
@@ -57,22 +96,48 @@ impl Predictor {
     ///
     /// The picture is resized as 8-bit values, the logits bilinearly as f32, first by the network
     /// to its input's size, then to the picture's own, as the peer does.
-    pub fn scores(&self, image: &RgbImage) -> Tensor<4> {
+    ///
+    /// # Errors
+    /// A picture without pixels, or whose values do not fit its size.
+    pub fn scores(&self, image: &RgbImage) -> Result<Tensor<4>, PredictError> {
+        let pixels = image.width.checked_mul(image.height).unwrap_or(0);
+        if pixels == 0 || pixels.checked_mul(3) != Some(image.data.len()) {
+            return Err(PredictError::Picture {
+                width: image.width,
+                height: image.height,
+                values: image.data.len(),
+            });
+        }
         let own = (image.width, image.height);
-        let fitted = match self.eval.scale {
+        let fitted = match self.config.scale {
             EvalScale::Own => own,
             EvalScale::Fit(scale) => scaled_size(own, (scale.width, scale.height)),
         };
-        if !self.eval.ms_flip {
-            return self.view(image, fitted, false);
+        if !self.config.ms_flip {
+            return Ok(self.view(image, fitted, false));
         }
         let at = |ratio: f64, mirror: bool| self.view(image, ratio_size(fitted, ratio), mirror);
-        multi_scale_flip(&at, &RATIOS, &[false, true])
+        Ok(multi_scale_flip(&at, &RATIOS, &[false, true]))
+    }
+
+    /// The probability of each class at each pixel, f32 `[1, classes, height, width]`.
+    ///
+    /// # Errors
+    /// As [`scores`](Self::scores).
+    pub fn probabilities(&self, image: &RgbImage) -> Result<Tensor<4>, PredictError> {
+        let scores = self.scores(image)?;
+        Ok(match self.config.ms_flip {
+            true => scores,
+            false => softmax(scores, 1),
+        })
     }
 
     /// The most likely class of each pixel.
-    pub fn predict(&self, image: &RgbImage) -> Prediction {
-        argmax(self.scores(image)).swap_remove(0)
+    ///
+    /// # Errors
+    /// As [`scores`](Self::scores).
+    pub fn predict(&self, image: &RgbImage) -> Result<Prediction, PredictError> {
+        Ok(argmax(self.scores(image)?).swap_remove(0))
     }
 
     /// The most likely class of each pixel of a batch that is normalised already: `[n, 3, h, w]` on
@@ -80,21 +145,26 @@ impl Predictor {
     ///
     /// The whole of inference but for reading pictures: network, logits at the input's size, argmax.
     /// On GPUs the last two are one kernel, and only class maps come back to the host.
-    pub fn segment(&self, images: Tensor<4>) -> Vec<Vec<u8>> {
-        let [_, _, h, w] = images.dims();
+    pub fn segment(&self, images: Tensor<4>) -> Vec<LabelMap> {
+        let [_, _, height, width] = images.dims();
         let logits = autocast(&self.policy, || self.model.head_logits(images));
-        let align_corners = self.model.config().align_corners;
-        match most_likely_classes(&logits, [h, w], align_corners) {
+        let (size, align_corners) = ([height, width], self.model.config().align_corners);
+        match most_likely_classes(&logits, size, align_corners) {
             Some(maps) => {
                 let data = maps.into_data().convert::<u8>();
                 let classes = data.as_slice::<u8>().expect("converted to u8 above");
-                classes.chunks_exact(h * w).map(<[u8]>::to_vec).collect()
+                let maps = classes.chunks_exact(height * width).map(|map| LabelMap {
+                    width,
+                    height,
+                    data: map.to_vec(),
+                });
+                maps.collect()
             }
             None => {
                 let scores = autocast(&self.policy, || {
-                    resize_with(logits.cast(FloatDType::F32), [h, w], align_corners)
+                    resize_with(logits.cast(FloatDType::F32), size, align_corners)
                 });
-                argmax(scores).into_iter().map(|one| one.map.data).collect()
+                argmax(scores).into_iter().map(|one| one.map).collect()
             }
         }
     }
@@ -104,14 +174,13 @@ impl Predictor {
     /// back.
     ///
     /// # Errors
-    ///
     /// A picture that cannot be read, labels beyond the network's classes, or scores that are not
     /// finite.
     pub fn evaluate(
         &self,
         dataset: &dyn Dataset,
-        mut progress: impl FnMut(Evaluated<'_>) -> Result<bool, Error>,
-    ) -> Result<ConfusionMatrix, Error> {
+        mut progress: impl FnMut(Evaluated<'_>) -> Result<bool, PredictError>,
+    ) -> Result<ConfusionMatrix, PredictError> {
         let classes = self.model.config().num_classes;
         let mut matrix = ConfusionMatrix::new(classes);
         for index in 0..dataset.len() {
@@ -119,7 +188,7 @@ impl Predictor {
             if let Some(label) = &sample.label {
                 check_labels(&label.data, classes, || sample.name.clone())?;
             }
-            let map = self.predict(&sample.image).finite(&sample.name)?;
+            let map = self.predict(&sample.image)?.finite(&sample.name)?;
             if let Some(label) = &sample.label {
                 matrix.update(&map.data, &label.data, IGNORE)?;
             }
@@ -159,10 +228,10 @@ impl Predictor {
         let values = TensorData::new(values, [1, 3, size.1, size.0]);
         let values = Tensor::<4>::from_data(values, &self.device);
         let network = |x| self.network(x);
-        let logits = match self.eval.mode {
+        let logits = match self.config.mode {
             EvalMode::Whole => network(values),
             EvalMode::Slide => {
-                let (crop, stride) = (self.eval.slide_crop, self.eval.slide_stride);
+                let (crop, stride) = (self.config.slide_crop, self.config.slide_stride);
                 let (crop, stride) = ([crop.height, crop.width], [stride.height, stride.width]);
                 slide(&network, values, crop, stride)
             }

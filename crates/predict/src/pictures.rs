@@ -1,6 +1,14 @@
-//! Label maps as pictures.
+//! Class maps as pictures.
 
-use halfseg_data::{LabelMap, RgbImage};
+use std::fs;
+use std::path::Path;
+
+use halfseg_data::{LabelMap, PALETTE, RgbImage, Sample, write_label, write_rgb};
+
+use crate::PredictError;
+
+/// White columns between pictures of a panel.
+const GAP_PX: usize = 4;
 
 /// RGB of each class in `map`; black where `palette` has no such class.
 pub fn colorize(map: &LabelMap, palette: &[[u8; 3]]) -> RgbImage {
@@ -54,6 +62,45 @@ pub fn panel(pictures: &[&RgbImage], gap: usize) -> RgbImage {
         height,
         data,
     }
+}
+
+/// Writes `<name>_color.png`, `<name>_overlay.png`, `<name>_trainIds.png` and, beside them, a
+/// panel `<name>.png` of picture, prediction and truth.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn draw_prediction(folder: &Path, sample: &Sample, map: &LabelMap) -> Result<(), PredictError> {
+    write_maps(folder, &sample.name, &sample.image, map, 0.5)?;
+    let colors = colorize(map, &PALETTE);
+    let truth = sample.label.as_ref().map(|label| colorize(label, &PALETTE));
+    let parts = [&sample.image, &colors].into_iter().chain(&truth);
+    let joined = panel(&parts.collect::<Vec<_>>(), GAP_PX);
+    Ok(write_rgb(
+        &folder.join(format!("{}.png", sample.name)),
+        &joined,
+    )?)
+}
+
+/// Writes `<stem>_color.png`, `<stem>_overlay.png` (the colours cover with `opacity`, 0 to 1) and
+/// `<stem>_trainIds.png`, making `folder` if need be.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write_maps(
+    folder: &Path,
+    stem: &str,
+    image: &RgbImage,
+    map: &LabelMap,
+    opacity: f32,
+) -> Result<(), PredictError> {
+    fs::create_dir_all(folder).map_err(|source| PredictError::Write {
+        path: folder.to_owned(),
+        source,
+    })?;
+    let file = |suffix: &str| folder.join(format!("{stem}_{suffix}.png"));
+    write_rgb(&file("color"), &colorize(map, &PALETTE))?;
+    write_rgb(&file("overlay"), &overlay(image, map, &PALETTE, opacity))?;
+    Ok(write_label(&file("trainIds"), map)?)
 }
 
 #[cfg(test)]

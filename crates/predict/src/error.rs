@@ -1,0 +1,49 @@
+//! What can go wrong outside of the caller's code.
+
+use std::path::PathBuf;
+
+/// Errors of pictures, checkpoints and the files that are written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PredictError {
+    /// What a checkpoint says about how it is to be run cannot be used.
+    #[error("{}: `{key}` in its metadata: {message}", path.display())]
+    Settings {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The key of the metadata.
+        key: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// A file or a folder could not be written; what was there before is still there.
+    #[error("cannot write {} (what was there before is unchanged)", path.display())]
+    Write {
+        /// The file or the folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A picture that is none.
+    #[error(
+        "expected a picture of at least one pixel with three values each, found {width}x{height} \
+         pixels with {values} values"
+    )]
+    Picture {
+        /// Width in pixels.
+        width: usize,
+        /// Height in pixels.
+        height: usize,
+        /// Number of values.
+        values: usize,
+    },
+    /// A picture or a label map could not be read, written or used.
+    #[error(transparent)]
+    Data(#[from] halfseg_data::DataError),
+    /// A checkpoint could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] halfseg_segmentor::CheckpointError),
+    /// Scoring failed.
+    #[error(transparent)]
+    Eval(#[from] halfseg_eval::EvalError),
+}

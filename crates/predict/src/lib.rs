@@ -1,0 +1,13 @@
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod error;
+mod pictures;
+mod predictor;
+mod settings;
+
+pub use config::{EvalMode, EvalScale, InvalidConfig, PredictorConfig};
+pub use error::PredictError;
+pub use pictures::{colorize, draw_prediction, overlay, panel, write_maps};
+pub use predictor::{Evaluated, Predictor};
+pub use settings::PredictorSettings;

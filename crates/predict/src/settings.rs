@@ -1,0 +1,61 @@
+//! What a checkpoint carries about how it is to be run.
+
+use std::path::Path;
+
+use halfseg_amp::Policy;
+use serde::{Deserialize, Serialize};
+
+use crate::{PredictError, PredictorConfig};
+
+/// How a network is to be run: what [`Predictor::load`](crate::Predictor::load) takes from a checkpoint.
+///
+/// A checkpoint carries them as JSON in its metadata, under [`KEY`](Self::KEY), so that whoever runs it
+/// needs nothing of how it was trained.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct PredictorSettings {
+    /// Which operation is computed in which precision.
+    pub policy: Policy,
+    /// How pictures pass through the network.
+    pub config: PredictorConfig,
+}
+
+impl PredictorSettings {
+    /// The key of a checkpoint's metadata.
+    pub const KEY: &str = "halfseg.predict";
+
+    /// These settings.
+    pub fn new(policy: Policy, config: PredictorConfig) -> Self {
+        Self { policy, config }
+    }
+
+    /// As the metadata of a checkpoint holds them.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("settings are valid JSON")
+    }
+
+    /// Those of the checkpoint at `path`; `None` where it says nothing, as files from elsewhere.
+    ///
+    /// # Errors
+    /// A file that cannot be read, and settings that this version does not understand or could not run.
+    pub fn read(path: impl AsRef<Path>) -> Result<Option<Self>, PredictError> {
+        let path = path.as_ref();
+        let metadata = halfseg_segmentor::read_metadata(path)?;
+        let Some(text) = metadata.get(Self::KEY) else {
+            return Ok(None);
+        };
+        let wrong = |message: String| PredictError::Settings {
+            path: path.to_owned(),
+            key: Self::KEY,
+            message,
+        };
+        let settings: Self =
+            serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        settings
+            .config
+            .validate()
+            .map_err(|error| wrong(error.to_string()))?;
+        Ok(Some(settings))
+    }
+}

@@ -1,0 +1,170 @@
+//! A narrow network applied to pictures.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::thread;
+
+use burn::tensor::{Device, Tensor};
+use halfseg_amp::{Op, Policy, Precision};
+use halfseg_data::{Dataset, RgbImage, SyntheticStreets};
+use halfseg_predict::{EvalMode, PredictError, Predictor, PredictorConfig, PredictorSettings};
+use halfseg_segmentor::{Depth, Method, Segmentor, SegmentorConfig};
+
+const fn may_be_shared<T: Send + Sync + 'static>() {}
+const _: () = may_be_shared::<Predictor>();
+
+fn network(method: Method) -> Segmentor {
+    let mut config = SegmentorConfig::new(method, Depth::R18);
+    config.stem_channels = 8;
+    config.base_channels = 4;
+    config.head_channels = 8;
+    config.c1_channels = 4;
+    config.aux_channels = 8;
+    config.init(&Device::flex())
+}
+
+fn picture(seed: u64, width: usize, height: usize) -> RgbImage {
+    let sample = SyntheticStreets::new(width, height, 1, seed).get(0);
+    sample.unwrap().image
+}
+
+fn values(scores: Tensor<4>) -> Vec<f32> {
+    scores.into_data().try_into_vec().unwrap()
+}
+
+fn windows() -> PredictorConfig {
+    let mut config = PredictorConfig::default();
+    config.mode = EvalMode::Slide;
+    config.slide_crop = "40x48".parse().unwrap();
+    config.slide_stride = "24x32".parse().unwrap();
+    config
+}
+
+fn save(model: &Segmentor, path: &Path, settings: Option<String>) {
+    let entry = settings.map(|text| (PredictorSettings::KEY.to_owned(), text));
+    let metadata = BTreeMap::from_iter(entry);
+    model.save_safetensors(path, metadata).unwrap();
+}
+
+#[test]
+fn a_checkpoint_runs_as_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("network.safetensors");
+    let model = network(Method::DeepLabV3Plus);
+    let policy = Policy::bf16()
+        .with_op(Op::Interpolate, Precision::F32)
+        .with_module("decode_head.conv_seg", Precision::F32)
+        .with_module("backbone.layer4", Precision::F16);
+    let settings = PredictorSettings::new(policy.clone(), windows());
+    save(&model, &path, Some(settings.to_json()));
+    assert_eq!(PredictorSettings::read(&path).unwrap(), Some(settings));
+
+    let image = picture(3, 88, 57);
+    let loaded = Predictor::load(&path, &Device::flex()).unwrap();
+    let mut bound = policy;
+    assert!(bound.bind(&model).is_empty());
+    let made = Predictor::new(&model, bound, windows());
+    assert_eq!(
+        values(loaded.scores(&image).unwrap()),
+        values(made.scores(&image).unwrap())
+    );
+    // Policy and windows have an effect.
+    let plain = Predictor::new(&model, Policy::bf16(), windows());
+    assert_ne!(
+        values(loaded.scores(&image).unwrap()),
+        values(plain.scores(&image).unwrap())
+    );
+}
+
+#[test]
+fn a_checkpoint_that_says_nothing_runs_in_f32_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("network.safetensors");
+    let model = network(Method::Fcn);
+    save(&model, &path, None);
+    let loaded = Predictor::load(&path, &Device::flex()).unwrap();
+    assert_eq!(loaded.policy(), &Policy::disabled());
+    assert_eq!(loaded.config(), &PredictorConfig::default());
+}
+
+#[test]
+fn settings_that_do_not_fit_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("network.safetensors");
+    let model = network(Method::Fcn);
+    for (text, expected) in [
+        ("{", "EOF"),
+        (r#"{"policies": {}}"#, "policies"),
+        (r#"{"config": {"mode": "all"}}"#, "whole"),
+        (
+            r#"{"config": {"mode": "slide", "slide_crop": "9x9"}}"#,
+            "`slide_stride`: expected at most slide_crop, 9x9",
+        ),
+        (
+            r#"{"policy": {"compute": "f16", "modules": {"decode_head.conv": "f32"}}}"#,
+            "nearest is `decode_head.conv",
+        ),
+    ] {
+        save(&model, &path, Some(text.into()));
+        let error = Predictor::load(&path, &Device::flex()).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            matches!(error, PredictError::Settings { .. })
+                && text.contains("network.safetensors: `halfseg.predict`")
+                && text.contains(expected),
+            "expected `{expected}` in `{text}`"
+        );
+    }
+}
+
+#[test]
+fn threads_that_share_a_predictor_find_what_one_finds() {
+    let predictor = Predictor::new(&network(Method::PspNet), Policy::f16(), windows());
+    let images: Vec<RgbImage> = (0..4)
+        .map(|seed| picture(seed, 64 + 8 * seed as usize, 56))
+        .collect();
+    let alone: Vec<_> = images
+        .iter()
+        .map(|image| predictor.predict(image).unwrap())
+        .collect();
+    let together: Vec<_> = thread::scope(|threads| {
+        let started: Vec<_> = images
+            .iter()
+            .map(|image| threads.spawn(|| predictor.predict(image).unwrap()))
+            .collect();
+        started.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert_eq!(alone, together);
+}
+
+#[test]
+fn probabilities_sum_to_one_and_rank_as_scores_do() {
+    let image = picture(1, 64, 48);
+    let mut mirrored = PredictorConfig::default();
+    mirrored.ms_flip = true;
+    for config in [PredictorConfig::default(), mirrored] {
+        let predictor = Predictor::new(&network(Method::Fcn), Policy::disabled(), config);
+        let probabilities = predictor.probabilities(&image).unwrap();
+        assert_eq!(probabilities.dims(), [1, 19, 48, 64]);
+        let sums = values(probabilities.clone().sum_dim(1));
+        assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-5));
+        let most_likely = values(probabilities.argmax(1).float());
+        let map = predictor.predict(&image).unwrap().finite("it").unwrap();
+        let classes: Vec<f32> = map.data.iter().map(|&class| f32::from(class)).collect();
+        assert_eq!(most_likely, classes);
+    }
+}
+
+#[test]
+fn a_picture_without_pixels_is_refused() {
+    let predictor = Predictor::new(&network(Method::Fcn), Policy::f16(), windows());
+    for (width, height, values) in [(0, 4, 0), (4, 0, 0), (4, 4, 47), (usize::MAX, 2, 12)] {
+        let image = RgbImage {
+            width,
+            height,
+            data: vec![0; values],
+        };
+        let error = predictor.predict(&image).unwrap_err().to_string();
+        assert!(error.contains(&format!("{width}x{height}")), "{error}");
+    }
+}
