@@ -18,9 +18,7 @@ pub use any_tensor::AnyTensor;
 pub use classes::{CrossEntropyTerms, cross_entropy_terms, most_likely_classes};
 pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 pub use lists::{SgdParameter, handles_lists, measure_list, scale_list, sgd_step_list};
-pub use norm::{
-    Activation, BatchNormOutput, Exchange, batch_norm_shared, batch_norm_train, shared_statistics,
-};
+pub use norm::{Activation, BatchNormOutput, BatchParts, batch_norm_shared, batch_norm_train};
 pub use resize::resize_bilinear;
 pub use sgd::{SgdStep, sgd_step};
 pub use sum::sum;

@@ -2,9 +2,12 @@
 
 mod norm_case;
 
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+
 use burn::tensor::{DType, Device, Tensor};
-use halfseg_kernels::{Activation, batch_norm_train};
-use norm_case::{Case, EPSILON, norm, values};
+use halfseg_kernels::{Activation, BatchParts, batch_norm_train};
+use norm_case::{Case, EPSILON, Results, norm, rounding, values};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -171,6 +174,125 @@ fn nan_and_infinity_reach_the_output_through_a_relu() {
             );
         }
     }
+}
+
+#[test]
+fn parts_that_are_alike_give_what_one_gives() {
+    let mut rng = StdRng::seed_from_u64(17);
+    for dtype in DTYPES {
+        for (skip, relu) in [(false, false), (false, true), (true, false), (true, true)] {
+            let case = Case::draw(&mut rng, [2, 8, 9, 6], dtype, skip, relu);
+            case.check_parts_that_are_alike(&Device::flex().autodiff());
+        }
+    }
+}
+
+/// One of two parts, on a thread of its own.
+struct Half {
+    rank: usize,
+    to: Sender<Vec<f32>>,
+    from: Mutex<Receiver<Vec<f32>>>,
+}
+
+impl Half {
+    fn both() -> [Arc<Self>; 2] {
+        let ((to_second, from_first), (to_first, from_second)) = (channel(), channel());
+        let half = |rank, to, from| {
+            let from = Mutex::new(from);
+            Arc::new(Self { rank, to, from })
+        };
+        [
+            half(0, to_second, from_second),
+            half(1, to_first, from_first),
+        ]
+    }
+}
+
+impl BatchParts for Half {
+    fn gather(&self, own: Tensor<1>) -> Vec<Tensor<1>> {
+        let data = own.clone().into_data();
+        self.to.send(data.try_to_vec().unwrap()).unwrap();
+        let other = self.from.lock().unwrap().recv().unwrap();
+        let other = Tensor::from_floats(other.as_slice(), &own.device());
+        match self.rank {
+            0 => vec![own, other],
+            _ => vec![other, own],
+        }
+    }
+
+    fn sum(&self, own: Tensor<1>) -> Tensor<1> {
+        let both = self.gather(own).into_iter();
+        both.reduce(|a, b| a + b).unwrap()
+    }
+}
+
+#[test]
+fn two_parts_that_differ_give_what_the_whole_batch_gives() {
+    let mut rng = StdRng::seed_from_u64(18);
+    for dtype in DTYPES {
+        for (skip, relu) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut whole = Case::draw(&mut rng, [4, 5, 7, 6], dtype, skip, relu);
+            // Means that are far apart.
+            let half = whole.x.len() / 2;
+            whole.x[..half].iter_mut().for_each(|x| *x += 8.0);
+            whole.x = norm_case::rounded(whole.x, dtype);
+            let part = |rank: usize| {
+                let own = |values: &[f32]| values[rank * half..][..half].to_vec();
+                Case {
+                    shape: [2, 5, 7, 6],
+                    x: own(&whole.x),
+                    skip: whole.skip.as_deref().map(own),
+                    gradient: own(&whole.gradient),
+                    ..whole.clone()
+                }
+            };
+            let found = std::thread::scope(|threads| {
+                let run = |half: Arc<Half>| {
+                    let part = part(half.rank);
+                    threads.spawn(move || part.run_shared(&Device::flex().autodiff(), half))
+                };
+                Half::both().map(run).map(|thread| thread.join().unwrap())
+            });
+            let [first, second] = &found;
+            assert_eq!(
+                [&first.mean, &first.variance],
+                [&second.mean, &second.variance]
+            );
+            let joined =
+                |field: fn(&Results) -> &Vec<f64>| [&field(first)[..], field(second)].concat();
+            // The parameters' gradients are those of each part.
+            let added = |field: fn(&Results) -> &Vec<f64>| {
+                let pairs = field(first).iter().zip(field(second));
+                pairs.map(|(a, b)| a + b).collect()
+            };
+            let joined = Results {
+                output: joined(|r| &r.output),
+                x: joined(|r| &r.x),
+                skip: joined(|r| &r.skip),
+                gamma: added(|r| &r.gamma),
+                beta: added(|r| &r.beta),
+                mean: first.mean.clone(),
+                variance: first.variance.clone(),
+            };
+            let expected = whole.run(&Device::flex().autodiff());
+            joined.check_close(&expected, 5e-6 + rounding(dtype), &format!("{whole:?}"));
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "gradient checkpointing")]
+fn parts_are_refused_where_no_gradient_can_be_recorded() {
+    let case = Case::draw(
+        &mut StdRng::seed_from_u64(19),
+        [1, 2, 3, 3],
+        DType::F32,
+        false,
+        true,
+    );
+    let device = Device::flex().autodiff().gradient_checkpointing();
+    let [first, _] = Half::both();
+    case.run_shared(&device, first);
 }
 
 #[test]

@@ -9,14 +9,12 @@
 mod gpu_device;
 mod norm_case;
 
-use std::sync::Arc;
-
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use gpu_device::gpu;
 use halfseg_kernels::{
-    Activation, AnyTensor, Conv2dOptions, Exchange, SgdParameter, SgdStep, batch_norm_shared,
-    batch_norm_train, conv2d, cross_entropy_terms, handles_lists, measure_list,
-    most_likely_classes, resize_bilinear, scale_list, sgd_step, sgd_step_list,
+    Activation, AnyTensor, Conv2dOptions, SgdParameter, SgdStep, batch_norm_train, conv2d,
+    cross_entropy_terms, handles_lists, measure_list, most_likely_classes, resize_bilinear,
+    scale_list, sgd_step, sgd_step_list,
 };
 use norm_case::{Case, EPSILON, norm, rounded, rounding, values};
 use rand::rngs::StdRng;
@@ -176,87 +174,20 @@ fn gradients_reach_whichever_inputs_want_them() {
     }
 }
 
-/// A batch of several parts that are all alike: its statistics are those of each.
-struct Alike(usize);
-
-impl Exchange for Alike {
-    fn gather(&self, own: Tensor<1>) -> Vec<Tensor<1>> {
-        vec![own; self.0]
-    }
-
-    fn sum(&self, own: Tensor<1>) -> Tensor<1> {
-        own * self.0 as f64
-    }
-}
-
 #[test]
 fn a_normalisation_over_parts_that_are_alike_equals_that_of_one() {
     let Some(device) = gpu() else { return };
     let device = device.autodiff();
     let mut rng = StdRng::seed_from_u64(19);
     for dtype in dtypes(&device) {
-        for (has_skip, relu) in [(false, false), (false, true), (true, false), (true, true)] {
-            for parts in [Some(1), Some(3)] {
-                for pixels in [false, true] {
-                    let mut case = Case::draw(&mut rng, [2, 8, 9, 6], dtype, has_skip, relu);
-                    case.pixels = pixels;
-                    let run = |parts: Option<usize>| {
-                        let x = case.map(&case.x, &device).require_grad();
-                        let skip = has_skip.then(|| case.map(&case.x, &device) * 0.5 + 0.25);
-                        let skip = skip.map(|skip| skip.detach().require_grad());
-                        let parameter = |values: &[f32]| {
-                            Tensor::<1>::from_floats(values, &device).require_grad()
-                        };
-                        let (gamma, beta) = (parameter(&case.gamma), parameter(&case.beta));
-                        let activation = match relu {
-                            true => Activation::Relu,
-                            false => Activation::None,
-                        };
-                        let found = match parts {
-                            Some(parts) => {
-                                let exchange: Arc<dyn Exchange> = Arc::new(Alike(parts));
-                                let skip = skip.as_ref();
-                                let parameters = [&gamma, &beta];
-                                batch_norm_shared(
-                                    &x, parameters, EPSILON, skip, activation, &exchange,
-                                )
-                                .expect("a kernel")
-                            }
-                            None => {
-                                let (x, skip) = (x.clone(), skip.clone());
-                                let (gamma, beta) = (gamma.clone(), beta.clone());
-                                batch_norm_train(x, gamma, beta, EPSILON, skip, activation)
-                            }
-                        };
-                        let weights = case.map(&case.x, &device).detach().tanh();
-                        let grads = (found.output.clone() * weights).sum().backward();
-                        let mut results = vec![
-                            values(found.output),
-                            values(found.mean),
-                            values(found.variance),
-                            values(x.grad(&grads).unwrap()),
-                            values(gamma.grad(&grads).unwrap()),
-                            values(beta.grad(&grads).unwrap()),
-                        ];
-                        results.extend(skip.map(|skip| values(skip.grad(&grads).unwrap())));
-                        results
-                    };
-                    let what = format!("{parts:?} of {dtype:?} {has_skip} {relu} {pixels}");
-                    for (found, expected) in run(parts).iter().zip(run(None)) {
-                        // Roundings to f16 may fall the other way.
-                        close(&what, found, &expected, 2e-6 + rounding(dtype));
-                    }
-                }
+        for (skip, relu) in [(false, false), (false, true), (true, false), (true, true)] {
+            for pixels in [false, true] {
+                let mut case = Case::draw(&mut rng, [2, 8, 9, 6], dtype, skip, relu);
+                case.pixels = pixels;
+                case.check_parts_that_are_alike(&device);
             }
         }
     }
-    let host = Device::flex().autodiff();
-    let x = Tensor::<4>::ones([1, 2, 3, 3], &host);
-    let parameter = Tensor::<1>::ones([2], &host);
-    let exchange: Arc<dyn Exchange> = Arc::new(Alike(2));
-    let parameters = [&parameter, &parameter];
-    let found = batch_norm_shared(&x, parameters, EPSILON, None, Activation::None, &exchange);
-    assert!(found.is_none(), "the CPU has no kernel for it");
 }
 
 /// The two pixels that output `o` reads and their weights; positions in f32, as PyTorch has them.

@@ -1,16 +1,16 @@
 //! Batch normalisation with PyTorch's running statistics.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use burn::config::Config;
 use burn::module::{Flag, Module, Param, RunningState};
 use burn::tensor::{Device, Tensor};
 use halfseg_amp::{Op, cast, observe};
 use halfseg_devices::Worker;
-use halfseg_kernels::{Activation, batch_norm_train};
+use halfseg_kernels::{Activation, BatchParts, batch_norm_shared, batch_norm_train};
 
 use crate::recompute::is_repeating;
-use crate::synchronised;
 
 /// Configuration of a [`BatchNorm`].
 #[derive(Config, Debug)]
@@ -100,15 +100,8 @@ impl BatchNorm {
             let (gamma, beta) = (self.weight.val(), self.bias.val());
             let result = match &worker {
                 Some(worker) => {
-                    let parameters = [gamma, beta];
-                    synchronised::batch_norm_train(
-                        worker,
-                        x,
-                        parameters,
-                        self.epsilon,
-                        skip,
-                        activation,
-                    )
+                    let (parameters, parts) = ([gamma, beta], Arc::new(Parts(worker.clone())));
+                    batch_norm_shared(x, parameters, self.epsilon, skip, activation, parts)
                 }
                 None => batch_norm_train(x, gamma, beta, self.epsilon, skip, activation),
             };
@@ -139,5 +132,18 @@ impl BatchNorm {
         // Without this the new value waits for the next update, and neither checkpoints nor a
         // gradient scaler that takes a step back would see it.
         state.value_sync();
+    }
+}
+
+/// The workers of a step, each with a part of the batch.
+struct Parts(Worker);
+
+impl BatchParts for Parts {
+    fn gather(&self, own: Tensor<1>) -> Vec<Tensor<1>> {
+        self.0.gather(own)
+    }
+
+    fn sum(&self, own: Tensor<1>) -> Tensor<1> {
+        self.0.sum(own)
     }
 }

@@ -11,7 +11,6 @@ mod pool;
 mod recompute;
 mod resize;
 mod separable;
-mod synchronised;
 
 pub use batch_norm::{BatchNorm, BatchNormConfig};
 pub use conv::{Conv2d, Conv2dConfig, Conv2dInit};

@@ -18,7 +18,7 @@ use cubecl::prelude::*;
 
 use super::Activation;
 use super::ops::BatchNormalisation;
-use super::shared::SharedNormalisation;
+use super::passes::SharedNormalisation;
 use crate::cube::{Layout, Order, element, elementwise, empty};
 
 /// Units that reduce together.

@@ -9,9 +9,10 @@ mod flex;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod ops;
 #[cfg(feature = "cube")]
+mod passes;
 mod shared;
 
-use std::sync::Arc;
+pub use shared::{BatchParts, batch_norm_shared};
 
 use burn::tensor::{DType, FloatDType, Tensor, activation::relu};
 
@@ -81,88 +82,6 @@ pub fn batch_norm_train(
         return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
     }
     compose(x, gamma, beta, epsilon, skip, activation)
-}
-
-/// How the parts of a batch, each on a device of its own, exchange what they know.
-pub trait Exchange: Send + Sync {
-    /// The values that all parts gave, in one order for all, on the device of `own`, without autodiff.
-    ///
-    /// # Shapes
-    /// f32 `[values]`, to one of the same for each part
-    fn gather(&self, own: Tensor<1>) -> Vec<Tensor<1>>;
-
-    /// The sum of the values that all parts gave, likewise.
-    fn sum(&self, own: Tensor<1>) -> Tensor<1>;
-}
-
-/// The mean and the biased variance of a map whose parts are on several devices, and how many values of a
-/// channel it has, from the `mean` of this part and its sum of `squares` of deviations from that. All parts
-/// have `count` values of a channel. Costs one [`Exchange::gather`].
-///
-/// # Shapes
-/// `mean`, `squares`, results: f32 `[c]`
-pub fn shared_statistics(
-    exchange: &dyn Exchange,
-    mean: Tensor<1>,
-    squares: Tensor<1>,
-    count: f64,
-) -> ([Tensor<1>; 2], f64) {
-    let [c] = mean.dims();
-    let parts = exchange.gather(Tensor::cat(vec![mean, squares], 0));
-    let rows = |start: usize| {
-        parts
-            .iter()
-            .map(move |part| part.clone().narrow(0, start, c))
-    };
-    // In the order of the parts, which is that of all devices.
-    let added = |rows: &mut dyn Iterator<Item = Tensor<1>>| {
-        let sum = rows.reduce(|a, b| a + b);
-        sum.expect("there is at least one part")
-    };
-    let total = count * parts.len() as f64;
-    let mean = added(&mut rows(0)) / parts.len() as f64;
-    let mut squares = rows(0)
-        .zip(rows(c))
-        .map(|(part, squares)| squares + (part - mean.clone()).square() * count);
-    let variance = added(&mut squares) / total;
-    ([mean.clone(), variance], total)
-}
-
-/// [`batch_norm_train`] with the statistics of all parts of a batch, which are of one size: two numbers a
-/// channel are exchanged in each direction, first the parts' means and sums of squared deviations,
-/// `[2 * c]`, then the sums of the gradients of beta and gamma, `[2 * c]`. The gradients of gamma and beta
-/// are those of this part.
-///
-/// On GPUs the kernels of the one for a single device do it, which keep the same. `None` elsewhere, and for
-/// what [`takes_gradients`](crate::takes_gradients) refuses.
-///
-/// # Shapes
-/// As [`batch_norm_train`].
-///
-/// # Panics
-/// As [`batch_norm_train`], and as `exchange` does.
-pub fn batch_norm_shared(
-    x: &Tensor<4>,
-    [gamma, beta]: [&Tensor<1>; 2],
-    epsilon: f64,
-    skip: Option<&Tensor<4>>,
-    activation: Activation,
-    exchange: &Arc<dyn Exchange>,
-) -> Option<BatchNormOutput> {
-    check(x, [gamma, beta], skip);
-    #[cfg(feature = "cube")]
-    if crate::cube::handles(&x.device(), x.dtype()) && crate::takes_gradients(&x.device()) {
-        return Some(shared::batch_norm(
-            x.clone(),
-            [gamma.clone(), beta.clone()],
-            epsilon,
-            skip.cloned(),
-            activation,
-            exchange.clone(),
-        ));
-    }
-    let _ = (epsilon, activation, exchange);
-    None
 }
 
 fn check(x: &Tensor<4>, [gamma, beta]: [&Tensor<1>; 2], skip: Option<&Tensor<4>>) {

@@ -2,24 +2,106 @@
 
 use std::sync::Arc;
 
-use burn::backend::fusion::custom::TensorSpec;
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{FloatDType, Tensor};
 
-use super::{Activation, BatchNormOutput, Exchange, shared_statistics};
-use crate::{AnyTensor, with_gradient};
+use super::{Activation, BatchNormOutput, check};
+use crate::{AnyTensor, takes_gradients, with_gradient};
 
-/// See [`super::batch_norm_shared`]; shapes and dtypes were checked, and the device is one that has it.
-pub fn batch_norm(
+/// How the parts of a batch, each on a device of its own, exchange what they know.
+pub trait BatchParts: Send + Sync {
+    /// The values that all parts gave, in one order for all, on the device of `own`, without autodiff.
+    ///
+    /// # Shapes
+    /// f32 `[values]`, to one of the same for each part
+    fn gather(&self, own: Tensor<1>) -> Vec<Tensor<1>>;
+
+    /// The sum of the values that all parts gave, likewise.
+    fn sum(&self, own: Tensor<1>) -> Tensor<1>;
+}
+
+/// [`batch_norm_train`](super::batch_norm_train) with the statistics of all parts of a batch, which are of
+/// one size: two numbers a channel are exchanged in each direction, first the parts' means and sums of
+/// squared deviations, `[2 * c]`, then the sums of the gradients of beta and gamma, `[2 * c]`. The
+/// gradients of gamma and beta are those of this part.
+///
+/// On GPUs kernels do it, which keep what those for a single device keep. Elsewhere it is composed of
+/// Burn's operations in f32, and keeps `x`, and with a ReLU the output, in their own dtype.
+///
+/// # Shapes
+/// As [`batch_norm_train`](super::batch_norm_train).
+///
+/// # Panics
+/// As [`batch_norm_train`](super::batch_norm_train), as `parts` does, and for what
+/// [`takes_gradients`] refuses.
+pub fn batch_norm_shared(
     x: Tensor<4>,
     [gamma, beta]: [Tensor<1>; 2],
     epsilon: f64,
     skip: Option<Tensor<4>>,
     activation: Activation,
-    exchange: Arc<dyn Exchange>,
+    parts: Arc<dyn BatchParts>,
+) -> BatchNormOutput {
+    check(&x, [&gamma, &beta], skip.as_ref());
+    assert!(
+        takes_gradients(&x.device()),
+        "synchronised batch normalisation needs the CPU or a GPU, with autodiff and without Burn's \
+         gradient checkpointing, not {:?}",
+        x.device()
+    );
+    #[cfg(feature = "cube")]
+    if crate::cube::handles(&x.device(), x.dtype()) {
+        return super::passes::batch_norm(x, [gamma, beta], epsilon, skip, activation, parts);
+    }
+    compose(x, [gamma, beta], epsilon, skip, activation, parts)
+}
+
+/// The mean and the biased variance of a map whose parts are on several devices, and how many values of a
+/// channel it has, from the `mean` of this part and its sum of `squares` of deviations from that. All parts
+/// have `count` values of a channel. Costs one [`BatchParts::gather`].
+///
+/// # Shapes
+/// `mean`, `squares`, results: f32 `[c]`
+pub fn shared_statistics(
+    parts: &dyn BatchParts,
+    mean: Tensor<1>,
+    squares: Tensor<1>,
+    count: f64,
+) -> ([Tensor<1>; 2], f64) {
+    let [c] = mean.dims();
+    let all = parts.gather(Tensor::cat(vec![mean, squares], 0));
+    let rows = |start: usize| all.iter().map(move |part| part.clone().narrow(0, start, c));
+    // In the order of the parts, which is that of all devices.
+    let added = |rows: &mut dyn Iterator<Item = Tensor<1>>| {
+        let sum = rows.reduce(|a, b| a + b);
+        sum.expect("there is at least one part")
+    };
+    let total = count * all.len() as f64;
+    let mean = added(&mut rows(0)) / all.len() as f64;
+    let mut squares = rows(0)
+        .zip(rows(c))
+        .map(|(part, squares)| squares + (part - mean.clone()).square() * count);
+    let variance = added(&mut squares) / total;
+    ([mean.clone(), variance], total)
+}
+
+/// The same of Burn's operations.
+fn compose(
+    x: Tensor<4>,
+    [gamma, beta]: [Tensor<1>; 2],
+    epsilon: f64,
+    skip: Option<Tensor<4>>,
+    activation: Activation,
+    parts: Arc<dyn BatchParts>,
 ) -> BatchNormOutput {
     let [n, c, h, w] = x.dims();
+    let count = (n * h * w) as f64;
+    let dtype = FloatDType::from(x.dtype());
+    let sum = move |map: Tensor<4>| {
+        let rows = map.swap_dims(0, 1).reshape([c, n * h * w]);
+        rows.sum_dim(1).reshape([c])
+    };
+    let per_channel = move |values: Tensor<1>| values.reshape([1, c, 1, 1]);
+
     let mut inputs = vec![
         AnyTensor::from(x.clone()),
         gamma.clone().into(),
@@ -27,198 +109,54 @@ pub fn batch_norm(
     ];
     inputs.extend(skip.clone().map(AnyTensor::from));
     let (x, gamma, beta) = (x.inner(), gamma.inner(), beta.inner());
-    let own = (n * h * w) as f64;
 
-    let statistics = Dispatch::halfseg_norm_statistics(x.clone().into_dispatch(), epsilon);
-    let statistics = Tensor::<2>::from_dispatch(statistics);
-    let row = |index| statistics.clone().narrow(0, index, 1).reshape([c]);
-    // The rest of the mean's digits are in the last row.
-    let (own_mean, squares) = (row(0) + row(3), row(1) * own);
-    let ([mean, variance], count) = shared_statistics(&*exchange, own_mean, squares, own);
+    let wide = x.clone().cast(FloatDType::F32);
+    let own = sum(wide.clone()) / count;
+    let squares = sum((wide.clone() - per_channel(own.clone())).square());
+    let ([mean, variance], total) = shared_statistics(&*parts, own, squares, count);
     let inverse = (variance.clone() + epsilon).sqrt().recip();
-    let rest = mean.zeros_like();
-    let rows = [&mean, &variance, &inverse, &rest].map(|row| row.clone().reshape([1, c]));
-    let statistics: Tensor<2> = Tensor::cat(rows.to_vec(), 0);
 
+    let scale = per_channel(gamma * inverse.clone());
+    let mut y = (wide - per_channel(mean.clone())) * scale.clone() + per_channel(beta);
     let skipped = skip.is_some();
-    let primitives = [&gamma, &beta].map(|parameter| parameter.clone().into_dispatch());
-    let output = {
-        let (x, [gamma, beta]) = (x.clone().into_dispatch(), primitives);
-        let statistics = statistics.clone().into_dispatch();
-        Tensor::<4>::from_dispatch(match skip {
-            Some(skip) => {
-                let skip = skip.inner().into_dispatch();
-                Dispatch::halfseg_norm_apply_skip(x, gamma, beta, statistics, skip, activation)
-            }
-            None => Dispatch::halfseg_norm_apply(x, gamma, beta, statistics, activation),
-        })
-    };
-    // Behind a skip connection the mask is the output's.
-    let kept = (skipped && activation == Activation::Relu).then(|| output.clone());
-    let pass = Pass {
-        x,
-        gamma,
-        beta,
-        statistics,
-        output: kept,
-        skipped,
-        activation,
-        count,
-        exchange,
-    };
-    BatchNormOutput {
-        output: with_gradient(inputs, output, move |gradient| pass.gradients(gradient)),
-        mean,
-        variance,
+    if let Some(skip) = skip {
+        y = y + skip.inner().cast(FloatDType::F32);
     }
-}
+    if activation == Activation::Relu {
+        // Not `max`, which may turn NaN into 0 and hide an overflow from the gradient scaler.
+        let negative = y.clone().lower_scalar(0.0);
+        y = y.mask_fill(negative, 0.0);
+    }
+    let output = y.cast(dtype);
 
-/// What the backward pass reads.
-struct Pass {
-    x: Tensor<4>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
-    statistics: Tensor<2>,
-    output: Option<Tensor<4>>,
-    skipped: bool,
-    activation: Activation,
-    count: f64,
-    exchange: Arc<dyn Exchange>,
-}
-
-impl Pass {
-    fn gradients(&self, gradient: Tensor<4>) -> Vec<Option<AnyTensor>> {
-        let [_, c, ..] = self.x.dims();
-        let x = self.x.clone().into_dispatch();
-        let [gamma, beta] = [&self.gamma, &self.beta].map(|p| p.clone().into_dispatch());
-        let statistics = self.statistics.clone().into_dispatch();
-        let output = self.output.clone().map(Tensor::into_dispatch);
-        let activation = self.activation;
-        let (dgamma, dbeta) = {
-            let (x, gamma, statistics) = (x.clone(), gamma.clone(), statistics.clone());
-            let gradient = gradient.clone().into_dispatch();
-            match output.clone() {
-                Some(output) => {
-                    Dispatch::halfseg_norm_skip_relu_sums(x, gamma, statistics, output, gradient)
-                }
-                None => {
-                    let beta = beta.clone();
-                    Dispatch::halfseg_norm_sums(x, gamma, beta, statistics, gradient, activation)
-                }
-            }
-        };
+    let result = BatchNormOutput {
+        output: output.clone(),
+        mean: mean.clone(),
+        variance,
+    };
+    let kept = (activation == Activation::Relu).then_some(output);
+    let (mean, inverse) = (per_channel(mean), per_channel(inverse));
+    let output = with_gradient(inputs, result.output, move |gradient| {
+        let mut gradient = gradient.cast(FloatDType::F32);
+        if let Some(output) = &kept {
+            gradient = gradient.mask_fill(output.clone().lower_equal_scalar(0.0), 0.0);
+        }
+        let normalised = (x.clone().cast(FloatDType::F32) - mean.clone()) * inverse.clone();
+        let dbeta = sum(gradient.clone());
+        let dgamma = sum(gradient.clone() * normalised.clone());
         // The parameters' gradients are those of this part; the statistics belong to all parts.
-        let [dgamma, dbeta] = [dgamma, dbeta].map(Tensor::<1>::from_dispatch);
-        let sums = Tensor::cat(vec![dbeta.clone(), dgamma.clone()], 0);
-        let sums = self
-            .exchange
-            .sum(sums)
-            .reshape([2, c])
-            .flip([0])
-            .into_dispatch();
-        let mut dskip = (self.skipped && output.is_none()).then(|| gradient.clone());
-        let gradient = gradient.into_dispatch();
-        let dx = match output {
-            Some(output) => {
-                let (dx, skip) = Dispatch::halfseg_norm_skip_relu_gradient(
-                    x, gamma, statistics, output, sums, gradient, self.count,
-                );
-                dskip = Some(Tensor::from_dispatch(skip));
-                dx
-            }
-            None => {
-                let rows = [&self.gamma, &self.beta].map(|p| p.clone().reshape([1, c]));
-                let parameters = Tensor::<2>::cat(rows.to_vec(), 0).into_dispatch();
-                Dispatch::halfseg_norm_gradient(
-                    x, parameters, statistics, sums, gradient, self.count, activation,
-                )
-            }
-        };
-        let dx = Tensor::<4>::from_dispatch(dx);
-        let mut gradients = vec![Some(dx.into()), Some(dgamma.into()), Some(dbeta.into())];
-        if self.skipped {
-            gradients.push(dskip.map(AnyTensor::from));
+        let sums = parts.sum(Tensor::cat(vec![dbeta.clone(), dgamma.clone()], 0)) / total;
+        let [sum, product] = [0, c].map(|start| per_channel(sums.clone().narrow(0, start, c)));
+        let dx = (gradient.clone() - sum - normalised * product) * scale.clone();
+        let mut gradients = vec![
+            Some(dx.cast(dtype).into()),
+            Some(dgamma.into()),
+            Some(dbeta.into()),
+        ];
+        if skipped {
+            gradients.push(Some(gradient.cast(dtype).into()));
         }
         gradients
-    }
-}
-
-/// The passes of a normalisation one by one, with the statistics of
-/// [`BatchNormalisation`](super::ops::BatchNormalisation).
-#[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(feature = "cube"))]
-pub trait SharedNormalisation: Backend {
-    /// The statistics of `x`, `[4, c]`.
-    #[fusion(meta = |x, _epsilon| TensorSpec::new(Shape::new([4, x.shape[1]]), DType::F32))]
-    fn halfseg_norm_statistics(x: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self>;
-
-    /// The output.
-    #[fusion(meta = |x, _gamma, _beta, _statistics, _activation| x.clone())]
-    fn halfseg_norm_apply(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        statistics: FloatTensor<Self>,
-        activation: Activation,
-    ) -> FloatTensor<Self>;
-
-    /// The output.
-    #[fusion(meta = |x, _gamma, _beta, _statistics, _skip, _activation| x.clone())]
-    fn halfseg_norm_apply_skip(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        statistics: FloatTensor<Self>,
-        skip: FloatTensor<Self>,
-        activation: Activation,
-    ) -> FloatTensor<Self>;
-
-    /// The gradients of gamma and beta of this map alone. A ReLU's mask is computed again from `x`.
-    #[fusion(meta = |_x, gamma, beta, _statistics, _gradient, _activation| {
-        (gamma.clone(), beta.clone())
-    })]
-    fn halfseg_norm_sums(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        statistics: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        activation: Activation,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// The same behind a skip connection and a ReLU, whose mask is read from `output`.
-    #[fusion(meta = |_x, gamma, _statistics, _output, _gradient| (gamma.clone(), gamma.clone()))]
-    fn halfseg_norm_skip_relu_sums(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        statistics: FloatTensor<Self>,
-        output: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// The gradient of `x`, from the sums over all `count` values of a channel, `[2, c]` as the
-    /// parameters are.
-    #[fusion(meta = |x, _parameters, _statistics, _sums, _gradient, _count, _activation| x.clone())]
-    fn halfseg_norm_gradient(
-        x: FloatTensor<Self>,
-        parameters: FloatTensor<Self>,
-        statistics: FloatTensor<Self>,
-        sums: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        count: f64,
-        activation: Activation,
-    ) -> FloatTensor<Self>;
-
-    /// The gradients of `x` and of the skip connection.
-    #[fusion(meta = |x, _gamma, _statistics, _output, _sums, _gradient, _count| {
-        (x.clone(), x.clone())
-    })]
-    fn halfseg_norm_skip_relu_gradient(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        statistics: FloatTensor<Self>,
-        output: FloatTensor<Self>,
-        sums: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        count: f64,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    });
+    BatchNormOutput { output, ..result }
 }

@@ -1,7 +1,11 @@
 //! Operands of a normalisation, their f64 reference, and the comparison with it.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use halfseg_kernels::{Activation, batch_norm_train};
+use halfseg_kernels::{
+    Activation, BatchNormOutput, BatchParts, batch_norm_shared, batch_norm_train,
+};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -41,6 +45,46 @@ pub struct Results {
     pub gamma: Vec<f64>,
     pub beta: Vec<f64>,
     pub skip: Vec<f64>,
+}
+
+impl Results {
+    /// Each within `bound` of its norm, and 1e-6 a value where expected values cancel.
+    pub fn check_close(&self, expected: &Self, bound: f64, what: &str) {
+        let all = |results: &Self| {
+            let Self {
+                output,
+                mean,
+                variance,
+                x,
+                gamma,
+                beta,
+                skip,
+            } = results;
+            [output, mean, variance, x, gamma, beta, skip].map(Clone::clone)
+        };
+        for (i, (found, expected)) in all(self).iter().zip(all(expected)).enumerate() {
+            assert_eq!(found.len(), expected.len(), "result {i} of {what}");
+            let error = norm(found.iter().zip(&expected).map(|(f, e)| f - e));
+            let norm = norm(expected.iter().copied());
+            assert!(
+                error <= bound * norm + 1e-6 * (found.len() as f64).sqrt(),
+                "result {i} of {what}: off by {error} of {norm}"
+            );
+        }
+    }
+}
+
+/// A batch of several parts that are all alike: its statistics are those of each.
+struct Alike(usize);
+
+impl BatchParts for Alike {
+    fn gather(&self, own: Tensor<1>) -> Vec<Tensor<1>> {
+        vec![own; self.0]
+    }
+
+    fn sum(&self, own: Tensor<1>) -> Tensor<1> {
+        own * self.0 as f64
+    }
 }
 
 impl Case {
@@ -197,19 +241,30 @@ impl Case {
     }
 
     pub fn run(&self, device: &Device) -> Results {
+        self.run_with(device, |x, [gamma, beta], skip| {
+            batch_norm_train(x, gamma, beta, EPSILON, skip, self.activation())
+        })
+    }
+
+    /// As one part of a batch.
+    pub fn run_shared(&self, device: &Device, parts: Arc<dyn BatchParts>) -> Results {
+        self.run_with(device, |x, parameters, skip| {
+            let parts = parts.clone();
+            batch_norm_shared(x, parameters, EPSILON, skip, self.activation(), parts)
+        })
+    }
+
+    fn run_with(
+        &self,
+        device: &Device,
+        normalise: impl Fn(Tensor<4>, [Tensor<1>; 2], Option<Tensor<4>>) -> BatchNormOutput,
+    ) -> Results {
         let parameter = |values: &[f32]| Tensor::<1>::from_floats(values, device).require_grad();
         let x = self.map(&self.x, device).require_grad();
         let (gamma, beta) = (parameter(&self.gamma), parameter(&self.beta));
         let skip = self.skip.as_ref();
         let skip = skip.map(|skip| self.map(skip, device).require_grad());
-        let result = batch_norm_train(
-            x.clone(),
-            gamma.clone(),
-            beta.clone(),
-            EPSILON,
-            skip.clone(),
-            self.activation(),
-        );
+        let result = normalise(x.clone(), [gamma.clone(), beta.clone()], skip.clone());
         assert_eq!(result.output.dtype(), self.dtype);
         let weights = self.map(&self.gradient, device).cast(DType::F32);
         let loss = (result.output.clone().cast(DType::F32) * weights).sum();
@@ -236,6 +291,17 @@ impl Case {
             gamma: vector(&gamma),
             beta: vector(&beta),
             skip: skip.as_ref().map_or(Vec::new(), map),
+        }
+    }
+
+    /// Compares batches of one and of three parts, each of them this map, with the map alone.
+    pub fn check_parts_that_are_alike(&self, device: &Device) {
+        let expected = self.run(device);
+        for parts in [1, 3] {
+            let found = self.run_shared(device, Arc::new(Alike(parts)));
+            let what = format!("{parts} of {self:?}");
+            // Roundings to half precision may fall the other way.
+            found.check_close(&expected, 2e-6 + rounding(self.dtype), &what);
         }
     }
 
