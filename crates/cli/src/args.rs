@@ -11,13 +11,26 @@ use halfseg_predict::EvalScale;
 use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{LossScale, RunPrecision};
 
+use crate::values::{DEPTHS, DEVICES, LOSS_SCALES, METHODS, Mode, Names, PRECISIONS, listed};
+
 /// Semantic segmentation of street scenes in mixed precision.
 ///
-/// Human output goes to stderr, machine output (`--json -`) to stdout. Exit codes: 0 done,
-/// 1 failed, 2 bad usage, 130 interrupted.
+/// Results go to stdout, progress and messages to stderr; `--json -` leaves stdout to the JSON alone.
+/// Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted. Colours go with NO_COLOR.
 #[derive(Debug, Parser)]
-#[command(name = "halfseg", version, propagate_version = true)]
+#[command(
+    name = "halfseg",
+    version,
+    long_version = env!("HALFSEG_VERSION"),
+    propagate_version = true
+)]
 pub struct Cli {
+    /// Say nothing but results, warnings and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more: what runs, with which settings, and each picture that is done
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -46,16 +59,20 @@ pub enum Command {
     Info(InfoArgs),
     /// Measure the speed and memory of inference or of a training step
     Bench(Box<BenchArgs>),
+    /// Print the script that completes commands and flags in a shell
+    Completions(CompletionsArgs),
+    /// Print or write the manual
+    Man(ManArgs),
 }
 
 /// Which network.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ModelArgs {
-    /// fcn, pspnet, deeplabv3 or deeplabv3plus
-    #[arg(long)]
+    /// Which network
+    #[arg(long, value_parser = listed::<Method>(METHODS))]
     pub method: Option<Method>,
-    /// resnet18, resnet34, resnet50, resnet101 or resnet152 (ResNetV1c)
-    #[arg(long)]
+    /// Which ResNetV1c
+    #[arg(long, value_parser = listed::<Depth>(DEPTHS))]
     pub backbone: Option<Depth>,
     /// Number of classes
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=255))]
@@ -94,25 +111,27 @@ pub struct RecipeArgs {
     /// Size that random ratios multiply; also the size of generated scenes
     #[arg(long, value_name = "WxH")]
     pub scale: Option<Scale>,
-    /// f32, f16 or bf16
-    #[arg(long)]
+    /// Dtype of the computation; weights and the loss stay f32
+    #[arg(long, value_parser = listed::<RunPrecision>(PRECISIONS))]
     pub precision: Option<RunPrecision>,
-    /// Static factor, or torch (dynamic), megatron, flax, apex, keras, mmcv-static or none; unless
-    /// given, 512 in f16 and 1 in bf16 and f32
-    #[arg(long, value_name = "512|torch|..")]
+    /// A number (the factor of the whole run), or the name of a scale; unless given, 512 in f16 and 1 in
+    /// bf16 and f32
+    #[arg(long, value_name = "X|NAME", value_parser = listed::<LossScale>(LOSS_SCALES))]
     pub loss_scale: Option<LossScale>,
     /// Learning rate of the first iteration
     #[arg(long, value_name = "X")]
     pub lr: Option<f64>,
-    /// flex, cuda, cuda:N, wgpu or wgpu:N
-    #[arg(long)]
+    /// Where to compute: cpu (of which flex, the backend's name, is another name), cuda or cuda:N, wgpu
+    /// or wgpu:N
+    #[arg(long, value_parser = listed::<DeviceChoice>(DEVICES))]
     pub device: Option<DeviceChoice>,
     /// Train on several devices, each with an equal part of every batch, such as cuda:0,cuda:1
-    /// (flex,flex: in two threads on the CPU); the results are those of one device
+    /// (cpu,cpu: in two threads); the results are those of one device
     #[arg(
         long,
         value_name = "DEVICE,..",
         value_delimiter = ',',
+        value_parser = listed::<DeviceChoice>(DEVICES),
         conflicts_with = "device"
     )]
     pub devices: Vec<DeviceChoice>,
@@ -183,9 +202,9 @@ pub struct InferenceArgs {
     /// Weights: a file, or the output folder of a training run
     #[arg(long, value_name = "FILE")]
     pub checkpoint: PathBuf,
-    /// whole or slide
-    #[arg(long, value_parser = ["whole", "slide"])]
-    pub mode: Option<String>,
+    /// How pictures pass through the network
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
     /// Window of `--mode slide`
     #[arg(long, value_name = "HxW")]
     pub crop: Option<Crop>,
@@ -199,16 +218,17 @@ pub struct InferenceArgs {
     /// `own` is the image's own size
     #[arg(long, value_name = "WxH|own")]
     pub scale: Option<EvalScale>,
-    /// f32, f16 or bf16; unless given, what the checkpoint was trained in, and f32 where it does
+    /// Dtype of the computation; unless given, what the checkpoint was trained in, and f32 where it does
     /// not say
-    #[arg(long)]
+    #[arg(long, value_parser = listed::<RunPrecision>(PRECISIONS))]
     pub precision: Option<RunPrecision>,
     /// Take the precision from a policy file (see `halfseg audit`), in place of the checkpoint's; a
     /// --precision that contradicts it is refused
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// flex, cuda, cuda:N, wgpu or wgpu:N
-    #[arg(long)]
+    /// Where to compute: cpu (of which flex, the backend's name, is another name), cuda or cuda:N, wgpu
+    /// or wgpu:N
+    #[arg(long, value_parser = listed::<DeviceChoice>(DEVICES))]
     pub device: Option<DeviceChoice>,
     /// Configuration
     #[command(flatten)]
@@ -286,8 +306,8 @@ pub struct ExportArgs {
     #[arg(long, value_name = "FILE")]
     pub checkpoint: PathBuf,
     /// Whose names the file uses
-    #[arg(long, value_parser = ["mmseg"], default_value = "mmseg")]
-    pub to: String,
+    #[arg(long, value_enum, default_value = "mmseg")]
+    pub to: Names,
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -343,8 +363,8 @@ pub struct BenchArgs {
     /// Size of the images
     #[arg(long, value_name = "HxW", default_value = "512x1024")]
     pub size: Crop,
-    /// f32, f16 or bf16
-    #[arg(long, default_value = "f32")]
+    /// Dtype of the computation; weights and the loss stay f32
+    #[arg(long, default_value = "f32", value_parser = listed::<RunPrecision>(PRECISIONS))]
     pub precision: RunPrecision,
     /// Measure training steps instead of inference
     #[arg(long)]
@@ -362,8 +382,9 @@ pub struct BenchArgs {
     /// Passes before them that are not
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub warmup: usize,
-    /// flex, cuda, cuda:N, wgpu or wgpu:N
-    #[arg(long, default_value = "flex")]
+    /// Where to compute: cpu (of which flex, the backend's name, is another name), cuda or cuda:N, wgpu
+    /// or wgpu:N
+    #[arg(long, default_value = "cpu", value_parser = listed::<DeviceChoice>(DEVICES))]
     pub device: DeviceChoice,
     /// Threads that compute; all cores otherwise
     #[arg(long, value_name = "N")]
@@ -383,8 +404,8 @@ pub struct DemoArgs {
     /// Folder for checkpoints, log, scores and pictures; a number is appended where a run exists
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     pub out: PathBuf,
-    /// f32, f16 or bf16
-    #[arg(long, default_value = "f16")]
+    /// Dtype of the computation; weights and the loss stay f32
+    #[arg(long, default_value = "f16", value_parser = listed::<RunPrecision>(PRECISIONS))]
     pub precision: RunPrecision,
     /// Iterations of the whole run
     #[arg(long, value_name = "N")]
@@ -392,7 +413,25 @@ pub struct DemoArgs {
     /// Decides initial weights, order of images, augmentation and dropout
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// flex, cuda, cuda:N, wgpu or wgpu:N
-    #[arg(long, default_value = "flex")]
+    /// Where to compute: cpu (of which flex, the backend's name, is another name), cuda or cuda:N, wgpu
+    /// or wgpu:N
+    #[arg(long, default_value = "cpu", value_parser = listed::<DeviceChoice>(DEVICES))]
     pub device: DeviceChoice,
+}
+
+/// Flags of `completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// Which shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Flags of `man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Write a page for the program and one for each command into this folder, instead of printing the
+    /// program's
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }

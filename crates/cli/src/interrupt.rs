@@ -1,26 +1,45 @@
-//! Ctrl-C.
+//! Ctrl-C and other requests to end.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// From now on Ctrl-C (or a request to terminate) asks the program to stop at the next good
-/// moment; a second one ends it at once.
-pub fn install() {
-    let result = ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::SeqCst) {
-            eprintln!("\ninterrupted again: ending at once");
-            process::exit(130);
+/// From now on Ctrl-C (or a request to terminate) asks the program to stop at the next good moment, as
+/// `promise` says; a second one ends it at once, and so does the first where nothing is promised.
+pub fn install(promise: Option<&'static str>) {
+    let result = ctrlc::set_handler(move || {
+        let again = STOP.swap(true, Ordering::SeqCst);
+        match promise {
+            Some(promise) if !again => {
+                eprintln!("\ninterrupted: {promise} (press Ctrl-C again to end at once)");
+            }
+            _ => {
+                eprintln!(
+                    "\ninterrupted{}",
+                    if again { " again: ending at once" } else { "" }
+                );
+                process::exit(130);
+            }
         }
-        eprintln!("\ninterrupted: saving what there is (press Ctrl-C again to end at once)");
     });
     if let Err(error) = result {
-        eprintln!("warning: Ctrl-C cannot be handled: {error}");
+        warning!("Ctrl-C cannot be handled: {error}");
     }
 }
 
 /// Whether Ctrl-C was pressed.
 pub fn requested() -> bool {
     STOP.load(Ordering::SeqCst)
+}
+
+/// A write beyond the limit on the size of files (`ulimit -f`) then fails as one to a full disk does,
+/// with an error that is reported, instead of ending the program.
+pub fn survive_file_size_limit() {
+    #[cfg(unix)]
+    #[allow(unsafe_code, reason = "the standard library has no word for signals")]
+    // SAFETY: ignoring a signal runs no code.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
 }

@@ -1,5 +1,6 @@
 //! Progress on the terminal, or as plain lines where there is none.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,25 +10,87 @@ use halfseg_train::{Observer, Started, Step, Timing};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::interrupt;
+use crate::output::is_quiet;
 
 /// How often a line is printed where no bar can be drawn.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Weight of the newest iteration in the shown averages.
 const NEWEST: f64 = 0.1;
 
-/// A bar over `len` things, with `unit` in its message.
-pub fn bar(len: u64, unit: &str) -> ProgressBar {
-    let template =
-        format!("{{elapsed}} [{{bar:30}}] {{pos}}/{{len}} {unit}  {{msg}}  {{eta}} left");
-    let style = ProgressStyle::with_template(&template).expect("the template is a constant");
-    ProgressBar::new(len).with_style(style.progress_chars("=> "))
+/// How far a job is: a bar where there is a terminal, a line now and then where there is none, and
+/// nothing with `--quiet`.
+pub struct Progress {
+    bar: ProgressBar,
+    unit: &'static str,
+    /// When the last line was printed.
+    line: Instant,
+    /// When the first of the job's things was begun, and how many were done before.
+    begun: (Instant, u64),
+}
+
+impl Progress {
+    /// Over `len` things that `unit` names.
+    pub fn new(len: u64, unit: &'static str) -> Self {
+        let template =
+            format!("{{elapsed}} [{{bar:30}}] {{pos}}/{{len}} {unit}  {{msg}}  {{eta}} left");
+        let style = ProgressStyle::with_template(&template).expect("the template is a constant");
+        let bar = match is_quiet() {
+            true => ProgressBar::hidden(),
+            false => ProgressBar::new(len),
+        };
+        bar.set_length(len);
+        Self {
+            bar: bar.with_style(style.progress_chars("=> ")),
+            unit,
+            line: Instant::now(),
+            begun: (Instant::now(), 0),
+        }
+    }
+
+    /// The same, of which `done` were done before.
+    pub fn starting_at(mut self, done: u64) -> Self {
+        self.bar.set_position(done);
+        self.bar.reset_eta();
+        self.begun.1 = done;
+        self
+    }
+
+    /// `done` of the job's things are done; `about` tells more of it.
+    pub fn set(&mut self, done: u64, about: &str) {
+        self.bar.set_message(about.to_owned());
+        self.bar.set_position(done);
+        if self.bar.is_hidden() && self.line.elapsed() >= LINE_EVERY {
+            self.line = Instant::now();
+            let (begun, before) = self.begun;
+            let len = self.bar.length().unwrap_or(done);
+            let each = begun.elapsed().as_secs_f64() / done.saturating_sub(before).max(1) as f64;
+            let left = len.saturating_sub(done) as f64 * each;
+            let gap = if about.is_empty() { "" } else { "  " };
+            message!("{done}/{len} {}{gap}{about}  {left:.0} s left", self.unit);
+        }
+    }
+
+    /// One more is done, which `--verbose` names.
+    pub fn inc(&mut self, what: impl Display) {
+        self.above(|| detail!("{what}"));
+        self.set(self.bar.position() + 1, "");
+    }
+
+    /// Does `print` above the bar.
+    pub fn above(&self, print: impl FnOnce()) {
+        self.bar.suspend(print);
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
 }
 
 /// Shows a training run.
 pub struct Console {
-    bar: ProgressBar,
-    eval: Option<ProgressBar>,
-    line: Instant,
+    training: Option<Progress>,
+    evaluation: Option<Progress>,
     loss: Average,
     seconds: Average,
     waited: Average,
@@ -52,9 +115,8 @@ impl Console {
     /// Nothing is shown before the run starts.
     pub fn new() -> Self {
         Self {
-            bar: ProgressBar::hidden(),
-            eval: None,
-            line: Instant::now(),
+            training: None,
+            evaluation: None,
             loss: Average::default(),
             seconds: Average::default(),
             waited: Average::default(),
@@ -65,14 +127,18 @@ impl Console {
 
     /// Prints above the bar.
     fn print(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        let print = || message!("{text}");
+        match &self.training {
+            Some(shown) => shown.above(print),
+            None => print(),
+        }
     }
 }
 
 impl Observer for Console {
     fn started(&mut self, run: &Started<'_>) {
         let recipe = run.recipe;
-        eprintln!(
+        message!(
             "{} on {}, {:.2} M parameters, {} with loss scale {} on {}, {} images to train on, {} to \
              evaluate on, at least {} of memory",
             recipe.model.method,
@@ -91,18 +157,17 @@ impl Observer for Console {
                 .iter()
                 .map(|device| device.to_string())
                 .collect();
-            eprintln!(
+            message!(
                 "each batch is shared with {}; gradients and the sums of batch norm go {}",
                 further.join(", "),
                 run.route
             );
         }
         if let Some(report) = run.loaded {
-            eprintln!("{}: {report}", recipe.checkpoint);
+            message!("{}: {report}", recipe.checkpoint);
         }
-        self.bar = bar(recipe.schedule.iterations, "iterations");
-        self.bar.set_position(run.iteration);
-        self.bar.reset_eta();
+        let shown = Progress::new(recipe.schedule.iterations, "iterations");
+        self.training = Some(shown.starting_at(run.iteration));
     }
 
     fn stepped(&mut self, step: &Step, timing: &Timing) {
@@ -135,32 +200,19 @@ impl Observer for Console {
                 message.push_str(&format!(" (last: {culprit})"));
             }
         }
-        if self.bar.is_hidden() && self.line.elapsed() >= LINE_EVERY {
-            self.line = Instant::now();
-            let left = self
-                .bar
-                .length()
-                .unwrap_or(0)
-                .saturating_sub(step.iteration);
-            eprintln!(
-                "{}/{} iterations  {message}  {:.0} s left",
-                step.iteration,
-                self.bar.length().unwrap_or(0),
-                left as f64 * seconds
-            );
+        if let Some(shown) = &mut self.training {
+            shown.set(step.iteration, &message);
         }
-        self.bar.set_message(message);
-        self.bar.set_position(step.iteration);
     }
 
     fn evaluating(&mut self, done: usize, total: usize) {
-        let bar = self
-            .eval
-            .get_or_insert_with(|| bar(total as u64, "images evaluated"));
-        bar.set_position(done as u64);
+        let shown = self
+            .evaluation
+            .get_or_insert_with(|| Progress::new(total as u64, "images evaluated"));
+        shown.set(done as u64, "");
         if done == total {
-            bar.finish_and_clear();
-            self.eval = None;
+            shown.finish();
+            self.evaluation = None;
         }
     }
 

@@ -1,5 +1,7 @@
 //! From flags and files to a recipe.
 
+use std::fmt::Display;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -10,7 +12,9 @@ use halfseg_segmentor::{
 };
 use halfseg_train::{Error, Recipe, RunPrecision, bound_policy, read_recipe, resolve_checkpoint};
 
-use crate::args::{InferenceArgs, ModelArgs, RecipeArgs};
+use crate::args::{ConfigSources, InferenceArgs, ModelArgs, RecipeArgs};
+use crate::failure::Usage;
+use crate::values::Mode;
 
 /// The recipe that flags describe: the published one for the method and depth (with the network of
 /// `--checkpoint`, where flags ask for no other), or `--config`, under the values of `policy`,
@@ -66,55 +70,85 @@ pub fn apply(
     if let Some(policy) = policy {
         read_policy(policy, args.precision, &mut recipe)?;
     }
-    // Flags are assignments to keys, so that they go through the same checks as files.
-    let mut assignments = Vec::new();
-    let mut flag = |key: &str, value: Option<String>| {
-        assignments.extend(value.map(|value| format!("{key}={value}")));
-    };
-    let quoted = |text: &str| format!("{text:?}");
-    flag("data.source", args.data.as_deref().map(quoted));
-    flag(
-        "schedule.iterations",
-        args.iterations.map(|v| v.to_string()),
-    );
-    flag("train.batch", args.batch.map(|v| v.to_string()));
-    flag("data.crop", args.crop.map(|v| v.to_string()));
-    flag("data.scale", args.scale.map(|v| v.to_string()));
-    flag("precision.dtype", args.precision.map(|v| v.to_string()));
-    flag(
-        "precision.loss_scale",
-        args.loss_scale.as_ref().map(|v| v.to_string()),
-    );
-    flag("optimizer.lr", args.lr.map(|v| v.to_string()));
-    flag("device", args.device.map(|v| v.to_string()));
-    if let Some((first, further)) = args.devices.split_first() {
-        flag("device", Some(first.to_string()));
-        let further: Vec<_> = further
-            .iter()
-            .map(|device| format!("\"{device}\""))
-            .collect();
-        flag("further_devices", Some(format!("[{}]", further.join(", "))));
-    } else if args.device.is_some() {
-        flag("further_devices", Some("[]".into()));
-    }
+    let mut keys = Assignments::default();
+    keys.text("data.source", args.data.as_deref());
+    keys.put("schedule.iterations", args.iterations);
+    keys.put("train.batch", args.batch);
+    keys.put("data.crop", args.crop);
+    keys.put("data.scale", args.scale);
+    keys.put("precision.dtype", args.precision);
+    keys.put("precision.loss_scale", args.loss_scale.as_ref());
+    keys.put("optimizer.lr", args.lr);
+    keys.device(args.device, &args.devices);
     if let Some(checkpoint) = &args.checkpoint {
         let weights = resolve_checkpoint(checkpoint)?;
-        flag("checkpoint", Some(quoted(text(&weights)?)));
+        keys.text("checkpoint", Some(text(&weights)?));
     }
-    flag("seed", args.seed.map(|v| v.to_string()));
-    flag("train.eval_every", args.eval_every.map(|v| v.to_string()));
-    let checkpoint_every = args.checkpoint_every.or(args.eval_every);
-    flag(
-        "train.checkpoint_every",
-        checkpoint_every.map(|v| v.to_string()),
-    );
-    let checkpointing = args.gradient_checkpointing.then(|| "true".into());
-    flag("train.gradient_checkpointing", checkpointing);
-    flag("data.workers", args.workers.map(|v| v.to_string()));
-    for assignment in assignments.iter().chain(&args.sources.set) {
-        recipe.set(assignment)?;
-    }
+    keys.put("seed", args.seed);
+    keys.put("train.eval_every", args.eval_every);
+    keys.put("train.checkpoint_every", args.checkpoint_every);
+    let recomputes = args.gradient_checkpointing.then_some(true);
+    keys.put("train.gradient_checkpointing", recomputes);
+    keys.put("data.workers", args.workers);
+    keys.apply(&args.sources, &mut recipe)?;
     Ok(recipe)
+}
+
+/// Flags as assignments to keys of the configuration, so that they go through the same checks as files
+/// and `--set`.
+#[derive(Default)]
+struct Assignments(Vec<String>);
+
+impl Assignments {
+    /// Of a number, or a text that needs no quotes.
+    fn put(&mut self, key: &str, value: Option<impl Display>) {
+        self.0.extend(value.map(|value| format!("{key}={value}")));
+    }
+
+    /// Of any text.
+    fn text(&mut self, key: &str, value: Option<&str>) {
+        self.put(key, value.map(toml::Value::from));
+    }
+
+    /// Of one device, or of several that share each batch.
+    fn device(&mut self, one: Option<DeviceChoice>, several: &[DeviceChoice]) {
+        let first = one.or(several.first().copied());
+        self.put("device", first);
+        let further = several.iter().skip(1).map(DeviceChoice::to_string);
+        let further: toml::Value = further.collect::<Vec<_>>().into();
+        self.put("further_devices", first.map(|_| further));
+    }
+
+    /// Lays these over the recipe, and those of `--set` over these.
+    fn apply(&self, sources: &ConfigSources, recipe: &mut Recipe) -> Result<(), Error> {
+        recipe.set_all(self.0.iter().chain(&sources.set))
+    }
+}
+
+/// Refuses a job that is not told what its data are: generated scenes would give a network of no use
+/// without a word.
+pub fn require_data(data: Option<&str>, sources: &ConfigSources) -> Result<()> {
+    const KEY: &str = "data.source";
+    let is_set = |assignment: &String| {
+        let key = assignment.split('=').next().unwrap_or_default().trim();
+        key == KEY || key == "data"
+    };
+    let in_file = |path: &PathBuf| match fs::read_to_string(path).map(|text| text.parse()) {
+        Ok(Ok(table)) => {
+            let table: toml::Table = table;
+            table
+                .get("data")
+                .is_some_and(|data| data.get("source").is_some())
+        }
+        // What is wrong with the file, reading it will tell.
+        _ => true,
+    };
+    if data.is_some() || sources.set.iter().any(is_set) || sources.config.iter().any(in_file) {
+        return Ok(());
+    }
+    let why = "expected --data PATH, a folder with leftImg8bit and gtFine in it, or --data synthetic \
+               for generated scenes; found neither";
+    Err(Usage(why.into()).into())
 }
 
 /// Takes the precision from a policy file. A `--precision` that says otherwise is refused: the file's
@@ -202,52 +236,45 @@ impl Loaded {
                 recipe
             }
         };
+        // The device is this machine's, not that of the run's past.
         recipe.device = args.device.unwrap_or_default();
+        recipe.further_devices.clear();
         recipe.model = config;
-        if let Some(data) = data {
-            recipe.data.source = data.into();
-        }
         if let Some(policy) = &args.policy {
             read_policy(policy, args.precision, &mut recipe)?;
         }
-        if let Some(precision) = args.precision {
-            recipe.precision.dtype = precision;
-        }
-        if let Some(mode) = &args.mode {
-            recipe.eval.mode = if mode == "slide" {
-                EvalMode::Slide
-            } else {
-                EvalMode::Whole
-            };
-        }
-        if let Some(crop) = args.crop {
-            recipe.eval.slide_crop = crop;
-            // Two thirds of the window, as the published sliding recipes have it.
-            let third = |side: usize| (side * 2).div_ceil(3);
-            recipe.eval.slide_stride.height = third(crop.height);
-            recipe.eval.slide_stride.width = third(crop.width);
-        }
-        if let Some(stride) = args.stride {
-            recipe.eval.slide_stride = stride;
-        }
-        if let Some(scale) = args.scale {
-            recipe.eval.scale = scale;
-        }
-        recipe.eval.ms_flip |= args.ms_flip;
-        for assignment in &args.sources.set {
-            recipe.set(assignment)?;
-        }
+        let mut keys = Assignments::default();
+        keys.text("data.source", data);
+        keys.put("precision.dtype", args.precision);
+        keys.put("eval.slide_crop", args.crop);
+        // Two thirds of the window, as the published sliding recipes have it.
+        let third = |side: usize| (side * 2).div_ceil(3);
+        let stride = args.stride.or(args.crop.map(|crop| Crop {
+            height: third(crop.height),
+            width: third(crop.width),
+        }));
+        keys.put("eval.slide_stride", stride);
+        let mode = args.mode.map(|mode| match mode {
+            Mode::Whole => "whole",
+            Mode::Slide => "slide",
+        });
+        keys.put("eval.mode", mode);
+        keys.put("eval.scale", args.scale.map(String::from));
+        keys.put("eval.ms_flip", args.ms_flip.then_some(true));
+        keys.apply(&args.sources, &mut recipe)?;
         recipe.check("the flags")?;
         let device = recipe.device.open()?;
         let (model, report) = halfseg_segmentor::load(&weights, Some(&recipe.model), &device)?;
         let policy = bound_policy(&recipe, &model)?;
-        eprintln!(
+        message!(
             "{} on {} in {} from {}: {report}",
             recipe.model.method,
             recipe.model.backbone,
             recipe.precision.summary(),
             weights.display()
         );
+        let eval = toml::to_string(&recipe.eval).unwrap_or_default();
+        detail!("on {}\n[eval]\n{eval}", recipe.device);
         Ok(Self {
             weights,
             model,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::args::AuditArgs;
 use crate::failure::Usage;
-use crate::output::write_json;
+use crate::output::{print_table, write_json};
 use crate::settings;
 
 /// Prints what half precision costs each operation of a network, and writes a policy.
@@ -27,14 +27,14 @@ pub fn run(args: &AuditArgs) -> Result<()> {
     let recipe = recipe(args)?;
     let device = recipe.device.open()?;
     let audit = audit(&recipe, &device, scales)?;
-    show(&recipe, &audit);
+    show(&recipe, &audit, args.json.as_deref())?;
 
     let policy = audit.report.policy(args.max_error);
     if let Some(path) = &args.policy {
         policy.save(path).map_err(Error::from)?;
         let before = recipe.precision.policy();
         let exceptions = |policy: &halfseg_amp::Policy| policy.ops().len() + policy.modules().len();
-        eprintln!(
+        message!(
             "wrote {}: {} of {} operations err by more than {} and run in f32; {} exceptions in all",
             path.display(),
             exceptions(&policy).saturating_sub(exceptions(&before)),
@@ -73,36 +73,37 @@ fn recipe(args: &AuditArgs) -> Result<Recipe> {
     }
 }
 
-fn show(recipe: &Recipe, audit: &Audit) {
+fn show(recipe: &Recipe, audit: &Audit, json: Option<&Path>) -> Result<()> {
     let weights = match recipe.checkpoint.as_str() {
         "" => "random weights".to_owned(),
         path => format!("weights of {}", Path::new(path).display()),
     };
-    eprintln!(
-        "{} on {}, {weights}, one batch of {} at {}: {} against f32",
+    let mut table = format!(
+        "{} on {}, {weights}, one batch of {} at {} from {}: {} against f32\n",
         recipe.model.method,
         recipe.model.backbone,
         recipe.train.batch,
         recipe.data.crop,
+        recipe.data.source,
         recipe.precision.summary(),
     );
     if let Some(report) = &audit.loaded {
-        eprintln!("{}: {report}", recipe.checkpoint);
+        message!("{}: {report}", recipe.checkpoint);
     }
-    eprint!("{}", audit.report);
-    eprintln!(
-        "loss {:.6} in f32, {:.6} under the policy",
-        audit.loss, audit.policy_loss
+    table += &audit.report.to_string();
+    table += &format!(
+        "loss {:.6} in f32, {:.6} under the policy\nforward pass under the policy: {}\n",
+        audit.loss, audit.policy_loss, audit.casts
     );
-    eprintln!("forward pass under the policy: {}", audit.casts);
     if let Some(underflow) = &audit.underflow {
-        eprintln!("gradient values that become zero, by loss scale (`!`: some become infinite):");
-        eprint!("{underflow}");
-        match underflow.best_scale() {
-            Some(scale) => eprintln!("best of these scales: {scale}"),
-            None => eprintln!("every one of these scales overflows"),
-        }
+        table += "gradient values that become zero, by loss scale (`!`: some become infinite):\n";
+        table += &underflow.to_string();
+        table += &match underflow.best_scale() {
+            Some(scale) => format!("best of these scales: {scale}\n"),
+            None => "every one of these scales overflows\n".into(),
+        };
     }
+    print_table(&table, json)
 }
 
 fn to_json(recipe: &Recipe, audit: &Audit) -> Value {

@@ -50,7 +50,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         recipe.set(&format!("schedule.iterations={iterations}"))?;
     }
     let out = free_folder(&args.out);
-    eprintln!(
+    message!(
         "training on generated street scenes; results go to {}",
         out.display()
     );

@@ -15,15 +15,16 @@ use halfseg_train::{DataSource, class_names, open_split};
 use crate::args::EvalArgs;
 use crate::failure::{Interrupted, Usage};
 use crate::interrupt;
-use crate::output::write_json;
-use crate::progress::bar;
-use crate::settings::Loaded;
+use crate::output::{print_table, write_json};
+use crate::progress::Progress;
+use crate::settings::{Loaded, require_data};
 
 /// What the names of kept predictions end with.
 const SUFFIX: &str = "_pred_labelIds.png";
 
 /// Scores a checkpoint on a split, and keeps its predictions if asked to.
 pub fn run(args: &EvalArgs) -> Result<()> {
+    require_data(args.data.as_deref(), &args.inference.sources)?;
     let keeps = args.save_predictions.is_some() || args.zip.is_some();
     let loaded = Loaded::open(&args.inference, args.data.as_deref())?;
     let split = args
@@ -40,7 +41,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let mut official = tree.is_some().then(CityscapesScorer::new);
 
     let predictions = Predictions::new(args)?;
-    let shown = bar(dataset.len() as u64, "images");
+    let mut shown = Progress::new(dataset.len() as u64, "images");
     let mut finished = true;
     let mut names = Vec::new();
     let matrix = loaded.predictor().evaluate(&*dataset, |one| {
@@ -55,11 +56,11 @@ pub fn run(args: &EvalArgs) -> Result<()> {
                 instances,
             )?;
         }
-        shown.inc(1);
+        shown.inc(one.name);
         finished = one.index + 1 == dataset.len() || !interrupt::requested();
         Ok(finished)
     })?;
-    shown.finish_and_clear();
+    shown.finish();
     if !finished {
         return Err(Interrupted("interrupted: no scores".into()).into());
     }
@@ -67,17 +68,16 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         predictions.pack(zip, &names)?;
     }
     let scores = matrix.scores();
-    if scores.classes.iter().all(|class| class.pixels == 0) {
-        eprintln!("{split} has no labels: nothing to score");
-        return Ok(());
-    }
-    eprint!("{}", scores.table(&class_names()));
     let official = official.map(|scorer| scorer.scores());
-    if let Some(scores) = &official {
-        eprint!("{}", official_table(scores));
-    }
-    if let Some(path) = &args.confusion {
-        confusion_svg(path, &matrix, &class_names())?;
+    if scores.classes.iter().all(|class| class.pixels == 0) {
+        message!("{split} has no labels: nothing to score");
+    } else {
+        let mut table = scores.table(&class_names());
+        table += &official.as_ref().map_or(String::new(), official_table);
+        print_table(&table, args.json.as_deref())?;
+        if let Some(path) = &args.confusion {
+            confusion_svg(path, &matrix, &class_names())?;
+        }
     }
     if let Some(path) = &args.json {
         let mut json = scores_json(&scores, &class_names());

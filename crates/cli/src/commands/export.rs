@@ -8,6 +8,7 @@ use halfseg_train::resolve_checkpoint;
 
 use crate::args::ExportArgs;
 use crate::settings::architecture;
+use crate::values::Names;
 
 /// Writes a checkpoint as safetensors under MMSegmentation's names.
 pub fn run(args: &ExportArgs) -> Result<()> {
@@ -15,12 +16,15 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let config = architecture(&args.model, &weights)?;
     let device = DeviceChoice::Flex.open()?;
     let (model, report) = halfseg_segmentor::load(&weights, Some(&config), &device)?;
-    eprintln!("{}: {report}", weights.display());
+    message!("{}: {report}", weights.display());
     let metadata: BTreeMap<_, _> = halfseg_segmentor::read_metadata(&weights)?
         .into_iter()
         .filter(|(key, _)| key.starts_with("halfseg."))
         .collect();
     model.save_safetensors(&args.out, metadata)?;
-    eprintln!("wrote {} with {}'s names", args.out.display(), args.to);
+    let names = match args.to {
+        Names::Mmseg => "MMSegmentation's",
+    };
+    message!("wrote {} with {names} names", args.out.display());
     Ok(())
 }

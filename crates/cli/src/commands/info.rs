@@ -8,7 +8,7 @@ use halfseg_train::{Cost, MemoryPlan, PartCost, RunPrecision, training_memory};
 use serde_json::{Map, Value, json};
 
 use crate::args::InfoArgs;
-use crate::output::write_json;
+use crate::output::{print_table, write_json};
 use crate::settings::architecture;
 
 /// Prints what a network costs, by part, for one image.
@@ -24,23 +24,26 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     };
     config.validate()?;
     let cost = Cost::of(&config, args.size);
-    eprintln!(
-        "{} on {}, {} classes, one {} image",
-        config.method, config.backbone, config.num_classes, args.size
-    );
-    eprintln!(
-        "{:<18}{:>12}{:>12}{:>16}",
-        "part", "parameters", "GMAC", "maps in f16"
+    let mut table = format!(
+        "{} on {}, {} classes, one {} image\n{:<18}{:>12}{:>12}{:>16}\n",
+        config.method,
+        config.backbone,
+        config.num_classes,
+        args.size,
+        "part",
+        "parameters",
+        "GMAC",
+        "maps in f16"
     );
     for (name, part) in &cost.parts {
-        row(name, part);
+        table += &row(name, part);
     }
-    row("inference", &cost.total(false));
-    row("training", &cost.total(true));
+    table += &row("inference", &cost.total(false));
+    table += &row("training", &cost.total(true));
     let batch = args.batch.map_or(2, usize::from);
-    eprintln!("\npredicted memory of a training step with {batch} such image(s)");
-    eprintln!(
-        "{:<26}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}",
+    table += &format!(
+        "\npredicted memory of a training step with {batch} such image(s)\n\
+         {:<26}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}\n",
         "", "weights", "momentum", "gradients", "maps", "work", "peak"
     );
     for (precision, checkpointing) in plans() {
@@ -58,8 +61,9 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             plan.peak,
         ];
         let columns = bytes.map(|bytes| format!("{:>10}", Bytes(bytes).to_string()));
-        eprintln!("{name:<26}{}", columns.concat());
+        table += &format!("{name:<26}{}\n", columns.concat());
     }
+    print_table(&table, args.json.as_deref())?;
     if let Some(path) = &args.json {
         let parts: Map<_, _> = cost
             .parts
@@ -119,13 +123,13 @@ pub fn memory_plan(plan: &MemoryPlan) -> Value {
     })
 }
 
-fn row(name: &str, part: &PartCost) {
+fn row(name: &str, part: &PartCost) -> String {
     let maps = Bytes(2 * part.map_elements).to_string();
-    eprintln!(
-        "{name:<18}{:>12}{:>12.2}{maps:>16}",
+    format!(
+        "{name:<18}{:>12}{:>12.2}{maps:>16}\n",
         part.parameters,
         part.macs as f64 / 1e9
-    );
+    )
 }
 
 fn object(part: &PartCost) -> Value {

@@ -2,11 +2,13 @@
 
 mod audit;
 mod bench;
+mod completions;
 mod config;
 mod demo;
 mod eval;
 mod export;
 pub mod info;
+mod man;
 mod predict;
 mod score;
 mod train;
@@ -18,7 +20,14 @@ use crate::interrupt;
 
 /// Runs a subcommand.
 pub fn run(command: Command) -> Result<()> {
-    interrupt::install();
+    interrupt::install(match command {
+        Command::Demo(_) | Command::Train(_) => Some("saving what was learned"),
+        Command::Eval(_) | Command::Predict(_) => Some("stopping after this picture"),
+        Command::Bench(_) => Some("stopping after this pass"),
+        _ => None,
+    });
+    detail!("halfseg {}", env!("HALFSEG_VERSION"));
+    interrupt::survive_file_size_limit();
     match command {
         Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args),
@@ -30,5 +39,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Audit(args) => audit::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     }
 }

@@ -14,7 +14,7 @@ use halfseg_train::write_logits;
 use crate::args::PredictArgs;
 use crate::failure::{Interrupted, Usage};
 use crate::interrupt;
-use crate::progress::bar;
+use crate::progress::Progress;
 use crate::settings::Loaded;
 
 /// Segments images and writes pictures.
@@ -34,7 +34,7 @@ pub fn run(args: &PredictArgs) -> Result<()> {
     let loaded = Loaded::open(&args.inference, None)?;
     let predictor = loaded.predictor();
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    let shown = bar(images.len() as u64, "images");
+    let mut shown = Progress::new(images.len() as u64, "images");
     for (done, (path, stem)) in images.iter().enumerate() {
         if interrupt::requested() {
             return Err(Interrupted(format!("interrupted after {done} images")).into());
@@ -48,10 +48,10 @@ pub fn run(args: &PredictArgs) -> Result<()> {
         let prediction = argmax(scores).swap_remove(0);
         let map = prediction.finite(&path.display().to_string())?;
         write_maps(&args.out, stem, &image, &map, args.opacity)?;
-        shown.inc(1);
+        shown.inc(path.display());
     }
-    shown.finish_and_clear();
-    eprintln!(
+    shown.finish();
+    message!(
         "{} images segmented; pictures in {}",
         images.len(),
         args.out.display()

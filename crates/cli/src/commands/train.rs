@@ -11,6 +11,7 @@ use crate::failure::{Interrupted, Usage};
 use crate::output::write_json;
 use crate::progress::Console;
 use crate::settings;
+use crate::shell::quoted;
 
 /// Trains, or continues to.
 pub fn run(args: &TrainArgs) -> Result<()> {
@@ -27,7 +28,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 }
 
 fn begin(args: &TrainArgs) -> Result<Trainer> {
+    settings::require_data(args.recipe.data.as_deref(), &args.recipe.sources)?;
     let recipe = settings::recipe(&args.recipe, args.policy.as_deref())?;
+    detail!("{}", recipe.to_toml());
     let device = recipe.device.open()?;
     Ok(Trainer::new(recipe, &device, &args.out)?)
 }
@@ -58,9 +61,9 @@ pub fn drive(trainer: &mut Trainer, out: &Path) -> Result<Option<Box<Scores>>> {
     match trainer.run(&mut Console::new())? {
         Outcome::Finished(scores) => {
             if let Some(scores) = &scores {
-                eprint!("{}", scores.table(&class_names()));
+                message!("{}", scores.table(&class_names()).trim_end());
             }
-            eprintln!(
+            message!(
                 "checkpoints, log, scores, curves and pictures in {}",
                 out.display()
             );
@@ -73,7 +76,7 @@ pub fn drive(trainer: &mut Trainer, out: &Path) -> Result<Option<Box<Scores>>> {
             "interrupted after iteration {iteration}; saved {}; continue with `halfseg train --resume \
              --out {}`",
             checkpoint.display(),
-            out.display()
+            quoted(out)
         ))
         .into()),
     }

@@ -114,7 +114,8 @@ fn an_audit_ranks_operations_and_writes_a_policy_that_training_obeys() {
     assert_eq!(again["policy"]["modules"], written["modules"]);
 
     let miou = |flags: &[&str]| {
-        let args = ["eval", "--checkpoint", text(&out), "--json", "-"];
+        let args = ["eval", "--data", "synthetic", "--checkpoint", text(&out)];
+        let args = [&args[..], &["--json", "-"]].concat();
         let output = run(&[&args[..], flags].concat());
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         serde_json::from_slice::<Value>(&output.stdout).unwrap()
@@ -125,7 +126,8 @@ fn an_audit_ranks_operations_and_writes_a_policy_that_training_obeys() {
     let with_policy = miou(&["--policy", text(&plain)]);
     assert_eq!(with_policy["precision"], "bf16");
     assert_eq!(with_policy["policy"]["modules"], Value::Null);
-    let eval = ["eval", "--checkpoint", text(&out), "--precision", "f16"];
+    let eval = ["eval", "--data", "synthetic", "--checkpoint", text(&out)];
+    let eval = [&eval[..], &["--precision", "f16"]].concat();
     let eval = [&eval[..], &["--policy", text(&plain)]].concat();
     check(&eval, 2, &["`--precision` in the flags: expected bf16"]);
     // Resuming keeps the exceptions, too.

@@ -93,10 +93,18 @@ fn a_training_steps_memory_is_measured_beside_its_prediction() {
     let found = json(&[&bench[..], &network, &step].concat());
     let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{found:#}"));
     let predicted = &found["predicted"];
-    let peak = number(&found["allocated_peak_bytes"]) / number(&predicted["peak"]);
-    assert!((0.9..1.1).contains(&peak), "{found:#}");
-    let kept = number(&found["saved_bytes"]) / number(&predicted["saved"]);
-    assert!((0.9..1.1).contains(&kept), "{found:#}");
+    if cfg!(feature = "count-allocations") {
+        let peak = number(&found["allocated_peak_bytes"]) / number(&predicted["peak"]);
+        assert!((0.9..1.1).contains(&peak), "{found:#}");
+        let kept = number(&found["saved_bytes"]) / number(&predicted["saved"]);
+        assert!((0.9..1.1).contains(&kept), "{found:#}");
+    } else {
+        assert!(found["allocated_peak_bytes"].is_null() && found["saved_bytes"].is_null());
+        assert!(
+            number(&found["peak_bytes"]) > 0.5 * number(&predicted["peak"]),
+            "{found:#}"
+        );
+    }
 
     let info = json(&[&["info"], &network[..], &["--json", "-"]].concat());
     let plans = info["memory"].as_array().expect("a list");

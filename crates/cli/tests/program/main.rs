@@ -6,6 +6,7 @@ mod bench;
 mod config;
 mod eval;
 mod export;
+mod manners;
 mod predict;
 mod support;
 mod train;

@@ -95,6 +95,8 @@ fn images_that_cannot_be_predicted_are_named() {
     let scores = folder.path().join("missing/scores.json");
     let eval = [
         "eval",
+        "--data",
+        "synthetic",
         "--checkpoint",
         text(&checkpoint),
         "--json",

@@ -208,7 +208,8 @@ fn two_devices_and_recomputed_blocks_train_as_one_device_does() {
     let folder = TempDir::new().unwrap();
     let losses = |name: &str, flags: &[&str]| -> Vec<f64> {
         let out = folder.path().join(name);
-        let begin = ["train", "--method", "pspnet", "--out", text(&out)];
+        let begin = ["train", "--method", "pspnet", "--data", "synthetic"];
+        let begin = [&begin[..], &["--out", text(&out)]].concat();
         check(
             &[&begin[..], &TINY, &["--precision", "f32"], flags].concat(),
             0,
@@ -228,7 +229,8 @@ fn two_devices_and_recomputed_blocks_train_as_one_device_does() {
     assert_eq!(alone, losses("recomputed", &["--gradient-checkpointing"]));
 
     let out = folder.path().join("three");
-    let begin = ["train", "--method", "fcn", "--out", text(&out)];
+    let begin = ["train", "--method", "fcn", "--data", "synthetic"];
+    let begin = [&begin[..], &["--out", text(&out)]].concat();
     let three = ["--devices", "flex,flex,flex"];
     let expect = "a multiple of 3, the number of devices, found 2";
     check(&[&begin[..], &TINY, &three].concat(), 2, &[expect]);
@@ -237,7 +239,13 @@ fn two_devices_and_recomputed_blocks_train_as_one_device_does() {
 #[test]
 fn a_gpu_that_this_program_cannot_use_is_explained() {
     let args = [
-        "train", "--method", "fcn", "--device", "cuda", "--out", "nowhere",
+        "train",
+        "--data",
+        "synthetic",
+        "--device",
+        "cuda",
+        "--out",
+        "nowhere",
     ];
     check(&args, 1, &["cuda:0", "--features cuda"]);
 }
@@ -275,6 +283,8 @@ fn a_crop_that_memory_cannot_hold_is_refused_at_once() {
         "train",
         "--method",
         "fcn",
+        "--data",
+        "synthetic",
         "--crop",
         "400000x400000",
         "--out",
@@ -291,7 +301,7 @@ fn a_crop_that_memory_cannot_hold_is_refused_at_once() {
         "1000000x1000000",
     ];
     let args = [
-        &args[..3],
+        &args[..5],
         &["--backbone", "resnet18", "--out", text(&out)],
         &scale,
     ]
@@ -389,7 +399,7 @@ fn a_run_outlives_the_reader_of_its_messages() {
 #[test]
 fn an_interrupted_run_saves_ends_with_130_and_resumes() {
     let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("run");
+    let out = folder.path().join("my run");
     let args = [
         "train",
         "--method",
@@ -417,7 +427,8 @@ fn an_interrupted_run_saves_ends_with_130_and_resumes() {
     assert!(kill.success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    assert!(stderr(&output).contains("--resume"));
+    let hint = format!("`halfseg train --resume --out '{}'`", out.display());
+    assert!(stderr(&output).contains(&hint), "{}", stderr(&output));
 
     let last = fs::read_to_string(out.join("last_checkpoint")).unwrap();
     let done: u64 = last

@@ -55,9 +55,50 @@ impl Recipe {
     /// An unknown key (with the nearest valid one) or an unusable value; the recipe is unchanged
     /// then.
     pub fn set(&mut self, assignment: &str) -> Result<(), Error> {
+        self.set_all([assignment])
+    }
+
+    /// Applies several assignments and checks what they make together, so that their order matters
+    /// only where two have the same key.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`set`](Self::set).
+    pub fn set_all(
+        &mut self,
+        assignments: impl IntoIterator<Item: AsRef<str>>,
+    ) -> Result<(), Error> {
         let mut table = self.table();
-        overrides::set(&mut table, assignment)?;
-        *self = Self::from_table(table, &format!("--set {assignment}"))?;
+        let mut done = Vec::new();
+        for assignment in assignments {
+            overrides::set(&mut table, assignment.as_ref())?;
+            done.push(assignment.as_ref().to_owned());
+        }
+        let origin = match &done[..] {
+            [one] => format!("--set {one}"),
+            _ => "the flags".into(),
+        };
+        *self = Self::from_table(table, &origin).map_err(|error| match error {
+            Error::Value {
+                key,
+                origin,
+                expected,
+                found,
+            } => {
+                let sets = |assignment: &&String| {
+                    let name = assignment.split('=').next().unwrap_or_default();
+                    name.trim() == key
+                };
+                let by = done.iter().rfind(sets);
+                Error::Value {
+                    origin: by.map_or(origin, |assignment| format!("--set {assignment}")),
+                    key,
+                    expected,
+                    found,
+                }
+            }
+            error => error,
+        })?;
         Ok(())
     }
 
@@ -114,6 +155,25 @@ fn named_model(table: &Table, origin: &str) -> Result<(Option<Method>, Option<De
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn assignments_are_checked_for_what_they_make_together() {
+        let published = Recipe::published(Method::Fcn, Depth::R18);
+        let (low, high) = ("data.ratio_min=3", "data.ratio_max=4");
+        let mut recipe = published.clone();
+        assert!(recipe.set(low).is_err());
+        for order in [[low, high], [high, low]] {
+            let mut recipe = published.clone();
+            recipe.set_all(order).unwrap();
+            assert_eq!((recipe.data.ratio_min, recipe.data.ratio_max), (3.0, 4.0));
+        }
+        let error = recipe
+            .set_all(["seed=3", "data.ratio_max=0.1"])
+            .unwrap_err();
+        let expect = "`data.ratio_max` in --set data.ratio_max=0.1";
+        assert!(error.to_string().contains(expect), "{error}");
+        assert_eq!(recipe, published);
+    }
 
     #[test]
     fn every_preset_reads_back_what_it_prints() {

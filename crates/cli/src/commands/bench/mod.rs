@@ -1,5 +1,6 @@
 //! `halfseg bench`.
 
+#[cfg(any(feature = "count-allocations", test))]
 mod allocator;
 mod peak;
 
@@ -18,7 +19,7 @@ use crate::args::BenchArgs;
 use crate::commands::info::memory_plan;
 use crate::failure::{Interrupted, Usage};
 use crate::interrupt;
-use crate::output::write_json;
+use crate::output::{print_table, write_json};
 
 /// Measures passes over random images through a network of random weights.
 ///
@@ -26,17 +27,9 @@ use crate::output::write_json;
 /// is all of [`Learner::step`]: network, both losses, backward pass, unscaling, SGD. Nothing is
 /// loaded.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let method = args.model.method.unwrap_or(Method::Fcn);
-    let depth = args.model.backbone.unwrap_or(Depth::R101);
-    let mut recipe = Recipe::published(method, depth);
-    recipe.precision.dtype = args.precision;
-    recipe.device = args.device;
-    recipe.train.gradient_checkpointing = args.gradient_checkpointing;
-    if let Some(classes) = args.model.classes {
-        recipe.model.num_classes = classes;
-    }
-    recipe.model.validate()?;
-    let batch = args.batch.map_or(1 + usize::from(args.train), usize::from);
+    let recipe = recipe(args)?;
+    let (method, depth) = (recipe.model.method, recipe.model.backbone);
+    let batch = recipe.train.batch;
     check(args, method, batch)?;
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new()
@@ -53,14 +46,16 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     };
 
     let mode = if args.train { "training" } else { "inference" };
-    eprintln!(
-        "{method} on {depth}, {mode}, {batch} image(s) of {}, {}, {}, {threads} thread(s)",
+    let json = args.json.as_deref();
+    let what = format!(
+        "{method} on {depth}, {mode}, {batch} image(s) of {}, {}, {}, {threads} thread(s)\n",
         args.size, args.precision, args.device
     );
+    print_table(&what, json)?;
     let measured = if args.train {
-        measure_training(args, &recipe, batch)?
+        measure_training(args, &recipe)?
     } else {
-        measure_inference(args, &recipe, batch)?
+        measure_inference(args, &recipe)?
     };
     let Measured {
         seconds,
@@ -70,15 +65,14 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         allocated,
         saved,
     } = measured;
-    recipe.data.crop = args.size;
-    recipe.train.batch = batch;
     let plan = args.train.then(|| MemoryPlan::of(&recipe));
     let times = Times::of(seconds);
 
     let macs = macs(&recipe.model, args, batch);
     let floor_s = peak.map(|(gflops, _)| 2.0 * macs as f64 / (gflops * 1e9));
     let images_per_s = batch as f64 / times.median;
-    let row = |name: &str, value: String| eprintln!("{name:<22}{value:>14}");
+    let mut table = String::new();
+    let mut row = |name: &str, value: String| table += &format!("{name:<22}{value:>14}\n");
     row("median", format!("{:.4} s", times.median));
     row("95th percentile", format!("{:.4} s", times.p95));
     row("fastest", format!("{:.4} s", times.min));
@@ -104,6 +98,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         row("predicted peak", Bytes(plan.peak).to_string());
         row("predicted to be kept", Bytes(plan.saved).to_string());
     }
+    print_table(&table, json)?;
 
     if let Some(path) = &args.json {
         let json = json!({
@@ -146,6 +141,23 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
+/// The published recipe with what the flags ask for.
+fn recipe(args: &BenchArgs) -> Result<Recipe> {
+    let method = args.model.method.unwrap_or(Method::Fcn);
+    let depth = args.model.backbone.unwrap_or(Depth::R101);
+    let mut recipe = Recipe::published(method, depth);
+    recipe.precision.dtype = args.precision;
+    recipe.device = args.device;
+    recipe.data.crop = args.size;
+    recipe.train.batch = args.batch.map_or(1 + usize::from(args.train), usize::from);
+    recipe.train.gradient_checkpointing = args.gradient_checkpointing;
+    if let Some(classes) = args.model.classes {
+        recipe.model.num_classes = classes;
+    }
+    recipe.model.validate()?;
+    Ok(recipe)
+}
+
 /// What clap cannot see.
 fn check(args: &BenchArgs, method: Method, batch: usize) -> Result<()> {
     let fewest = method.min_train_batch();
@@ -179,7 +191,7 @@ struct Measured {
     memory: Option<Bytes>,
     memory_source: &'static str,
     /// The most that tensors took of the host's memory, without what the allocator wastes; only on
-    /// the CPU.
+    /// the CPU and with the feature `count-allocations`.
     allocated: Option<Bytes>,
     /// What the last step kept between its forward and its backward pass: maps, and weights in half
     /// precision.
@@ -203,16 +215,26 @@ impl Measured {
             parameters,
             memory,
             memory_source,
-            allocated: (choice == DeviceChoice::Flex).then(|| Bytes(allocator::peak())),
+            allocated: allocated()
+                .filter(|_| choice == DeviceChoice::Flex)
+                .map(|(_, peak)| peak),
             saved: None,
         }
     }
 }
 
-/// Bytes in use on the device.
+/// What the program has allocated, and the most that it had, where allocations are counted.
+fn allocated() -> Option<(u64, Bytes)> {
+    #[cfg(any(feature = "count-allocations", test))]
+    return Some((allocator::allocated(), Bytes(allocator::peak())));
+    #[cfg(not(any(feature = "count-allocations", test)))]
+    None
+}
+
+/// Bytes in use on the device; on the CPU only where allocations are counted.
 fn in_use(choice: DeviceChoice, device: &Device) -> Option<u64> {
     match choice {
-        DeviceChoice::Flex => Some(allocator::allocated()),
+        DeviceChoice::Flex => allocated().map(|(now, _)| now),
         _ => {
             // Kernels allocate when they are started, which lags behind.
             device.sync().ok()?;
@@ -221,7 +243,8 @@ fn in_use(choice: DeviceChoice, device: &Device) -> Option<u64> {
     }
 }
 
-fn measure_inference(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<Measured> {
+fn measure_inference(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
+    let batch = recipe.train.batch;
     let device = recipe.device.open()?;
     let model = recipe.model.init(&device);
     let parameters = parameters(&model);
@@ -235,7 +258,8 @@ fn measure_inference(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<
     Ok(Measured::new(seconds, parameters, args.device, &device))
 }
 
-fn measure_training(args: &BenchArgs, recipe: &Recipe, batch: usize) -> Result<Measured> {
+fn measure_training(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
+    let batch = recipe.train.batch;
     let device = recipe.device.open()?.autodiff();
     let model = recipe.model.init(&device);
     let parameters = parameters(&model);
@@ -286,7 +310,7 @@ fn time(
         pass()?;
         let passed = start.elapsed().as_secs_f64();
         if i < warmup {
-            eprintln!("warm-up {} of {warmup}: {passed:.4} s", i + 1);
+            message!("warm-up {} of {warmup}: {passed:.4} s", i + 1);
         } else {
             seconds.push(passed);
         }
@@ -336,7 +360,34 @@ impl Times {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::args::{Cli, Command};
+
+    /// Larger sizes and other networks are in `docs/MEASURED.md`.
+    #[test]
+    fn a_training_step_allocates_what_is_predicted() {
+        let _alone = allocator::count_alone();
+        // Threads keep room for strips of maps from the first step on in which they had some to do.
+        let flags = "halfseg bench --method fcn --backbone resnet18 --size 96x192 --train \
+                     --gradient-checkpointing --warmup 4 --iterations 1";
+        let Command::Bench(args) = Cli::parse_from(flags.split_whitespace()).command else {
+            panic!("that was not `bench`");
+        };
+        let recipe = recipe(&args).unwrap();
+        let measured = measure_training(&args, &recipe).unwrap();
+        let plan = MemoryPlan::of(&recipe);
+        let check = |found: Option<Bytes>, predicted: u64| {
+            let ratio = found.expect("tests count allocations").0 as f64 / predicted as f64;
+            assert!(
+                (0.9..1.1).contains(&ratio),
+                "{found:?}, predicted {predicted}"
+            );
+        };
+        check(measured.allocated, plan.peak);
+        check(measured.saved, plan.saved);
+    }
 
     #[test]
     fn times_are_summed_up_by_rank() {

@@ -1,5 +1,10 @@
 //! The speed that this machine's multiply-add units reach.
 
+#![allow(
+    unsafe_code,
+    reason = "vector instructions are called behind a check for them"
+)]
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 

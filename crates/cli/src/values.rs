@@ -1,0 +1,109 @@
+//! What may be written for a flag, so that `--help` and completions list it.
+
+use std::ffi::OsStr;
+use std::str::FromStr;
+
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
+use clap::{Arg, Command, ValueEnum};
+
+/// Networks.
+pub const METHODS: &[&str] = &["fcn", "pspnet", "deeplabv3", "deeplabv3plus"];
+/// Backbones.
+pub const DEPTHS: &[&str] = &["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
+/// Dtypes of the computation.
+pub const PRECISIONS: &[&str] = &["f32", "f16", "bf16"];
+/// Devices; a GPU's name may end with its number.
+pub const DEVICES: &[&str] = &["cpu", "flex", "cuda", "wgpu"];
+/// Loss scales that have a name.
+pub const LOSS_SCALES: &[&str] = &[
+    "auto",
+    "torch",
+    "dynamic",
+    "megatron",
+    "flax",
+    "apex",
+    "keras",
+    "mmcv-static",
+    "none",
+];
+
+/// How pictures pass through the network.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Mode {
+    /// At once
+    Whole,
+    /// In overlapping windows whose logits are averaged
+    Slide,
+}
+
+/// Whose names an exported checkpoint uses.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Names {
+    /// MMSegmentation's
+    Mmseg,
+}
+
+/// A parser of texts that `T` reads, of which `values` are listed. Whether others are taken, too, is up
+/// to `T`.
+pub fn listed<T>(values: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync> + Clone + Send + Sync + 'static,
+{
+    let parser = StringValueParser::new().try_map(|text| text.parse());
+    Listed { parser, values }
+}
+
+#[derive(Clone)]
+struct Listed<P> {
+    parser: P,
+    values: &'static [&'static str],
+}
+
+impl<P: TypedValueParser> TypedValueParser for Listed<P> {
+    type Value = P::Value;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<Self::Value, clap::Error> {
+        self.parser.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.values.iter().map(PossibleValue::new)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Display;
+
+    use halfseg_segmentor::{Depth, Method};
+    use halfseg_train::{DeviceChoice, LossScale, RunPrecision};
+
+    use super::*;
+
+    /// Everything that is listed is taken, and `all` is listed.
+    fn check<T: FromStr + Display>(listed: &[&str], all: &[T]) {
+        for text in listed {
+            assert!(text.parse::<T>().is_ok(), "{text}");
+        }
+        for value in all {
+            assert!(listed.contains(&&*value.to_string()), "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_listed_is_what_is_taken() {
+        check(METHODS, &Method::ALL);
+        check(DEPTHS, &Depth::ALL);
+        check(
+            PRECISIONS,
+            &[RunPrecision::F32, RunPrecision::F16, RunPrecision::Bf16],
+        );
+        check(DEVICES, &[DeviceChoice::Flex]);
+        check::<LossScale>(LOSS_SCALES, &[]);
+    }
+}
