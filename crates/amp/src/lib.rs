@@ -3,6 +3,7 @@
 //! # Where to start
 //!
 //! [`guide`] for a training loop, [`Policy`] and [`autocast()`], [`nn`] and [`ops`], [`GradScaler`], [`audit()`].
+#![forbid(unsafe_code)]
 
 mod audit;
 mod autocast;

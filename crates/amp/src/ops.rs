@@ -264,6 +264,10 @@ pub fn binary_cross_entropy<const D: usize>(
 }
 
 /// Resizes maps `[n, c, h, w]`, in f32.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the wrapper of it, for programs whose resizing is Burn's"
+)]
 pub fn interpolate(x: Tensor<4>, options: InterpolateOptions) -> Tensor<4> {
     observe(Op::Interpolate, "interpolate", x, |x| {
         module::interpolate(cast(Op::Interpolate, x), options.clone())

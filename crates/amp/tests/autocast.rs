@@ -278,6 +278,10 @@ fn check_22_convolutions_and_products_run_in_the_compute_dtype() {
 }
 
 #[test]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "what the wrapper is compared with"
+)]
 fn check_22_functions_that_need_range_run_in_f32() {
     let device = device();
     let full = OpClass::Full;

@@ -235,6 +235,21 @@ pub struct InferenceArgs {
     pub sources: ConfigSources,
 }
 
+/// What happens to single pictures of a job over many.
+#[derive(Clone, Debug, Default, Args)]
+pub struct BatchArgs {
+    /// Go on after a picture that cannot be read or segmented; those that were left out are listed at
+    /// the end, which is a failure then
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// Leave alone what an earlier run has written
+    #[arg(long)]
+    pub skip_existing: bool,
+    /// Ignore pixels whose scores are not finite instead of failing their picture
+    #[arg(long)]
+    pub allow_nonfinite: bool,
+}
+
 /// Flags of `eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
@@ -244,6 +259,9 @@ pub struct EvalArgs {
     /// A folder with leftImg8bit and gtFine in it, or `synthetic`
     #[arg(long, value_name = "PATH|synthetic")]
     pub data: Option<String>,
+    /// Single pictures; with --save-predictions, --skip-existing scores those that are there
+    #[command(flatten)]
+    pub batch: BatchArgs,
     /// Split that is scored
     #[arg(long)]
     pub split: Option<String>,
@@ -288,11 +306,15 @@ pub struct PredictArgs {
     /// Write the logits too, as safetensors
     #[arg(long)]
     pub logits: bool,
+    /// Single pictures
+    #[command(flatten)]
+    pub batch: BatchArgs,
     /// Weight of the colours in the overlay, 0 to 1
     #[arg(long, default_value_t = 0.5)]
     pub opacity: f32,
-    /// PNG or JPEG images, and folders of them
-    #[arg(required = true, value_name = "IMAGE_OR_FOLDER")]
+    /// PNG or JPEG images, folders of them with their subfolders, or `-` for a list of paths on stdin,
+    /// one a line or each ended by a zero byte
+    #[arg(required = true, value_name = "IMAGE|FOLDER|-")]
     pub inputs: Vec<PathBuf>,
 }
 

@@ -90,7 +90,7 @@ fn code(error: &anyhow::Error) -> u8 {
 }
 
 /// The message and its causes in one line, without those that only repeat what was said.
-fn chain(error: &anyhow::Error) -> String {
+pub fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();

@@ -35,11 +35,11 @@ pub fn requested() -> bool {
 
 /// A write beyond the limit on the size of files (`ulimit -f`) then fails as one to a full disk does,
 /// with an error that is reported, instead of ending the program.
+#[allow(unsafe_code, reason = "the standard library has no word for signals")]
 pub fn survive_file_size_limit() {
     #[cfg(unix)]
-    #[allow(unsafe_code, reason = "the standard library has no word for signals")]
     // SAFETY: ignoring a signal runs no code.
     unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-    }
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN)
+    };
 }

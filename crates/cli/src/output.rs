@@ -1,10 +1,10 @@
 //! What the program says: results on stdout, messages on stderr.
 
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use halfseg_files::write_atomically;
 use serde_json::Value;
 
@@ -81,6 +81,32 @@ pub fn print_table(text: &str, json: Option<&Path>) -> Result<()> {
         return Ok(());
     }
     print(text)
+}
+
+/// Refuses files that could not be written when a long job is over. `-` is stdout.
+pub fn check_writable(files: &[&Option<PathBuf>]) -> Result<()> {
+    for file in files.iter().filter_map(|file| file.as_ref()) {
+        if file == Path::new("-") {
+            continue;
+        }
+        let parent = file
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+            bail!(
+                "cannot write {}: expected a folder {}, found none",
+                file.display(),
+                parent.display()
+            );
+        }
+        if file.is_dir() {
+            bail!(
+                "cannot write {}: expected a file, found a folder",
+                file.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Writes `json` to the file `path`, or to stdout for `-`.

@@ -1,12 +1,14 @@
 //! From flags and files to a recipe.
 
 use std::fmt::Display;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use anyhow::Result;
 use halfseg_amp::Policy;
-use halfseg_predict::{EvalMode, Predictor};
+use halfseg_data::Crop;
+use halfseg_devices::DeviceChoice;
+use halfseg_predict::Predictor;
 use halfseg_segmentor::{
     Depth, Method, Segmentor, SegmentorConfig, read_architecture, read_backbone,
 };
@@ -23,7 +25,7 @@ pub fn recipe(args: &RecipeArgs, policy: Option<&Path>) -> Result<Recipe> {
     let recipe = match (&args.sources.config, &args.checkpoint) {
         (Some(path), _) => Recipe::read(path)?,
         (None, Some(weights)) => {
-            let model = starting_from(&args.model, &resolve_checkpoint(weights)?);
+            let model = starting_from(&args.model, &weights_file(weights)?);
             let mut recipe = Recipe::published(model.method, model.backbone);
             recipe.model = model;
             recipe
@@ -81,7 +83,7 @@ pub fn apply(
     keys.put("optimizer.lr", args.lr);
     keys.device(args.device, &args.devices);
     if let Some(checkpoint) = &args.checkpoint {
-        let weights = resolve_checkpoint(checkpoint)?;
+        let weights = weights_file(checkpoint)?;
         keys.text("checkpoint", Some(text(&weights)?));
     }
     keys.put("seed", args.seed);
@@ -186,6 +188,18 @@ fn text(path: &Path) -> Result<&str, Error> {
     })
 }
 
+/// The weights that a path means: the file, or for the folder of a run its best checkpoint, else its
+/// last.
+pub fn weights_file(path: &Path) -> Result<PathBuf, Error> {
+    let file = resolve_checkpoint(path)?;
+    // A pipe would be waited for, for ever perhaps.
+    if file.exists() && !file.is_file() {
+        let source = io::Error::other("expected a checkpoint, found no regular file");
+        return Err(Error::Read { path: file, source });
+    }
+    Ok(file)
+}
+
 /// The architecture that weights are loaded into: read off the file, unless flags ask for another
 /// one (loading then names what differs).
 pub fn architecture(args: &ModelArgs, weights: &Path) -> Result<SegmentorConfig> {
@@ -224,7 +238,7 @@ pub struct Loaded {
 impl Loaded {
     /// Loads the checkpoint that the flags name.
     pub fn open(args: &InferenceArgs, data: Option<&str>) -> Result<Self> {
-        let weights = resolve_checkpoint(&args.checkpoint)?;
+        let weights = weights_file(&args.checkpoint)?;
         let config = architecture(&args.model, &weights)?;
         let mut recipe = match (&args.sources.config, read_recipe(&weights)?) {
             (Some(path), _) => Recipe::read(path)?,

@@ -80,8 +80,9 @@ impl<P: TypedValueParser> TypedValueParser for Listed<P> {
 mod tests {
     use std::fmt::Display;
 
+    use halfseg_devices::DeviceChoice;
     use halfseg_segmentor::{Depth, Method};
-    use halfseg_train::{DeviceChoice, LossScale, RunPrecision};
+    use halfseg_train::{LossScale, RunPrecision};
 
     use super::*;
 

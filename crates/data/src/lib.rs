@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
 
 /// Runs an expression, compiled for the instructions that the processor has.
 ///

@@ -20,7 +20,7 @@ pub enum DeviceChoice {
 
 /// A text that names no device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected flex, cuda, cuda:N, wgpu or wgpu:N, found `{found}`")]
+#[error("expected cpu (or flex), cuda, cuda:N, wgpu or wgpu:N, found `{found}`")]
 pub struct ParseDeviceError {
     /// The text.
     pub found: String,

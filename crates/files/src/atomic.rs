@@ -104,6 +104,12 @@ fn sync_folder(file: &Path) -> io::Result<()> {
     }
 }
 
+/// The one place where files of the workspace take their names.
+#[allow(clippy::disallowed_methods, reason = "the others are to come here")]
+fn put(temporary: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(temporary, path)
+}
+
 /// Lets `write` fill a temporary file in the folder of `path`, flushes it to the disk and renames
 /// it to `path`. When anything fails, what was at `path` before stays and the temporary file goes.
 ///
@@ -136,7 +142,7 @@ pub fn write_atomically(
         // Open, and so locked, until it has its name.
         let file = fill(file)?;
         file.sync_all()?;
-        fs::rename(&temporary, &path)?;
+        put(&temporary, &path)?;
         sync_folder(&path)
     })();
     if result.is_err() {

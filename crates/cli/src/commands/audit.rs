@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use anyhow::Result;
-use halfseg_train::{Audit, Error, Recipe, audit, read_recipe, resolve_checkpoint};
+use halfseg_train::{Audit, Error, Recipe, audit, read_recipe};
 use serde_json::{Value, json};
 
 use crate::args::AuditArgs;
 use crate::failure::Usage;
-use crate::output::{print_table, write_json};
+use crate::output::{check_writable, print_table, write_json};
 use crate::settings;
 
 /// Prints what half precision costs each operation of a network, and writes a policy.
@@ -24,6 +24,7 @@ pub fn run(args: &AuditArgs) -> Result<()> {
         let why = format!("--underflow: expected positive numbers, found {found}");
         return Err(Usage(why).into());
     }
+    check_writable(&[&args.policy, &args.json])?;
     let recipe = recipe(args)?;
     let device = recipe.device.open()?;
     let audit = audit(&recipe, &device, scales)?;
@@ -55,7 +56,7 @@ pub fn run(args: &AuditArgs) -> Result<()> {
 /// What would be trained: with a checkpoint of a run and no `--config`, the run's own recipe.
 fn recipe(args: &AuditArgs) -> Result<Recipe> {
     let weights = args.recipe.checkpoint.as_deref();
-    let weights = weights.map(resolve_checkpoint).transpose()?;
+    let weights = weights.map(settings::weights_file).transpose()?;
     let own = match (&weights, &args.recipe.sources.config) {
         (Some(weights), None) => read_recipe(weights)?,
         _ => None,

@@ -6,16 +6,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use halfseg_data::{Cityscapes, DataError, Dataset, LabelMap, label_id, write_label};
+use halfseg_data::{
+    Cityscapes, DataError, Dataset, IGNORE, LabelMap, Sample, check_labels, label_id, read_label,
+    train_id, write_label,
+};
 use halfseg_devices::resident_memory;
-use halfseg_eval::{CityscapesScorer, CityscapesScores, confusion_svg, scores_json};
+use halfseg_eval::{
+    CityscapesScorer, CityscapesScores, ConfusionMatrix, confusion_svg, scores_json,
+};
 use halfseg_files::write_atomically;
+use halfseg_predict::Predictor;
 use halfseg_train::{DataSource, class_names, open_split};
 
+use super::left_out::{LeftOut, class_map};
 use crate::args::EvalArgs;
 use crate::failure::{Interrupted, Usage};
 use crate::interrupt;
-use crate::output::{print_table, write_json};
+use crate::output::{check_writable, print_table, write_json};
 use crate::progress::Progress;
 use crate::settings::{Loaded, require_data};
 
@@ -25,6 +32,11 @@ const SUFFIX: &str = "_pred_labelIds.png";
 /// Scores a checkpoint on a split, and keeps its predictions if asked to.
 pub fn run(args: &EvalArgs) -> Result<()> {
     require_data(args.data.as_deref(), &args.inference.sources)?;
+    if args.batch.skip_existing && args.save_predictions.is_none() {
+        let why = "--skip-existing: expected --save-predictions DIR, which says where they are";
+        return Err(Usage(why.into()).into());
+    }
+    check_writable(&[&args.zip, &args.json, &args.confusion])?;
     let keeps = args.save_predictions.is_some() || args.zip.is_some();
     let loaded = Loaded::open(&args.inference, args.data.as_deref())?;
     let split = args
@@ -41,29 +53,49 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let mut official = tree.is_some().then(CityscapesScorer::new);
 
     let predictions = Predictions::new(args)?;
+    let predictor = loaded.predictor();
+    let mut matrix = ConfusionMatrix::new(classes);
+    let mut left_out = LeftOut::new(args.batch.skip_bad);
     let mut shown = Progress::new(dataset.len() as u64, "images");
-    let mut finished = true;
     let mut names = Vec::new();
-    let matrix = loaded.predictor().evaluate(&*dataset, |one| {
-        predictions.write(one.name, one.map)?;
-        names.push(one.name.to_owned());
-        if let (Some(scorer), Some(tree), Some(label)) = (&mut official, &tree, one.label) {
-            let instances = tree.instances(one.index)?;
-            let instances = instances.as_ref().map(|map| map.data.as_slice());
-            scorer.update(
-                &label_ids(&one.map.data),
-                &label_ids(&label.data),
-                instances,
-            )?;
+    for index in 0..dataset.len() {
+        if interrupt::requested() {
+            return Err(Interrupted("interrupted: no scores".into()).into());
         }
-        shown.inc(one.name);
-        finished = one.index + 1 == dataset.len() || !interrupt::requested();
-        Ok(finished)
-    })?;
-    shown.finish();
-    if !finished {
-        return Err(Interrupted("interrupted: no scores".into()).into());
+        let found = dataset
+            .get(index)
+            .map_err(anyhow::Error::from)
+            .and_then(|sample| {
+                let map = predictions.map(args, &predictor, &sample)?;
+                if let Some(label) = &sample.label {
+                    check_labels(&label.data, classes, || sample.name.clone())?;
+                }
+                let tree = tree.as_ref().filter(|_| sample.label.is_some());
+                let instances = tree
+                    .map(|tree| tree.instances(index))
+                    .transpose()?
+                    .flatten();
+                Ok((sample, map, instances))
+            });
+        let (sample, map, instances) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                left_out.add(error)?;
+                continue;
+            }
+        };
+        predictions.write(&sample.name, &map)?;
+        if let Some(label) = &sample.label {
+            matrix.update(&map.data, &label.data, IGNORE)?;
+            if let Some(scorer) = &mut official {
+                let instances = instances.as_ref().map(|map| map.data.as_slice());
+                scorer.update(&label_ids(&map.data), &label_ids(&label.data), instances)?;
+            }
+        }
+        shown.inc(&sample.name);
+        names.push(sample.name);
     }
+    shown.finish();
     if let Some(zip) = &args.zip {
         predictions.pack(zip, &names)?;
     }
@@ -81,7 +113,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     if let Some(path) = &args.json {
         let mut json = scores_json(&scores, &class_names());
-        json["images"] = dataset.len().into();
+        json["images"] = names.len().into();
         json["split"] = split.into();
         json["data"] = loaded.recipe.data.source.to_string().into();
         json["checkpoint"] = loaded.weights.display().to_string().into();
@@ -93,7 +125,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         json["policy"] = serde_json::to_value(loaded.recipe.precision.policy())?;
         write_json(path, &json)?;
     }
-    Ok(())
+    left_out.finish(dataset.len())
 }
 
 /// What is evaluated.
@@ -170,22 +202,6 @@ impl Drop for Predictions {
 
 impl Predictions {
     fn new(args: &EvalArgs) -> Result<Self> {
-        // Known before the predictions are made, not after.
-        for file in [&args.zip, &args.json, &args.confusion]
-            .into_iter()
-            .flatten()
-        {
-            let parent = file
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty());
-            if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
-                bail!(
-                    "cannot write {}: expected a folder {}, found none",
-                    file.display(),
-                    parent.display()
-                );
-            }
-        }
         let (folder, temporary) = match (&args.save_predictions, &args.zip) {
             (Some(folder), _) => (Some(folder.clone()), false),
             (None, Some(zip)) => {
@@ -201,6 +217,38 @@ impl Predictions {
                 .with_context(|| format!("cannot make {}", folder.display()))?;
         }
         Ok(predictions)
+    }
+
+    /// The classes of one image: what an earlier run has kept of it, if that is to serve, else what the
+    /// network says.
+    fn map(&self, args: &EvalArgs, predictor: &Predictor, sample: &Sample) -> Result<LabelMap> {
+        let kept = self
+            .folder
+            .as_ref()
+            .map(|folder| folder.join(file_name(&sample.name)));
+        match kept.filter(|path| args.batch.skip_existing && path.is_file()) {
+            None => {
+                let prediction = predictor.predict(&sample.image)?;
+                class_map(prediction, &sample.name, args.batch.allow_nonfinite)
+            }
+            Some(path) => {
+                let mut map = read_label(&path)?;
+                if (map.width, map.height) != (sample.image.width, sample.image.height) {
+                    bail!(
+                        "{}: expected {}x{} pixels as the image has, found {}x{}",
+                        path.display(),
+                        sample.image.width,
+                        sample.image.height,
+                        map.width,
+                        map.height
+                    );
+                }
+                for id in &mut map.data {
+                    *id = train_id(*id).unwrap_or(IGNORE);
+                }
+                Ok(map)
+            }
+        }
     }
 
     /// Writes the labelIds of one image.

@@ -8,11 +8,12 @@ use halfseg_train::{Cost, MemoryPlan, PartCost, RunPrecision, training_memory};
 use serde_json::{Map, Value, json};
 
 use crate::args::InfoArgs;
-use crate::output::{print_table, write_json};
+use crate::output::{check_writable, print_table, write_json};
 use crate::settings::architecture;
 
 /// Prints what a network costs, by part, for one image.
 pub fn run(args: &InfoArgs) -> Result<()> {
+    check_writable(&[&args.json])?;
     let config = match &args.checkpoint {
         Some(path) => architecture(&args.model, path)?,
         None => {

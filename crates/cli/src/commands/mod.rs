@@ -8,12 +8,15 @@ mod demo;
 mod eval;
 mod export;
 pub mod info;
+mod left_out;
 mod man;
 mod predict;
 mod score;
 mod train;
 
-use anyhow::Result;
+use std::num::NonZeroUsize;
+
+use anyhow::{Context, Result};
 
 use crate::args::Command;
 use crate::interrupt;
@@ -28,6 +31,14 @@ pub fn run(command: Command) -> Result<()> {
     });
     detail!("halfseg {}", env!("HALFSEG_VERSION"));
     interrupt::survive_file_size_limit();
+    if let Command::Demo(_)
+    | Command::Train(_)
+    | Command::Eval(_)
+    | Command::Predict(_)
+    | Command::Audit(_) = &command
+    {
+        start_threads(None)?;
+    }
     match command {
         Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args),
@@ -42,4 +53,16 @@ pub fn run(command: Command) -> Result<()> {
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }
+}
+
+/// Starts the threads that compute, `count` of them or one for each core: where the system has none
+/// left, that is an error and not a panic in the midst of a run.
+pub fn start_threads(count: Option<NonZeroUsize>) -> Result<()> {
+    let mut threads = rayon::ThreadPoolBuilder::new();
+    if let Some(count) = count {
+        threads = threads.num_threads(count.get());
+    }
+    threads
+        .build_global()
+        .context("cannot start the threads that compute")
 }

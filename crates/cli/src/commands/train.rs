@@ -4,17 +4,18 @@ use std::path::Path;
 
 use anyhow::Result;
 use halfseg_eval::{Scores, scores_json};
-use halfseg_train::{Outcome, Recipe, Trainer, class_names};
+use halfseg_train::{Outcome, Trainer, class_names};
 
 use crate::args::TrainArgs;
 use crate::failure::{Interrupted, Usage};
-use crate::output::write_json;
+use crate::output::{check_writable, write_json};
 use crate::progress::Console;
 use crate::settings;
 use crate::shell::quoted;
 
 /// Trains, or continues to.
 pub fn run(args: &TrainArgs) -> Result<()> {
+    check_writable(&[&args.json])?;
     let mut trainer = if args.resume {
         resume(args)?
     } else {
@@ -35,7 +36,7 @@ fn begin(args: &TrainArgs) -> Result<Trainer> {
     Ok(Trainer::new(recipe, &device, &args.out)?)
 }
 
-/// Flags change the recipe that the checkpoint carries; `--config` is not read, because it would
+/// Flags change the recipe that the checkpoint carries, its devices, too; `--config` is not read, because it would
 /// hide what the run began with.
 fn resume(args: &TrainArgs) -> Result<Trainer> {
     if args.recipe.sources.config.is_some() {
@@ -43,17 +44,11 @@ fn resume(args: &TrainArgs) -> Result<Trainer> {
                    values with flags or --set";
         return Err(Usage(why.into()).into());
     }
-    // The device is this machine's, not that of the run's past.
-    let flags = &args.recipe;
-    let first = flags.device.or(flags.devices.first().copied());
-    let choice = first.unwrap_or_default();
-    let device = choice.open()?;
-    let change = |mut recipe: Recipe| {
-        recipe.device = choice;
-        recipe.further_devices.clear();
-        settings::apply(&args.recipe, args.policy.as_deref(), recipe)
-    };
-    Ok(Trainer::resume(&device, &args.out, change)?)
+    let recorded = Trainer::recorded_recipe(&args.out)?;
+    let recipe = settings::apply(&args.recipe, args.policy.as_deref(), recorded)?;
+    detail!("{}", recipe.to_toml());
+    let device = recipe.device.open()?;
+    Ok(Trainer::resume(&device, &args.out, |_| Ok(recipe))?)
 }
 
 /// Runs to the end with progress on the terminal and prints the scores.

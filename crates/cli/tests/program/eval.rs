@@ -112,23 +112,72 @@ fn a_run_is_evaluated_and_predicts_without_being_told_its_method() {
         );
     }
 
-    // Whole folders, another size, several views.
-    let images = root.join("leftImg8bit/train");
+    // Whole folders, another size, several views. Both splits of the tree have the same names.
+    let images = root.join("leftImg8bit");
     let views = folder.path().join("views");
     let base = ["predict", "--checkpoint", text(&out), "--out", text(&views)];
     check(
         &[&base[..], &["--ms-flip", "--scale", "48x48", text(&images)]].concat(),
         0,
-        &[],
+        &["4 images"],
     );
-    assert_eq!(fs::read_dir(&views).unwrap().count(), 3 * 2);
-    // Both splits of the tree have the same names.
-    let all = root.join("leftImg8bit");
+    for split in ["train", "val"] {
+        assert_eq!(
+            fs::read_dir(views.join(split).join("town"))
+                .unwrap()
+                .count(),
+            3 * 2
+        );
+    }
+}
+
+/// One unreadable picture is no reason to lose the scores of the others.
+#[test]
+fn an_evaluation_goes_on_without_a_picture_and_with_what_it_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let root = cityscapes(&folder);
+    let (kept, scores) = (
+        folder.path().join("kept"),
+        folder.path().join("scores.json"),
+    );
+    let args = [
+        "eval",
+        "--checkpoint",
+        text(&checkpoint),
+        "--data",
+        text(&root),
+    ];
+    let args = [&args[..], &["--json", text(&scores)]].concat();
+    let read = || serde_json::from_slice::<Value>(&fs::read(&scores).unwrap()).unwrap();
+    let keep = [&args[..], &["--save-predictions", text(&kept)]].concat();
+    check(&keep, 0, &[]);
+    let whole = read();
+
+    // What was kept is scored, not predicted again.
+    let name = "town_000000_000000";
+    let file = kept.join(format!("{name}_pred_labelIds.png"));
+    let mut map = read_label(&file).unwrap();
+    map.data.fill(7);
+    write_label(&file, &map).unwrap();
+    let again = [&keep[..], &["--skip-existing"]].concat();
+    check(&again, 0, &[]);
+    assert_ne!(read()["miou"], whole["miou"]);
+    assert!(read_label(&file).unwrap().data.iter().all(|&id| id == 7));
     check(
-        &[&base[..], &[text(&all)]].concat(),
-        1,
-        &["would both be written as"],
+        &[&args[..], &["--skip-existing"]].concat(),
+        2,
+        &["--save-predictions DIR"],
     );
+
+    let image = root.join(format!("leftImg8bit/val/town/{name}_leftImg8bit.png"));
+    fs::write(&image, "no picture").unwrap();
+    fs::remove_file(&scores).unwrap();
+    check(&args, 1, &[name]);
+    assert!(!scores.exists());
+    let skip = [&args[..], &["--skip-bad"]].concat();
+    check(&skip, 1, &["1 of 2 pictures were left out", name]);
+    assert_eq!(read()["images"], 1);
 }
 
 /// The scorer of files, which the tests of `halfseg-eval` compare with the official one, and the
@@ -230,11 +279,12 @@ fn a_split_without_labels_is_packed_for_the_server() {
     // A prediction of an earlier run is no part of this archive.
     fs::create_dir(&kept).unwrap();
     fs::write(kept.join("old_000000_000000_pred_labelIds.png"), "old").unwrap();
-    check(
-        &[&base[..], &["--save-predictions", text(&kept)]].concat(),
-        0,
-        &["nothing to score"],
-    );
+    let json = folder.path().join("scores.json");
+    let flags = ["--save-predictions", text(&kept), "--json", text(&json)];
+    check(&[&base[..], &flags].concat(), 0, &["nothing to score"]);
+    let written: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    assert_eq!(written["images"], 2);
+    assert!(written["miou"].is_null() && written["classes"]["road"]["iou"].is_null());
     let names = [0, 1].map(|index| format!("town_{index:06}_000000_pred_labelIds.png"));
     assert_eq!(archived(&zip).keys().collect::<Vec<_>>(), names.each_ref());
     assert_eq!(

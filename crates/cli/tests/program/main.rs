@@ -8,5 +8,6 @@ mod eval;
 mod export;
 mod manners;
 mod predict;
+mod reference;
 mod support;
 mod train;

@@ -57,10 +57,10 @@ fn tables_go_to_stdout_and_leave_it_to_json() {
     let audit = [&["audit"], &network[..], &["--data", "synthetic"], &TINY].concat();
     for (args, row) in [
         (&eval[..], "aAcc"),
-        (&score, "2 images: mIoU"),
-        (&info, "maps in f16"),
-        (&bench, "images/s"),
-        (&audit, "weight casts reused"),
+        (&score[..], "2 images: mIoU"),
+        (&info[..], "maps in f16"),
+        (&bench[..], "images/s"),
+        (&audit[..], "weight casts reused"),
     ] {
         let plain = done(args);
         assert!(stdout(&plain).contains(row), "{args:?}: {}", stdout(&plain));
@@ -215,4 +215,40 @@ fn no_color_is_heeded() {
         command.output().unwrap().stdout.contains(&0x1b)
     };
     assert!(help("") && !help("1"));
+}
+
+/// Only regular files are replaced.
+#[cfg(unix)]
+#[test]
+fn results_go_through_links_and_into_pipes() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    use std::process::Command;
+    let folder = tempfile::tempdir().unwrap();
+    let (target, link) = (
+        folder.path().join("target.json"),
+        folder.path().join("link"),
+    );
+    fs::write(&target, "old").unwrap();
+    symlink("target.json", &link).unwrap();
+    done(&["info", "--json", text(&link)]);
+    assert!(link.is_symlink());
+    let written = fs::read(&target).unwrap();
+    assert!(serde_json::from_slice::<Value>(&written).is_ok());
+
+    let pipe = folder.path().join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let reader = Command::new("cat")
+        .arg(&pipe)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    done(&["info", "--json", text(&pipe)]);
+    assert_eq!(reader.wait_with_output().unwrap().stdout, written);
+    assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
 }

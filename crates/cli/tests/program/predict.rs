@@ -1,9 +1,12 @@
 //! `halfseg predict`.
 
 use std::fs;
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::support::*;
 
@@ -112,5 +115,283 @@ fn images_that_cannot_be_predicted_are_named() {
             "at most eval.slide_crop, 16x16",
             "8x20",
         ],
+    );
+}
+
+/// Pictures that can be segmented, in a folder of their own, under these names.
+fn pictures(folder: &TempDir, names: &[&str]) -> PathBuf {
+    let root = folder.path().join("in");
+    for (index, name) in names.iter().enumerate() {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let colour = [40 * index as u8, 90, 200];
+        write_png(
+            &path,
+            (32, 32),
+            png::ColorType::Rgb,
+            &colour.repeat(32 * 32),
+        );
+    }
+    root
+}
+
+/// The files below `folder`, by their paths in it.
+fn below(folder: &Path) -> Vec<String> {
+    let files = halfseg_files::walk(folder, |path, e| format!("{}: {e}", path.display())).unwrap();
+    let name = |path: &PathBuf| text(path.strip_prefix(folder).unwrap()).to_owned();
+    files.iter().map(name).collect()
+}
+
+/// What `predict` writes of these.
+fn all_of(stems: &[&str]) -> Vec<String> {
+    let suffixes = ["_color.png", "_overlay.png", "_trainIds.png"];
+    let name = |stem: &&str| suffixes.map(|suffix| format!("{stem}{suffix}"));
+    let mut names: Vec<_> = stems.iter().flat_map(name).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_tree_is_mirrored_and_its_own_pictures_are_never_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let input = pictures(&folder, &["a/x.png", "b/x.png", "b/y_color.png", "x.png"]);
+    let predict = |out: &Path, inputs: &[&str], expect: &str| {
+        let args = [
+            "predict",
+            "--checkpoint",
+            text(&checkpoint),
+            "--out",
+            text(out),
+        ];
+        check(&[&args[..], inputs].concat(), 0, &[expect])
+    };
+    let out = folder.path().join("out");
+    predict(&out, &[text(&input)], "4 images");
+    let stems = ["a/x", "b/x", "b/y_color", "x"];
+    assert_eq!(below(&out), all_of(&stems));
+
+    // Into a folder of the tree, and among the pictures themselves: twice each.
+    let inside = input.join("b/out");
+    for expect in ["4 images", "left out 12 pictures"] {
+        predict(&inside, &[text(&input)], expect);
+        assert_eq!(below(&inside), all_of(&stems));
+    }
+    fs::remove_dir_all(&inside).unwrap();
+    for expect in ["4 images", "left out 12 pictures"] {
+        predict(&input, &[text(&input)], expect);
+        assert_eq!(below(&input).len(), 4 + 12);
+    }
+    // An interrupted run leaves one of three.
+    fs::remove_file(input.join("x_trainIds.png")).unwrap();
+    predict(&input, &[text(&input)], "4 images");
+    assert_eq!(below(&input).len(), 4 + 12);
+
+    // Files that share a name are told apart by their folders.
+    let files = ["a/x.png", "b/x.png"].map(|name| input.join(name));
+    let out = folder.path().join("files");
+    predict(&out, &files.each_ref().map(|path| text(path)), "2 images");
+    assert_eq!(below(&out), all_of(&["a/x.png", "b/x.png"]));
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_themselves_and_pipes_end() {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let input = pictures(&folder, &["a/x.png", "y.png"]);
+    symlink(&input, input.join("one")).unwrap();
+    symlink(&input, input.join("a/two")).unwrap();
+    let out = folder.path().join("out");
+    let args = [
+        "predict",
+        "--checkpoint",
+        text(&checkpoint),
+        "--out",
+        text(&out),
+    ];
+    let args = [&args[..], &[text(&input)]].concat();
+    check(&args, 0, &["2 images"]);
+    assert_eq!(below(&out), all_of(&["a/x", "y"]));
+
+    let pipe = input.join("pipe.png");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    check(&args, 1, &["pipe.png", "no regular file"]);
+    let skip = [&args[..], &["--skip-bad"]].concat();
+    check(&skip, 1, &["2 images segmented", "1 of 3", "pipe.png"]);
+    let args = ["predict", "--checkpoint", text(&pipe), "--out", text(&out)];
+    let picture = input.join("y.png");
+    check(
+        &[&args[..], &[text(&picture)]].concat(),
+        1,
+        &["pipe.png", "no regular file"],
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn names_that_are_no_characters_or_very_long_are_not_lost() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let (long, longer) = ("l".repeat(241) + ".png", "m".repeat(251) + ".png");
+    let input = pictures(&folder, &["a.png", &long, &longer]);
+    let out = folder.path().join("out");
+    let args = [
+        "predict",
+        "--checkpoint",
+        text(&checkpoint),
+        "--out",
+        text(&out),
+    ];
+    let args = [&args[..], &["--logits", text(&input)]].concat();
+    check(&args, 0, &["3 images"]);
+    assert_eq!(below(&out).len(), 3 * 4);
+
+    let name = std::ffi::OsStr::from_bytes(b"b\xff.png");
+    fs::copy(input.join("a.png"), input.join(name)).unwrap();
+    check(&args, 1, &["b\u{fffd}.png", "Unicode"]);
+    let skip = [&args[..], &["--skip-bad"]].concat();
+    check(&skip, 1, &["3 images segmented", "1 of 4", "b\u{fffd}.png"]);
+}
+
+#[test]
+fn a_batch_goes_on_without_bad_pictures_and_leaves_done_ones_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let input = pictures(&folder, &["a.png", "c.png"]);
+    fs::write(input.join("b.png"), "no picture").unwrap();
+    let out = folder.path().join("out");
+    let args = [
+        "predict",
+        "--checkpoint",
+        text(&checkpoint),
+        "--out",
+        text(&out),
+    ];
+    let args = [&args[..], &[text(&input)]].concat();
+    check(&args, 1, &["b.png", "PNG"]);
+    let said = check(
+        &[&args[..], &["--skip-bad"]].concat(),
+        1,
+        &["1 of 3 pictures", "b.png"],
+    );
+    assert!(said.contains("2 images segmented"), "{said}");
+    assert_eq!(below(&out), all_of(&["a", "c"]));
+
+    fs::remove_file(input.join("b.png")).unwrap();
+    fs::write(out.join("a_color.png"), "kept").unwrap();
+    fs::remove_file(out.join("c_overlay.png")).unwrap();
+    let skip = [&args[..], &["--skip-existing"]].concat();
+    check(
+        &skip,
+        0,
+        &["1 images were segmented before", "1 images segmented"],
+    );
+    assert_eq!(fs::read(out.join("a_color.png")).unwrap(), b"kept");
+    assert_eq!(below(&out), all_of(&["a", "c"]));
+    check(&args, 0, &["2 images"]);
+    assert_ne!(fs::read(out.join("a_color.png")).unwrap(), b"kept");
+}
+
+#[test]
+fn names_come_from_stdin_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let input = pictures(&folder, &["a.png", "with space.png"]);
+    let names = ["a.png", "with space.png"].map(|name| text(&input.join(name)).to_owned());
+    for (end, list) in [("\n", names.join("\n")), ("\0", names.join("\0") + "\0")] {
+        let out = folder.path().join(format!("out{}", end.len() + list.len()));
+        let args = [
+            "predict",
+            "--checkpoint",
+            text(&checkpoint),
+            "--out",
+            text(&out),
+            "-",
+        ];
+        let mut child = halfseg(&args).stdin(Stdio::piped()).spawn().unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(list.as_bytes())
+            .unwrap();
+        assert!(child.wait().unwrap().success());
+        assert_eq!(below(&out), all_of(&["a", "with space"]));
+    }
+    let mut none = halfseg(&[
+        "predict",
+        "--checkpoint",
+        text(&checkpoint),
+        "--out",
+        "x",
+        "-",
+    ]);
+    let output = none.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("names of pictures on stdin"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+/// A network whose classifier has a bias that is no number.
+fn broken(checkpoint: &Path, folder: &TempDir) -> PathBuf {
+    let mut bytes = fs::read(checkpoint.join("best.safetensors")).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let tensor = &header["decode_head.conv_seg.bias"];
+    assert_eq!(tensor["dtype"], "F32");
+    let at = 8 + length + tensor["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let path = folder.path().join("broken.safetensors");
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn scores_that_are_not_finite_fail_or_are_ignored_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = broken(&trained(&folder, "fcn"), &folder);
+    let input = pictures(&folder, &["a.png"]);
+    let out = folder.path().join("out");
+    let predict = [
+        "predict",
+        "--checkpoint",
+        text(&weights),
+        "--out",
+        text(&out),
+    ];
+    let predict = [&predict[..], &[text(&input)]].concat();
+    let eval = [
+        "eval",
+        "--checkpoint",
+        text(&weights),
+        "--data",
+        "synthetic",
+    ];
+    check(&predict, 1, &["a.png", "not finite"]);
+    check(&eval, 1, &["street_000000", "not finite"]);
+    let allow = ["--allow-nonfinite"];
+    check(
+        &[&predict[..], &allow].concat(),
+        0,
+        &["a.png", "1024 of 1024", "ignored"],
+    );
+    let map = halfseg_data::read_label(&out.join("a_trainIds.png")).unwrap();
+    assert!(map.data.iter().all(|&class| class == halfseg_data::IGNORE));
+    check(
+        &[&eval[..], &allow].concat(),
+        0,
+        &["street_000000", "ignored"],
     );
 }

@@ -1,6 +1,8 @@
 //! `halfseg train`: what it begins with, what it survives, how it ends.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -236,6 +238,147 @@ fn two_devices_and_recomputed_blocks_train_as_one_device_does() {
     check(&[&begin[..], &TINY, &three].concat(), 2, &[expect]);
 }
 
+/// The recipe that a run has written.
+fn config_of(run: &Path) -> toml::Table {
+    fs::read_to_string(run.join("config.toml"))
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_resumed_run_stays_on_its_devices_unless_told_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let begin = [
+        "train",
+        "--method",
+        "fcn",
+        "--data",
+        "synthetic",
+        "--out",
+        text(&out),
+    ];
+    let devices = ["--devices", "cpu,cpu"];
+    check(
+        &[&begin[..], &TINY, &devices].concat(),
+        0,
+        &["shared with flex"],
+    );
+    let resume = ["train", "--resume", "--out", text(&out), "--iterations"];
+    check(&[&resume[..], &["3"]].concat(), 0, &["shared with flex"]);
+    assert_eq!(
+        config_of(&out)["further_devices"].as_array().map(Vec::len),
+        Some(1)
+    );
+    let said = check(&[&resume[..], &["4", "--device", "cpu"]].concat(), 0, &[]);
+    assert!(!said.contains("shared with"), "{said}");
+    check(
+        &[&resume[..], &["5", "--device", "cuda"]].concat(),
+        1,
+        &["--features cuda"],
+    );
+}
+
+#[test]
+fn how_often_is_evaluated_says_nothing_of_checkpoints() {
+    let printed = |flags: &[&str]| -> toml::Table {
+        let output = run(&[&["config"], flags].concat());
+        String::from_utf8(output.stdout).unwrap().parse().unwrap()
+    };
+    let every = |config: &toml::Table, key: &str| config["train"][key].as_integer();
+    let published = printed(&[]);
+    for evaluation in ["0", "5"] {
+        let config = printed(&["--eval-every", evaluation]);
+        assert_eq!(every(&config, "eval_every"), evaluation.parse().ok());
+        assert_eq!(
+            every(&config, "checkpoint_every"),
+            every(&published, "checkpoint_every")
+        );
+    }
+}
+
+#[test]
+fn paths_in_any_script_are_kept_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    // Decomposed accents, Devanagari, joined emoji, quotes, a backslash.
+    for name in [
+        "u\u{308}ber",
+        "\u{939}\u{93f}\u{928}\u{94d}\u{926}\u{940}",
+        "\u{1f468}\u{200d}\u{1f469}",
+        "a \"b\" 'c' \\n",
+    ] {
+        let data = folder.path().join(name);
+        let output = run(&["config", "--data", text(&data)]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let config: toml::Table = String::from_utf8(output.stdout).unwrap().parse().unwrap();
+        assert_eq!(config["data"]["source"].as_str(), Some(text(&data)));
+    }
+}
+
+#[test]
+fn a_file_that_could_not_be_written_is_refused_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing/x.json");
+    let json = ["--json", text(&missing)];
+    let out = folder.path().join("out");
+    let train = [
+        "train",
+        "--method",
+        "fcn",
+        "--data",
+        "synthetic",
+        "--out",
+        text(&out),
+    ];
+    for args in [
+        &[&train[..], &TINY].concat()[..],
+        &["eval", "--checkpoint", "nowhere.pth", "--data", "synthetic"],
+        &["score", "--predictions", "nowhere", "--truth", "nowhere"],
+        &["audit", "--data", "synthetic", "--crop", "400000x400000"],
+        &["bench", "--size", "100000x100000"],
+        &["info"],
+    ] {
+        let said = check(&[args, &json].concat(), 1, &["x.json", "expected a folder"]);
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    assert!(!out.exists());
+    let here = ["info", "--json", text(folder.path())];
+    check(&here, 1, &["expected a file, found a folder"]);
+}
+
+/// Only those who can stop at a good moment promise to.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_audit_ends_at_once_and_promises_nothing() {
+    let flags = [
+        "audit",
+        "--data",
+        "synthetic",
+        "--backbone",
+        "resnet18",
+        "-v",
+    ];
+    let mut child = halfseg(&flags).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    // Its version is the first that it says, when it is ready for signals.
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    let id = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{line}{rest}");
+    assert_eq!(rest.trim(), "interrupted");
+}
+
 #[test]
 fn a_gpu_that_this_program_cannot_use_is_explained() {
     let args = [
@@ -325,7 +468,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
         "4",
     ];
     let limited = Command::new("bash")
-        .args(["-c", "ulimit -f 64; trap '' XFSZ; exec \"$0\" \"$@\""])
+        .args(["-c", "ulimit -f 64; exec \"$0\" \"$@\""])
         .arg(env!("CARGO_BIN_EXE_halfseg"))
         .args(args)
         .output()

@@ -10,6 +10,11 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Learner;
 
+const _: () = assert!(
+    halfseg_data::IGNORE as i64 == IGNORED_LABEL,
+    "data sets and losses leave out the same label"
+);
+
 /// The forward and the backward pass over one part of a batch.
 #[derive(Clone)]
 pub(super) struct Pass<'a> {

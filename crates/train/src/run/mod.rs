@@ -121,6 +121,21 @@ impl Trainer {
         })
     }
 
+    /// The recipe that the last checkpoint of the run in the folder `out` carries, with the devices
+    /// that it ran on.
+    ///
+    /// # Errors
+    ///
+    /// A folder without a checkpoint, and one that training did not write.
+    pub fn recorded_recipe(out: &Path) -> Result<Recipe, Error> {
+        let weights = last_checkpoint(out)?;
+        read_recipe(&weights)?.ok_or_else(|| Error::State {
+            path: weights,
+            expected: "a checkpoint that halfseg wrote in training".into(),
+            found: format!("no `{RECIPE_KEY}` in its metadata"),
+        })
+    }
+
     /// Continues the run in the folder `out` from its last checkpoint, with the recipe that the
     /// checkpoint carries after `change` has been at it.
     ///
@@ -133,11 +148,7 @@ impl Trainer {
         change: impl FnOnce(Recipe) -> Result<Recipe, Error>,
     ) -> Result<Self, Error> {
         let weights = last_checkpoint(out)?;
-        let recipe = change(read_recipe(&weights)?.ok_or_else(|| Error::State {
-            path: weights.clone(),
-            expected: "a checkpoint that halfseg wrote in training".into(),
-            found: format!("no `{RECIPE_KEY}` in its metadata"),
-        })?)?;
+        let recipe = change(Self::recorded_recipe(out)?)?;
         let memory = check_memory(&recipe)?;
         let data = Splits::open(&recipe)?;
         let training = device.clone().autodiff();

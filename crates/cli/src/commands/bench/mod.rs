@@ -17,9 +17,10 @@ use serde_json::json;
 use self::peak::measure_gflops;
 use crate::args::BenchArgs;
 use crate::commands::info::memory_plan;
+use crate::commands::start_threads;
 use crate::failure::{Interrupted, Usage};
 use crate::interrupt;
-use crate::output::{print_table, write_json};
+use crate::output::{check_writable, print_table, write_json};
 
 /// Measures passes over random images through a network of random weights.
 ///
@@ -27,16 +28,12 @@ use crate::output::{print_table, write_json};
 /// is all of [`Learner::step`]: network, both losses, backward pass, unscaling, SGD. Nothing is
 /// loaded.
 pub fn run(args: &BenchArgs) -> Result<()> {
+    check_writable(&[&args.json])?;
     let recipe = recipe(args)?;
     let (method, depth) = (recipe.model.method, recipe.model.backbone);
     let batch = recipe.train.batch;
     check(args, method, batch)?;
-    if let Some(threads) = args.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.get())
-            .build_global()
-            .context("--threads: the threads were started already")?;
-    }
+    start_threads(args.threads)?;
     let threads = rayon::current_num_threads();
     // Before the network, so that the machine is as cool for it as it will be.
     let peak = match args.peak_gflops {

@@ -1,0 +1,330 @@
+//! Which pictures are meant, and where what is made of them goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use halfseg_files::walk;
+
+/// What names of written pictures end with, after the input's stem.
+pub const SUFFIXES: [&str; 3] = ["_color.png", "_overlay.png", "_trainIds.png"];
+/// What the name of a file with logits ends with.
+pub const LOGITS: &str = "_logits.safetensors";
+
+/// The longest stem that leaves room for what is appended to it, in the 255 bytes that file systems
+/// give a name.
+const LONGEST_STEM: usize = 255 - LOGITS.len();
+
+/// A picture to be segmented.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// The picture.
+    pub path: PathBuf,
+    /// The folder below `--out` for what is made of it.
+    pub folder: PathBuf,
+    /// What the names of that begin with.
+    pub stem: String,
+}
+
+/// What the arguments mean.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    /// The pictures that can be tried.
+    pub pictures: Vec<Input>,
+    /// Files that cannot be, each with the reason.
+    pub bad: Vec<(PathBuf, String)>,
+    /// How many pictures were left out because an earlier run of this program wrote them.
+    pub own: usize,
+}
+
+impl Inputs {
+    /// Takes files as they are, `-` as a list of paths on stdin, and of folders all PNG and JPEG files
+    /// below them but those that this program wrote. What is made of a folder's files goes into the
+    /// same subfolders below `out`.
+    pub fn find(arguments: &[PathBuf], out: &Path) -> Result<Self> {
+        let mut inputs = Self::default();
+        for argument in arguments {
+            if argument == Path::new("-") {
+                for path in listed_on_stdin()? {
+                    inputs.add(&path, out)?;
+                }
+            } else {
+                inputs.add(argument, out)?;
+            }
+        }
+        inputs.pictures = distinct(inputs.pictures)?;
+        if inputs.pictures.is_empty() && inputs.bad.is_empty() {
+            bail!("expected names of pictures on stdin, found none");
+        }
+        Ok(inputs)
+    }
+
+    fn add(&mut self, argument: &Path, out: &Path) -> Result<()> {
+        if !argument.is_dir() {
+            if !argument.exists() {
+                bail!(
+                    "{}: expected an image or a folder, found nothing",
+                    argument.display()
+                );
+            }
+            self.take(argument.to_owned(), PathBuf::new());
+            return Ok(());
+        }
+        let cannot = |folder: &Path, error: std::io::Error| {
+            anyhow::Error::new(error).context(format!("cannot read {}", folder.display()))
+        };
+        let mut files = walk(argument, cannot)?;
+        files.retain(|path| is_picture(path));
+        let below = |path: &Path| {
+            let below = path.strip_prefix(argument).unwrap_or(path);
+            below.parent().unwrap_or(Path::new("")).to_owned()
+        };
+        let files: Vec<_> = files.into_iter().map(|path| (below(&path), path)).collect();
+        let written = written(&files, out);
+        let (before, mut own) = (self.pictures.len() + self.bad.len(), 0);
+        for (folder, path) in files {
+            if written.contains(&path) {
+                own += 1;
+            } else {
+                self.take(path, folder);
+            }
+        }
+        if before == self.pictures.len() + self.bad.len() {
+            let but = match own {
+                0 => String::new(),
+                own => format!(" but {own} that this program wrote"),
+            };
+            bail!(
+                "{}: expected PNG or JPEG images in it, found none{but}",
+                argument.display()
+            );
+        }
+        self.own += own;
+        Ok(())
+    }
+
+    fn take(&mut self, path: PathBuf, folder: PathBuf) {
+        // A pipe would be waited for, for ever perhaps.
+        if !path.is_file() {
+            let what = match path.exists() {
+                true => "no regular file",
+                false => "a link to nothing",
+            };
+            self.bad
+                .push((path, format!("expected an image, found {what}")));
+            return;
+        }
+        let stem = path.file_stem().unwrap_or_default();
+        match stem.to_str() {
+            Some(stem) => {
+                let stem = short(stem);
+                self.pictures.push(Input { path, folder, stem });
+            }
+            None => {
+                let why = "expected a name of Unicode characters: rename it".to_owned();
+                self.bad.push((path, why));
+            }
+        }
+    }
+}
+
+/// Paths one a line, or, as `find -print0` writes them, each ended by a zero byte.
+fn listed_on_stdin() -> Result<Vec<PathBuf>> {
+    let mut text = Vec::new();
+    let mut stdin = std::io::stdin().lock();
+    stdin.read_to_end(&mut text).context("cannot read stdin")?;
+    let end = if text.contains(&0) { 0 } else { b'\n' };
+    let names = text.split(|byte| *byte == end);
+    let names = names.map(|name| match end {
+        0 => name,
+        _ => name.strip_suffix(b"\r").unwrap_or(name),
+    });
+    names.filter(|name| !name.is_empty()).map(path).collect()
+}
+
+#[cfg(unix)]
+fn path(bytes: &[u8]) -> Result<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    Ok(OsStr::from_bytes(bytes).into())
+}
+
+#[cfg(not(unix))]
+fn path(bytes: &[u8]) -> Result<PathBuf> {
+    let text = std::str::from_utf8(bytes).context("stdin: expected names of Unicode characters")?;
+    Ok(text.into())
+}
+
+fn is_picture(path: &Path) -> bool {
+    let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
+    ["png", "jpg", "jpeg"].contains(&&*extension.to_ascii_lowercase())
+}
+
+/// The files among `files`, with their folders below what was asked for, that this program wrote: those
+/// that it would write of the others into `out`, which an interrupted run leaves behind one by one, and
+/// elsewhere where all three of a picture are there.
+fn written(files: &[(PathBuf, PathBuf)], out: &Path) -> BTreeSet<PathBuf> {
+    let real = |folder: &Path| fs::canonicalize(folder).unwrap_or(folder.to_owned());
+    let mut expected = BTreeSet::new();
+    // By folder and stem, which of the three there are.
+    let mut found: BTreeMap<PathBuf, Vec<&PathBuf>> = BTreeMap::new();
+    for (folder, path) in files {
+        if let Some(stem) = path.file_stem().and_then(OsStr::to_str) {
+            let (folder, stem) = (real(&out.join(folder)), short(stem));
+            expected.extend(SUFFIXES.map(|suffix| folder.join(format!("{stem}{suffix}"))));
+        }
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if let Some(stem) = SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix)) {
+            found
+                .entry(path.with_file_name(stem))
+                .or_default()
+                .push(path);
+        }
+    }
+    let is_expected = |path: &Path| {
+        let place = path.parent().map(real).zip(path.file_name());
+        place.is_some_and(|(folder, name)| expected.contains(&folder.join(name)))
+    };
+    let ours = found.into_values().filter(|paths| {
+        paths.len() == SUFFIXES.len() || paths.iter().any(|path| is_expected(path))
+    });
+    ours.flatten().cloned().collect()
+}
+
+/// `stem`, or its beginning and a number that tells it from others, where names with it would be too
+/// long.
+fn short(stem: &str) -> String {
+    if stem.len() <= LONGEST_STEM {
+        return stem.to_owned();
+    }
+    // FNV-1a, the same in every run.
+    let hash = stem.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let number = format!("~{hash:016x}");
+    let mut end = LONGEST_STEM - number.len();
+    while !stem.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{number}", &stem[..end])
+}
+
+/// Gives pictures that would be written under one name names of their own: with their extension, and
+/// where that does not help, with the folders that tell them apart. A picture that is meant twice stays
+/// once.
+fn distinct(pictures: Vec<Input>) -> Result<Vec<Input>> {
+    let mut seen = BTreeSet::new();
+    let mut pictures: Vec<_> = pictures
+        .into_iter()
+        .filter(|input| seen.insert((input.path.clone(), input.folder.clone())))
+        .collect();
+    for shared in groups(&pictures) {
+        for place in shared {
+            let name = pictures[place].path.file_name().and_then(OsStr::to_str);
+            pictures[place].stem = short(name.unwrap_or_default());
+        }
+    }
+    for shared in groups(&pictures) {
+        let paths = shared
+            .iter()
+            .map(|place| std::path::absolute(&pictures[*place].path));
+        let paths = paths
+            .collect::<std::io::Result<Vec<_>>>()
+            .context("no working folder")?;
+        let common = common_folder(&paths);
+        for (place, path) in shared.iter().zip(&paths) {
+            let below = path.strip_prefix(&common).unwrap_or(path);
+            let below = below.parent().unwrap_or(Path::new(""));
+            let parts = below.components();
+            let names: PathBuf = parts
+                .filter(|part| matches!(part, Component::Normal(_)))
+                .collect();
+            pictures[*place].folder = names;
+        }
+    }
+    if let Some(shared) = groups(&pictures).first() {
+        let [one, other] = [shared[0], shared[1]].map(|place| &pictures[place]);
+        bail!(
+            "{} and {} would both be written as {}{}; predict them separately",
+            one.path.display(),
+            other.path.display(),
+            one.folder.join(&one.stem).display(),
+            SUFFIXES[0]
+        );
+    }
+    Ok(pictures)
+}
+
+/// The places of pictures that would be written under one name.
+fn groups(pictures: &[Input]) -> Vec<Vec<usize>> {
+    let mut by_name: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    for (place, input) in pictures.iter().enumerate() {
+        by_name
+            .entry((&input.folder, &input.stem))
+            .or_default()
+            .push(place);
+    }
+    by_name
+        .into_values()
+        .filter(|places| places.len() > 1)
+        .collect()
+}
+
+/// The deepest folder that all of `paths` are in.
+fn common_folder(paths: &[PathBuf]) -> PathBuf {
+    let folders = |path: &PathBuf| path.parent().map(Path::to_owned).unwrap_or_default();
+    let mut common = paths.first().map(folders).unwrap_or_default();
+    while !paths.iter().all(|path| path.starts_with(&common)) && common.pop() {}
+    common
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(path: &str, folder: &str) -> Input {
+        let path = PathBuf::from(path);
+        let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let folder = folder.into();
+        Input { path, folder, stem }
+    }
+
+    fn names(pictures: Vec<Input>) -> Vec<String> {
+        let name = |input: &Input| input.folder.join(&input.stem).display().to_string();
+        distinct(pictures).unwrap().iter().map(name).collect()
+    }
+
+    #[test]
+    fn names_are_told_apart_by_extension_and_then_by_folder() {
+        assert_eq!(
+            names(vec![input("a/x.png", ""), input("b/y.png", "")]),
+            ["x", "y"]
+        );
+        let extensions = vec![
+            input("a/x.png", "a"),
+            input("a/x.jpg", "a"),
+            input("x.png", ""),
+        ];
+        assert_eq!(names(extensions), ["a/x.png", "a/x.jpg", "x"]);
+        let folders = vec![
+            input("a/x.png", ""),
+            input("b/x.png", ""),
+            input("b/c/x.png", ""),
+        ];
+        assert_eq!(names(folders), ["a/x.png", "b/x.png", "b/c/x.png"]);
+        let twice = vec![input("a/x.png", ""), input("a/x.png", "")];
+        assert_eq!(names(twice), ["x"]);
+    }
+
+    #[test]
+    fn long_stems_leave_room_for_what_is_appended() {
+        let (one, other) = ("a".repeat(240) + "1", "a".repeat(240) + "2");
+        assert_ne!(short(&one), short(&other));
+        for stem in [one, "ä".repeat(130), "x".repeat(251)] {
+            assert!(short(&stem).len() + LOGITS.len() <= 255);
+        }
+        assert_eq!(short("town_000000"), "town_000000");
+    }
+}
