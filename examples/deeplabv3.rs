@@ -6,11 +6,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use halfseg_data::{Crop, Dataset, Loader, LoaderConfig, Scale, SyntheticStreets};
+use halfseg_data::{CLASS_NAMES, Crop, Dataset, Loader, LoaderConfig, Scale, SyntheticStreets};
 use halfseg_devices::DeviceChoice;
 use halfseg_predict::{Predictor, draw_prediction};
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{Learner, Recipe, RunPrecision, class_names, pipeline};
+use halfseg_train::{Learner, Recipe, RunPrecision, pipeline};
 
 fn main() -> anyhow::Result<()> {
     // CI sets HALFSEG_SMOKE to see every line run within seconds.
@@ -79,7 +79,7 @@ fn main() -> anyhow::Result<()> {
     let policy = learner.policy().clone();
     let predictor = Predictor::new(learner.model(), policy, recipe.eval.clone());
     let matrix = predictor.evaluate(&held_out, |_| Ok(true))?;
-    print!("{}", matrix.scores().table(&class_names()));
+    print!("{}", matrix.scores().table(&CLASS_NAMES));
 
     // Prediction: picture, prediction and truth side by side, and the maps one by one.
     let folder = Path::new("runs/example-deeplabv3");

@@ -145,9 +145,12 @@ pub struct RecipeArgs {
     /// Iterations between evaluations; 0 evaluates at the end only
     #[arg(long, value_name = "N")]
     pub eval_every: Option<u64>,
-    /// Iterations between checkpoints; 0 writes one at the end only
+    /// Iterations between checkpoints, besides those before evaluations; 0 writes one at the end only
     #[arg(long, value_name = "N")]
     pub checkpoint_every: Option<u64>,
+    /// Checkpoints that are kept, the last of them; 1 unless given
+    #[arg(long, value_name = "N")]
+    pub keep: Option<usize>,
     /// Background threads that load and augment images
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -173,9 +176,12 @@ pub struct TrainArgs {
     /// a --precision that contradicts it is refused
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// Continue the run in --out from its last checkpoint
+    /// Continue the run in --out from its last checkpoint, on the devices that it ran on
     #[arg(long)]
     pub resume: bool,
+    /// Begin a new run even if --out holds another, whose files are removed
+    #[arg(long, conflicts_with = "resume")]
+    pub overwrite: bool,
     /// Write the final scores as JSON (`-`: to stdout)
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,

@@ -138,6 +138,9 @@ impl Console {
 impl Observer for Console {
     fn started(&mut self, run: &Started<'_>) {
         let recipe = run.recipe;
+        for note in run.notes {
+            message!("note: {note}");
+        }
         message!(
             "{} on {}, {:.2} M parameters, {} with loss scale {} on {}, {} images to train on, {} to \
              evaluate on, at least {} of memory",

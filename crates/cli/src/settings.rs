@@ -89,6 +89,7 @@ pub fn apply(
     keys.put("seed", args.seed);
     keys.put("train.eval_every", args.eval_every);
     keys.put("train.checkpoint_every", args.checkpoint_every);
+    keys.put("train.keep", args.keep);
     let recomputes = args.gradient_checkpointing.then_some(true);
     keys.put("train.gradient_checkpointing", recomputes);
     keys.put("data.workers", args.workers);

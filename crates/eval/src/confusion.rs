@@ -8,11 +8,49 @@ use crate::EvalError;
 ///
 /// Memory is that of `classes` squared counters, however many images are added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct ConfusionMatrix {
     classes: usize,
     counts: Vec<u64>,
     /// True pixels of each class for which no class was predicted.
     unpredicted: Vec<u64>,
+}
+
+/// A matrix as it was read.
+#[derive(Deserialize)]
+struct Unchecked {
+    classes: usize,
+    counts: Vec<u64>,
+    unpredicted: Vec<u64>,
+}
+
+impl TryFrom<Unchecked> for ConfusionMatrix {
+    type Error = String;
+
+    fn try_from(read: Unchecked) -> Result<Self, String> {
+        let Unchecked {
+            classes,
+            counts,
+            unpredicted,
+        } = read;
+        let fits = (1..=255).contains(&classes)
+            && counts.len() == classes * classes
+            && unpredicted.len() == classes;
+        let total = counts.iter().chain(&unpredicted);
+        let total = total.fold(0u128, |sum, count| sum + u128::from(*count));
+        match fits && total <= u128::from(u64::MAX) / 2 {
+            true => Ok(Self {
+                classes,
+                counts,
+                unpredicted,
+            }),
+            false => Err(format!(
+                "expected the counts of {classes} by {classes} classes, found {} and {}, {total} in all",
+                counts.len(),
+                unpredicted.len()
+            )),
+        }
+    }
 }
 
 impl ConfusionMatrix {
@@ -211,7 +249,9 @@ impl Scores {
         let percent = |v: Option<f64>| v.map_or("-".into(), |v| format!("{:.2}", 100.0 * v));
         let mut out = format!("{:<16}{:>8}{:>8}{:>14}\n", "class", "IoU", "Acc", "pixels");
         for (i, class) in self.classes.iter().enumerate() {
-            let name = names.get(i).copied().unwrap_or("?");
+            let name = names
+                .get(i)
+                .map_or(format!("class_{i}"), ToString::to_string);
             let (iou, accuracy) = (percent(class.iou), percent(class.accuracy));
             out += &format!("{name:<16}{iou:>8}{accuracy:>8}{:>14}\n", class.pixels);
         }
@@ -229,6 +269,23 @@ impl Scores {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_matrix_that_is_not_square_is_not_read() {
+        let mut matrix = ConfusionMatrix::new(3);
+        matrix.update(&[0, 1, 255], &[0, 2, 1], 255).unwrap();
+        let text = serde_json::to_string(&matrix).unwrap();
+        assert_eq!(
+            serde_json::from_str::<ConfusionMatrix>(&text).unwrap(),
+            matrix
+        );
+        for (classes, counts) in [(4, "[0,0,0]"), (0, "[]"), (300, "[0]")] {
+            let text =
+                format!("{{\"classes\":{classes},\"counts\":{counts},\"unpredicted\":{counts}}}");
+            let error = serde_json::from_str::<ConfusionMatrix>(&text).unwrap_err();
+            assert!(error.to_string().contains("classes, found"), "{error}");
+        }
+    }
 
     #[test]
     fn absent_classes_are_left_out_and_predicted_ones_score_zero() {

@@ -151,7 +151,11 @@ fn draw_confusion(
     ))?;
     for (row, &truth) in shown.iter().enumerate() {
         let y = top + cell * row as i32;
-        let name = |k: usize| names.get(k).copied().unwrap_or("?").to_string();
+        let name = |k: usize| {
+            names
+                .get(k)
+                .map_or(format!("class_{k}"), ToString::to_string)
+        };
         root.draw(&Text::new(
             name(truth),
             (left - 8, y + cell / 2),

@@ -52,6 +52,14 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// A file could not be appended to; what was in it before is still there.
+    #[error("cannot append to {} (what was there before is still there)", path.display())]
+    Append {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
     /// The training state beside a checkpoint cannot be used.
     #[error("{}: expected {expected}, found {found}", path.display())]
     State {
@@ -72,14 +80,26 @@ pub enum Error {
     },
     /// The output folder already holds a run.
     #[error(
-        "{} already holds a run (found `{found}`); resume it with --resume, or choose another folder",
+        "{} already holds a run (found `{found}`); resume it with --resume, choose another folder, or \
+         replace it with --overwrite",
         path.display()
     )]
     FolderInUse {
         /// The output folder.
         path: PathBuf,
         /// The file that gave it away.
-        found: &'static str,
+        found: String,
+    },
+    /// Another process has the output folder open.
+    #[error(
+        "{} is in use: process {holder} trains there; wait for its end, or choose another folder",
+        path.display()
+    )]
+    FolderLocked {
+        /// The output folder.
+        path: PathBuf,
+        /// The id of the process.
+        holder: String,
     },
     /// A training step would need more memory than there is.
     #[error(
@@ -137,5 +157,20 @@ pub enum Error {
     Eval(#[from] halfseg_eval::EvalError),
     /// Evaluation or prediction failed.
     #[error(transparent)]
-    Predict(#[from] halfseg_predict::PredictError),
+    Predict(Box<halfseg_predict::PredictError>),
+}
+
+impl From<halfseg_predict::PredictError> for Error {
+    fn from(error: halfseg_predict::PredictError) -> Self {
+        Self::Predict(Box::new(error))
+    }
+}
+
+impl Error {
+    pub(crate) fn append(path: &std::path::Path, source: std::io::Error) -> Self {
+        Self::Append {
+            path: path.to_owned(),
+            source,
+        }
+    }
 }

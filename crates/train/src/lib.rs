@@ -28,7 +28,7 @@ pub use recipe::{
     DataRecipe, OptimizerRecipe, PrecisionRecipe, Recipe, ScheduleRecipe, TrainRecipe,
 };
 pub use run::Trainer;
-pub use run::folder::{RECIPE_KEY, read_recipe, resolve_checkpoint};
+pub use run::folder::{Existing, RECIPE_KEY, read_recipe, resolve_checkpoint};
 pub use run::log::Log;
 pub use run::observer::{Observer, Outcome, Started, Timing};
 pub use run::results::draw_curves;

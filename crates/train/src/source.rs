@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use halfseg_data::{CLASSES, Cityscapes, Dataset, LABELS, Pipeline, Scale, SyntheticStreets};
+use halfseg_data::{CLASS_NAMES, CLASSES, Cityscapes, Dataset, Pipeline, Scale, SyntheticStreets};
 use halfseg_devices::{Bytes, available_memory};
 
 use crate::{DataSource, Error, Recipe};
@@ -88,13 +88,11 @@ pub fn pipeline(recipe: &Recipe) -> Pipeline {
     }
 }
 
-/// The names of trainIds 0 to 18.
-pub fn class_names() -> [&'static str; CLASSES] {
-    let mut names = [""; CLASSES];
-    for label in &LABELS {
-        if let Some(name) = names.get_mut(usize::from(label.train_id)) {
-            *name = label.name;
-        }
+/// The names of a network's classes: those of Cityscapes if it has as many, else none, since its
+/// classes are others.
+pub fn class_names(classes: usize) -> &'static [&'static str] {
+    match classes {
+        CLASSES => &CLASS_NAMES,
+        _ => &[],
     }
-    names
 }

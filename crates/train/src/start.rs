@@ -5,10 +5,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
 use halfseg_amp::Policy;
+use halfseg_data::Crop;
 use halfseg_devices::{Bytes, DeviceChoice, available_memory};
 use halfseg_segmentor::{LoadReport, Segmentor};
 
 use crate::{Error, Recipe, training_memory};
+
+/// Pixels of a crop for each of the logits, along a side; DeepLabV3+ has half as many.
+const OUTPUT_STRIDE: usize = 8;
 
 /// A network ready to be trained as a recipe says.
 pub(crate) struct Start {
@@ -66,6 +70,10 @@ pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
     );
     // The memory of a GPU is not known before its first use.
     let on_host = recipe.device == DeviceChoice::Flex;
+    let needed = match on_host {
+        true => Bytes(needed.0.saturating_add(resize_matrices(recipe.data.crop))),
+        false => needed,
+    };
     match available_memory().filter(|_| on_host) {
         Some(available) if needed > available => Err(Error::Memory {
             crop: recipe.data.crop.to_string(),
@@ -75,6 +83,13 @@ pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
         }),
         _ => Ok(needed),
     }
+}
+
+/// Bytes of the matrices that resize the logits of a crop on the host (`halfseg_layers::resize`), which
+/// grow with the square of a side.
+fn resize_matrices(crop: Crop) -> u64 {
+    let matrix = |side: usize| 4 * side as u64 * side.div_ceil(OUTPUT_STRIDE) as u64;
+    matrix(crop.height) + matrix(crop.width)
 }
 
 /// The devices that share batches with the first, with autodiff.

@@ -69,6 +69,6 @@ fn free_folder(out: &Path) -> PathBuf {
     };
     std::iter::once(out.to_owned())
         .chain((2..).map(numbered))
-        .find(|folder| !Trainer::can_resume(folder))
+        .find(|folder| !Trainer::holds_run(folder))
         .unwrap_or_else(|| out.to_owned())
 }

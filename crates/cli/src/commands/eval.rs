@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use halfseg_data::{
-    Cityscapes, DataError, Dataset, IGNORE, LabelMap, Sample, check_labels, label_id, read_label,
-    train_id, write_label,
+    CLASSES, Cityscapes, DataError, Dataset, IGNORE, LabelMap, Sample, check_labels, label_id,
+    read_label, train_id, write_label,
 };
 use halfseg_devices::resident_memory;
 use halfseg_eval::{
@@ -49,7 +49,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let Split { dataset, tree } = Split::open(&loaded, split, keeps)?;
     // What the benchmark reports beyond the classes' IoU, for its own classes.
     let classes = loaded.recipe.model.num_classes;
-    let tree = tree.filter(|tree| tree.is_labelled() && classes == class_names().len());
+    let tree = tree.filter(|tree| tree.is_labelled() && classes == CLASSES);
     let mut official = tree.is_some().then(CityscapesScorer::new);
 
     let predictions = Predictions::new(args)?;
@@ -104,15 +104,15 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     if scores.classes.iter().all(|class| class.pixels == 0) {
         message!("{split} has no labels: nothing to score");
     } else {
-        let mut table = scores.table(&class_names());
+        let mut table = scores.table(class_names(classes));
         table += &official.as_ref().map_or(String::new(), official_table);
         print_table(&table, args.json.as_deref())?;
         if let Some(path) = &args.confusion {
-            confusion_svg(path, &matrix, &class_names())?;
+            confusion_svg(path, &matrix, class_names(classes))?;
         }
     }
     if let Some(path) = &args.json {
-        let mut json = scores_json(&scores, &class_names());
+        let mut json = scores_json(&scores, class_names(classes));
         json["images"] = names.len().into();
         json["split"] = split.into();
         json["data"] = loaded.recipe.data.source.to_string().into();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use halfseg_eval::{Scores, scores_json};
-use halfseg_train::{Outcome, Trainer, class_names};
+use halfseg_train::{Existing, Outcome, Splits, Trainer, class_names};
 
 use crate::args::TrainArgs;
 use crate::failure::{Interrupted, Usage};
@@ -23,7 +23,10 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     };
     let scores = drive(&mut trainer, &args.out)?;
     if let (Some(path), Some(scores)) = (&args.json, &scores) {
-        write_json(path, &scores_json(scores, &class_names()))?;
+        write_json(
+            path,
+            &scores_json(scores, class_names(scores.classes.len())),
+        )?;
     }
     Ok(())
 }
@@ -33,7 +36,14 @@ fn begin(args: &TrainArgs) -> Result<Trainer> {
     let recipe = settings::recipe(&args.recipe, args.policy.as_deref())?;
     detail!("{}", recipe.to_toml());
     let device = recipe.device.open()?;
-    Ok(Trainer::new(recipe, &device, &args.out)?)
+    if !args.overwrite {
+        return Ok(Trainer::new(recipe, &device, &args.out)?);
+    }
+    let data = Splits::open(&recipe)?;
+    let replaced = Existing::Replaced;
+    Ok(Trainer::with_data(
+        recipe, data, &device, &args.out, replaced,
+    )?)
 }
 
 /// Flags change the recipe that the checkpoint carries, its devices, too; `--config` is not read, because it would
@@ -44,11 +54,17 @@ fn resume(args: &TrainArgs) -> Result<Trainer> {
                    values with flags or --set";
         return Err(Usage(why.into()).into());
     }
-    let recorded = Trainer::recorded_recipe(&args.out)?;
-    let recipe = settings::apply(&args.recipe, args.policy.as_deref(), recorded)?;
-    detail!("{}", recipe.to_toml());
-    let device = recipe.device.open()?;
-    Ok(Trainer::resume(&device, &args.out, |_| Ok(recipe))?)
+    if args.recipe.checkpoint.is_some() {
+        let why = "--resume with --checkpoint: the run goes on from its own last checkpoint; to start \
+                   from other weights, begin a new run in another folder";
+        return Err(Usage(why.into()).into());
+    }
+    let change = |recorded| {
+        let recipe = settings::apply(&args.recipe, args.policy.as_deref(), recorded)?;
+        detail!("{}", recipe.to_toml());
+        Ok(recipe)
+    };
+    Ok(Trainer::resume(&args.out, change)?)
 }
 
 /// Runs to the end with progress on the terminal and prints the scores.
@@ -56,7 +72,7 @@ pub fn drive(trainer: &mut Trainer, out: &Path) -> Result<Option<Box<Scores>>> {
     match trainer.run(&mut Console::new())? {
         Outcome::Finished(scores) => {
             if let Some(scores) = &scores {
-                message!("{}", scores.table(&class_names()).trim_end());
+                message!("{}", scores.table(class_names(scores.classes.len())).trim_end());
             }
             message!(
                 "checkpoints, log, scores, curves and pictures in {}",

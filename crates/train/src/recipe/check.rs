@@ -3,6 +3,12 @@
 use super::Recipe;
 use crate::Error;
 
+/// Products of sides with channels and batches stay far from the end of 64 bits.
+const LONGEST_SIDE: f64 = 1e6;
+/// The order of so many takes 80 MB in each background thread.
+const MOST_SCENES: u64 = 10_000_000;
+const MOST_IN_BATCH: u64 = 1 << 16;
+
 impl Recipe {
     /// Whether a run could use these values; files and [`set`](Self::set) are checked already.
     ///
@@ -18,13 +24,14 @@ impl Recipe {
                 found,
             })
         };
-        let positive: [(&str, f64); 8] = [
+        let positive: [(&str, f64); 9] = [
             ("optimizer.lr", self.optimizer.lr),
             ("schedule.iterations", self.schedule.iterations as f64),
             ("data.ratio_min", self.data.ratio_min),
             ("data.synthetic_train", self.data.synthetic_train as f64),
             ("data.synthetic_val", self.data.synthetic_val as f64),
             ("train.batch", self.train.batch as f64),
+            ("train.keep", self.train.keep as f64),
             ("train.log_every", self.train.log_every as f64),
             ("train.max_skipped", self.train.max_skipped as f64),
         ];
@@ -44,6 +51,43 @@ impl Recipe {
                 return refuse(key, "a number of at least 0", value.to_string());
             }
         }
+        let single = [
+            ("optimizer.lr", self.optimizer.lr),
+            ("schedule.min_lr", self.schedule.min_lr),
+            ("optimizer.weight_decay", self.optimizer.weight_decay),
+            ("optimizer.clip_norm", self.optimizer.clip_norm),
+        ];
+        for (key, value) in single {
+            // They meet weights and gradients in f32.
+            if value != 0.0 && !(value as f32).is_normal() {
+                let expected = "0, or a number from 1.2e-38 to 3.4e38, which f32 holds";
+                return refuse(key, expected, format!("{value:e}"));
+            }
+        }
+        let counts = [
+            ("seed", self.seed, i64::MAX as u64),
+            (
+                "data.synthetic_seed",
+                self.data.synthetic_seed,
+                i64::MAX as u64,
+            ),
+            (
+                "data.synthetic_train",
+                self.data.synthetic_train as u64,
+                MOST_SCENES,
+            ),
+            (
+                "data.synthetic_val",
+                self.data.synthetic_val as u64,
+                MOST_SCENES,
+            ),
+            ("train.batch", self.train.batch as u64, MOST_IN_BATCH),
+        ];
+        for (key, value, most) in counts {
+            if value > most {
+                return refuse(key, &format!("at most {most}"), value.to_string());
+            }
+        }
         let shares = [
             ("optimizer.momentum", self.optimizer.momentum),
             ("data.flip", self.data.flip),
@@ -60,6 +104,15 @@ impl Recipe {
                 "a number of at least data.ratio_min",
                 self.data.ratio_max.to_string(),
             );
+        }
+        let side = self.data.scale.width.max(self.data.scale.height);
+        if self.data.ratio_max * side as f64 > LONGEST_SIDE {
+            let expected = format!(
+                "at most {}, so that pictures of data.scale, {}, get sides of at most {LONGEST_SIDE} pixels",
+                LONGEST_SIDE / side as f64,
+                self.data.scale,
+            );
+            return refuse("data.ratio_max", &expected, self.data.ratio_max.to_string());
         }
         for (key, value) in [
             ("data.workers", self.data.workers),
@@ -117,6 +170,23 @@ mod tests {
         check_refused("optimizer.lr=nan", "`optimizer.lr`");
         check_refused("data.flip=2", "`data.flip`");
         check_refused("data.ratio_max=0.1", "`data.ratio_max`");
+        check_refused("data.ratio_max=inf", "`data.ratio_max`");
+        check_refused("data.ratio_max=1e300", "at most 488.28125");
+        check_refused("optimizer.clip_norm=1e-300", "`optimizer.clip_norm`");
+        check_refused("optimizer.clip_norm=1e300", "which f32 holds");
+        check_refused("optimizer.lr=1e-60", "`optimizer.lr`");
+        check_refused("optimizer.lr=1e39", "`optimizer.lr`");
+        check_refused("optimizer.weight_decay=1e39", "`optimizer.weight_decay`");
+        check_refused("train.batch=9223372036854775806", "at most 65536");
+        check_refused("train.keep=0", "`train.keep`");
+        check_refused(
+            "data.synthetic_train=9223372036854775807",
+            "at most 10000000",
+        );
+        check_refused("data.synthetic_val=9223372036854775807", "at most 10000000");
+        check_refused("data.crop=9223372036854775807x1", "1 to 1000000");
+        check_refused("seed=-1", "--set seed=-1");
+        check_refused("seed=9223372036854775808", "`seed`");
         check_refused("schedule.iterations=0", "`schedule.iterations`");
         check_refused("data.crop=12", "HEIGHTxWIDTH");
         check_refused("data.crop=64x1000001", "1 to 1000000");

@@ -152,6 +152,8 @@ pub struct TrainRecipe {
     pub eval_every: u64,
     /// Iterations between checkpoints; 0 writes one at the end only.
     pub checkpoint_every: u64,
+    /// Checkpoints that are kept, the last of them.
+    pub keep: usize,
     /// Iterations between lines of the log; each holds the mean over them.
     pub log_every: u64,
     /// Images of the validation split that become pictures at the end.

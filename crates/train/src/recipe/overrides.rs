@@ -19,7 +19,8 @@ pub(crate) fn merge(base: &mut Table, over: Table, origin: &str) -> Result<(), E
     merge_below(base, over, "", origin, &known)
 }
 
-/// Sets `key=value` (`key` dotted; `value` as TOML, or else taken as text).
+/// Sets `key=value` (`key` dotted; `value` as TOML, or else taken as text). Where a text stands, only
+/// quotes make TOML of `value`: a folder may be called `1.0`.
 pub(crate) fn set(base: &mut Table, assignment: &str) -> Result<(), Error> {
     let origin = format!("--set {assignment}");
     let (key, text) = assignment.split_once('=').ok_or_else(|| Error::Config {
@@ -28,12 +29,28 @@ pub(crate) fn set(base: &mut Table, assignment: &str) -> Result<(), Error> {
     })?;
     let (key, text) = (key.trim(), text.trim());
     let mut value = parse(text);
+    if !value.is_str() && matches!(slot(base, key), Some(Value::String(_))) {
+        value = Value::String(text.to_owned());
+    }
     for part in key.rsplit('.') {
         value = Value::Table(Table::from_iter([(part.to_owned(), value)]));
     }
     match value {
         Value::Table(table) => merge(base, table, &origin),
         _ => unreachable!("splitting yields at least one part"),
+    }
+}
+
+/// What stands at a dotted key.
+fn slot<'a>(base: &'a Table, key: &str) -> Option<&'a Value> {
+    let (first, rest) = match key.split_once('.') {
+        Some((first, rest)) => (first, Some(rest)),
+        None => (key, None),
+    };
+    let value = base.get(first)?;
+    match rest {
+        Some(rest) => slot(value.as_table()?, rest),
+        None => Some(value),
     }
 }
 
@@ -227,6 +244,19 @@ mod tests {
         check_set("data.photometric=false", "photometric = false");
         check_set("data.scale=480x360", "scale = \"480x360\"");
         check_set("device=\"cuda:1\"", "device = \"cuda:1\"");
+        // Folders whose names are values of another kind.
+        for name in [
+            "1.0",
+            "0x10",
+            "1_000",
+            "true",
+            "2024-01-01",
+            "inf",
+            "[a]",
+            "a#b",
+        ] {
+            check_set(&format!("device={name}"), &format!("device = \"{name}\""));
+        }
     }
 
     #[test]

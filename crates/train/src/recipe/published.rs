@@ -67,6 +67,7 @@ impl Recipe {
                 batch: 2,
                 eval_every: 8_000,
                 checkpoint_every: 8_000,
+                keep: 1,
                 log_every: 1,
                 pictures: 4,
                 max_skipped: 100,

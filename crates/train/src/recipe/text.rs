@@ -58,47 +58,54 @@ impl Recipe {
         self.set_all([assignment])
     }
 
-    /// Applies several assignments and checks what they make together, so that their order matters
-    /// only where two have the same key.
+    /// Applies assignments as [`set`](Self::set) does, later ones over earlier ones of the same key.
+    /// Whether the values fit each other is looked at when all are applied, so that their order does
+    /// not matter.
     ///
     /// # Errors
     ///
-    /// Those of [`set`](Self::set).
+    /// Those of [`set`](Self::set); the recipe is unchanged then.
     pub fn set_all(
         &mut self,
         assignments: impl IntoIterator<Item: AsRef<str>>,
     ) -> Result<(), Error> {
+        let origin = |assignment: &str| format!("--set {assignment}");
         let mut table = self.table();
-        let mut done = Vec::new();
+        let (mut recipe, mut applied) = (self.clone(), Vec::new());
         for assignment in assignments {
-            overrides::set(&mut table, assignment.as_ref())?;
-            done.push(assignment.as_ref().to_owned());
+            let assignment = assignment.as_ref();
+            overrides::set(&mut table, assignment)?;
+            recipe = Self::from_unchecked(table.clone(), &origin(assignment))?;
+            applied.push(assignment.to_owned());
         }
-        let origin = match &done[..] {
-            [one] => format!("--set {one}"),
-            _ => "the flags".into(),
+        // The last that sets a key is where its value comes from.
+        let sets = |assignment: &str, key: &str| {
+            let name = assignment.split_once('=').map(|(name, _)| name.trim());
+            name == Some(key)
         };
-        *self = Self::from_table(table, &origin).map_err(|error| match error {
+        recipe.check("").map_err(|error| match error {
             Error::Value {
                 key,
-                origin,
                 expected,
                 found,
+                ..
             } => {
-                let sets = |assignment: &&String| {
-                    let name = assignment.split('=').next().unwrap_or_default();
-                    name.trim() == key
+                let last = applied.iter().rfind(|assignment| sets(assignment, &key));
+                let origin = match (last, applied.as_slice()) {
+                    (Some(last), _) => origin(last),
+                    (None, [one]) => origin(one),
+                    (None, _) => "the flags".to_owned(),
                 };
-                let by = done.iter().rfind(sets);
                 Error::Value {
-                    origin: by.map_or(origin, |assignment| format!("--set {assignment}")),
                     key,
+                    origin,
                     expected,
                     found,
                 }
             }
-            error => error,
+            other => other,
         })?;
+        *self = recipe;
         Ok(())
     }
 
@@ -107,14 +114,18 @@ impl Recipe {
     }
 
     fn from_table(table: Table, origin: &str) -> Result<Self, Error> {
-        let recipe: Self = table
+        let recipe = Self::from_unchecked(table, origin)?;
+        recipe.check(origin)?;
+        Ok(recipe)
+    }
+
+    fn from_unchecked(table: Table, origin: &str) -> Result<Self, Error> {
+        table
             .try_into()
             .map_err(|error: toml::de::Error| Error::Config {
                 origin: origin.to_owned(),
                 message: error.to_string().trim_end().to_owned(),
-            })?;
-        recipe.check(origin)?;
-        Ok(recipe)
+            })
     }
 }
 
@@ -197,6 +208,30 @@ mod tests {
         expected.optimizer.lr = 1.0;
         assert_eq!(recipe, expected);
         assert_eq!(recipe.model.head_channels, 128);
+    }
+
+    #[test]
+    fn every_path_that_is_text_arrives_as_it_is() {
+        for path in [
+            "Zu\u{308}rich",
+            "\u{939}\u{93f}\u{928}\u{94d}\u{926}\u{940}",
+            "\u{1f469}\u{200d}\u{1f52c}",
+            "a\"b\\c'd",
+            " ends in a tab\t",
+            "two\nlines",
+            "\u{7f}\u{1}\u{202e}",
+            "\u{27}\u{27}\u{27}",
+            "\"\"\"",
+            "synthetic ",
+            "1.0",
+        ] {
+            let mut recipe = Recipe::published(Method::Fcn, Depth::R18);
+            let quoted = toml::Value::from(path);
+            recipe.set(&format!("checkpoint={quoted}")).unwrap();
+            assert_eq!(recipe.checkpoint, path, "{quoted}");
+            let again = Recipe::parse(&recipe.to_toml(), "copy").unwrap();
+            assert_eq!(again.checkpoint, path);
+        }
     }
 
     #[test]

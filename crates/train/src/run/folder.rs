@@ -1,20 +1,473 @@
-//! The files of a run and their names.
+//! The folder of a run: its files, to which run they belong, and the states it goes through.
+//!
+//! # Files
+//!
+//! All names are in this file. `run.json`, the manifest, is the first that a run writes; it names
+//! the run, its files, and for each checkpoint its [`Mark`]: how long the log was, the best score
+//! and the last evaluation. `run.lock` is locked for as long as a process has the run open; the
+//! system lets go of the lock when that process ends, however it ends, and the file stays.
+//!
+//! # States
+//!
+//! | state | how it is told | what may follow |
+//! |---|---|---|
+//! | free | none of a run's files, or those of a run that ended before its first log line and left no weights | [`Folder::claim`] makes it *begun* |
+//! | begun | `run.json`, `config.toml` and `log.jsonl`, perhaps `best.safetensors` | the first checkpoint makes it *resumable*; a new run must be told to replace this one |
+//! | resumable | `last_checkpoint` names a checkpoint whose two files are whole | [`Folder::open`] continues from there, as often as need be |
+//! | finished | the mark of the last checkpoint says so | resuming writes the results again, or goes on if more iterations are asked for |
+//!
+//! A checkpoint of iteration N takes four steps, each of which leaves a folder to resume from:
+//!
+//! 1. the log is flushed to the disk, and `run.json` lists N with its mark;
+//! 2. `iter_N.safetensors` and `iter_N.state.safetensors` appear, each whole;
+//! 3. `last_checkpoint` is renamed into place and names N;
+//! 4. checkpoints beyond the last `train.keep` go.
+//!
+//! An evaluation at N begins after the checkpoint of N (unless `train.checkpoint_every` is 0, which
+//! asks for no checkpoints before the end), and its result replaces the mark of N. So opening a
+//! folder finds what is left to do: the log is cut to the length in the mark, which drops exactly
+//! the lines that will be written again; checkpoints after the one that is named, those that should
+//! have gone, and temporary files go; an evaluation that is due at N and not in its mark is made up.
+//! Files that the manifest does not list are never removed.
+//!
+//! A folder without `run.json` is that of an earlier version: it can be resumed, from what
+//! `last_checkpoint` names, and gets a manifest then.
 
-use std::fs;
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use halfseg_eval::ConfusionMatrix;
+use serde::{Deserialize, Serialize};
+
+use super::log::LogLine;
 use crate::atomic::write_atomically;
-use crate::{Error, Recipe};
+use crate::{Error, Log, Recipe};
 
 /// The metadata key of a checkpoint that holds its [`Recipe`] as TOML.
 pub const RECIPE_KEY: &str = "halfseg.recipe";
+/// The metadata key of a checkpoint that holds the number of iterations that were run.
+pub(crate) const ITERATION_KEY: &str = "halfseg.iteration";
+/// The metadata key of a checkpoint that holds its mIoU, where it was the best so far.
+pub(crate) const MIOU_KEY: &str = "halfseg.miou";
 
 /// Names the last checkpoint of a folder.
-pub(crate) const LAST: &str = "last_checkpoint";
-pub(crate) const BEST: &str = "best.safetensors";
-pub(crate) const CONFIG: &str = "config.toml";
-pub(crate) const LOG: &str = "log.jsonl";
+const LAST: &str = "last_checkpoint";
+const MANIFEST: &str = "run.json";
+const LOCK: &str = "run.lock";
+const BEST: &str = "best.safetensors";
+const CONFIG: &str = "config.toml";
+const LOG: &str = "log.jsonl";
+const SCORES: &str = "scores.json";
+const CURVES: &str = "loss.svg";
+const CONFUSION: &str = "confusion.svg";
+const PICTURES: &str = "pictures";
+
+/// What a run leaves besides checkpoints and pictures.
+const FILES: [&str; 7] = [LAST, BEST, CONFIG, LOG, SCORES, CURVES, CONFUSION];
+
+/// Raised when an old manifest cannot be read as a new one.
+const FORMAT: u32 = 1;
+
+/// What is done with the files of another run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// They stay, and there is no new run.
+    Refused,
+    /// The new run takes their place.
+    Replaced,
+}
+
+/// What is known at a checkpoint besides weights and optimizer.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    /// Bytes of the log that belong to iterations up to this one.
+    pub log_bytes: u64,
+    /// Sums of the iterations since the last line of the log.
+    pub line: LogLine,
+    /// The best score so far.
+    pub best: Option<Best>,
+    /// The last evaluation.
+    pub evaluated: Option<Evaluation>,
+    /// Whether everything of the run is done.
+    pub finished: bool,
+}
+
+/// The best score of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Best {
+    pub miou: f64,
+    pub iteration: u64,
+    /// What was scored, and how; unknown of runs that earlier versions began.
+    pub of: Option<String>,
+}
+
+/// A whole evaluation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Evaluation {
+    pub iteration: u64,
+    /// What was scored, and how.
+    pub of: String,
+    /// Unknown of runs that earlier versions wrote.
+    pub matrix: Option<ConfusionMatrix>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    /// Tells runs apart.
+    run: String,
+    /// Seconds since 1970.
+    begun: u64,
+    /// Names of the run's files besides checkpoints.
+    files: BTreeSet<String>,
+    /// By iteration.
+    checkpoints: BTreeMap<u64, Mark>,
+}
+
+impl Manifest {
+    fn new() -> Self {
+        let now = SystemTime::now();
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let names = FILES.into_iter().chain([MANIFEST, LOCK, PICTURES]);
+        Self {
+            format: FORMAT,
+            run: format!("{:x}-{:x}", now.as_nanos(), std::process::id()),
+            begun: now.as_secs(),
+            files: names.map(str::to_owned).collect(),
+            checkpoints: BTreeMap::new(),
+        }
+    }
+
+    /// The manifest of a folder; `None` if it has none.
+    fn read(folder: &Path) -> Result<Option<Self>, Error> {
+        let path = folder.join(MANIFEST);
+        let bytes = match read_regular(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Read { path, source }),
+        };
+        let wrong = |found: String| Error::State {
+            path: path.clone(),
+            expected: "the list of a run's files that halfseg writes".into(),
+            found,
+        };
+        let manifest: Self =
+            serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+        if manifest.format != FORMAT {
+            let found = format!("format {} (this is {FORMAT})", manifest.format);
+            return Err(wrong(found));
+        }
+        Ok(Some(manifest))
+    }
+}
+
+/// The folder of a run that this process has open.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    manifest: Manifest,
+    /// What whoever runs it should know.
+    pub notes: Vec<String>,
+    /// Locked until it is dropped.
+    _lock: File,
+}
+
+impl Folder {
+    /// Makes the folder at `path`, which need not be there, that of a new run with `recipe`.
+    pub fn claim(path: &Path, recipe: &Recipe, existing: Existing) -> Result<Self, Error> {
+        fs::create_dir_all(path).map_err(|source| Error::Write {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut notes = Vec::new();
+        let lock = lock(path, &mut notes)?;
+        if existing == Existing::Refused {
+            check_free(path, recipe)?;
+        }
+        // What has the manifest's name and is none stays.
+        Manifest::read(path)?;
+        remove_run(path, recipe)?;
+        let folder = Self {
+            path: path.to_owned(),
+            manifest: Manifest::new(),
+            notes,
+            _lock: lock,
+        };
+        folder.write_manifest()?;
+        folder.write_config(recipe)?;
+        Ok(folder)
+    }
+
+    /// Opens the folder at `path` where its last checkpoint left it, and removes what interrupted
+    /// saves left behind. Returns the checkpoint's iteration, too, and its mark; none where an
+    /// earlier version wrote it.
+    pub fn open(path: &Path) -> Result<(Self, u64, Option<Mark>), Error> {
+        if !can_resume(path) {
+            return Err(Error::NothingToResume {
+                path: path.to_owned(),
+                expected: LAST,
+            });
+        }
+        let mut notes = Vec::new();
+        let lock = lock(path, &mut notes)?;
+        let iteration = last_iteration(path)?;
+        let manifest = Manifest::read(path)?.unwrap_or_else(|| {
+            notes.push(format!(
+                "an earlier version began this run: it left no {MANIFEST}, which is made from what is \
+                 there"
+            ));
+            Manifest::new()
+        });
+        let mut folder = Self {
+            path: path.to_owned(),
+            manifest,
+            notes,
+            _lock: lock,
+        };
+        folder.check_complete(iteration)?;
+        folder.sweep(iteration);
+        let mark = folder.manifest.checkpoints.get(&iteration).cloned();
+        Ok((folder, iteration, mark))
+    }
+
+    /// Whether both files of the last checkpoint are there.
+    fn check_complete(&self, iteration: u64) -> Result<(), Error> {
+        let weights = self.weights(iteration);
+        let state = self.state(iteration);
+        let Some(missing) = [weights, state].into_iter().find(|path| !path.is_file()) else {
+            return Ok(());
+        };
+        let others = self.manifest.checkpoints.keys().copied();
+        let others = others.filter(|at| self.is_whole(*at));
+        let others: Vec<_> = others.map(weights_name).collect();
+        let found = match others.as_slice() {
+            [] => "none".to_owned(),
+            names => format!(
+                "none, but {} is whole: write its name into {LAST} to go on from there",
+                names.join(", ")
+            ),
+        };
+        Err(Error::State {
+            path: missing,
+            expected: format!("a file of the checkpoint that {LAST} names"),
+            found,
+        })
+    }
+
+    pub fn weights(&self, iteration: u64) -> PathBuf {
+        self.path.join(weights_name(iteration))
+    }
+
+    pub fn state(&self, iteration: u64) -> PathBuf {
+        state_path(&self.weights(iteration))
+    }
+
+    pub fn best(&self) -> PathBuf {
+        self.path.join(BEST)
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.path.join(LOG)
+    }
+
+    pub fn curves(&self) -> PathBuf {
+        self.path.join(CURVES)
+    }
+
+    pub fn confusion(&self) -> PathBuf {
+        self.path.join(CONFUSION)
+    }
+
+    pub fn pictures(&self) -> PathBuf {
+        self.path.join(PICTURES)
+    }
+
+    pub fn write_scores(&self, json: &serde_json::Value) -> Result<(), Error> {
+        write_text(&self.path.join(SCORES), &format!("{json:#}\n"))
+    }
+
+    pub fn write_config(&self, recipe: &Recipe) -> Result<(), Error> {
+        let path = self.path.join(CONFIG);
+        // A file that says the same may have been written by hand, with remarks.
+        if Recipe::read(&path).is_ok_and(|there| there == *recipe) {
+            return Ok(());
+        }
+        write_text(&path, &recipe.to_toml())
+    }
+
+    /// Lists the checkpoint of `iteration`, or replaces its mark. Comes before its files.
+    pub fn mark(&mut self, iteration: u64, mark: Mark) -> Result<(), Error> {
+        self.manifest.checkpoints.insert(iteration, mark);
+        self.write_manifest()
+    }
+
+    /// Names the checkpoint of `iteration` the last, and removes all but the last `keep`.
+    pub fn complete(&mut self, iteration: u64, keep: usize) -> Result<(), Error> {
+        write_text(&self.path.join(LAST), &weights_name(iteration))?;
+        while self.manifest.checkpoints.len() > keep.max(1) {
+            let Some((first, _)) = self.manifest.checkpoints.pop_first() else {
+                break;
+            };
+            self.remove_checkpoint(first);
+        }
+        Ok(())
+    }
+
+    /// What is left behind here costs space, nothing else.
+    fn remove_checkpoint(&self, iteration: u64) {
+        let _ = fs::remove_file(self.state(iteration));
+        let _ = fs::remove_file(self.weights(iteration));
+    }
+
+    fn is_whole(&self, iteration: u64) -> bool {
+        self.weights(iteration).is_file() && self.state(iteration).is_file()
+    }
+
+    /// Removes what processes that were killed left behind: checkpoints after the last, those of
+    /// which a part is gone, and temporary files, which no other process can be writing while the
+    /// folder is locked.
+    fn sweep(&mut self, last: u64) {
+        let listed: Vec<_> = self.manifest.checkpoints.keys().copied().collect();
+        for iteration in listed {
+            if iteration > last || !self.is_whole(iteration) {
+                self.remove_checkpoint(iteration);
+                self.manifest.checkpoints.remove(&iteration);
+            }
+        }
+        // What cannot be removed costs space, nothing else.
+        for folder in [&self.path, &self.pictures()] {
+            let _ = halfseg_files::sweep(folder);
+        }
+        let listed = |at| at == last || self.manifest.checkpoints.contains_key(&at);
+        let strange = |name: &String| checkpoint_of(name).is_some_and(|at| !listed(at));
+        let strangers: Vec<_> = names(&self.path).filter(strange).collect();
+        if !strangers.is_empty() {
+            self.notes.push(format!(
+                "left alone, since {MANIFEST} does not list them: {}",
+                strangers.join(", ")
+            ));
+        }
+    }
+
+    fn write_manifest(&self) -> Result<(), Error> {
+        let json = serde_json::to_string(&self.manifest).expect("names and numbers are JSON");
+        write_text(&self.path.join(MANIFEST), &(json + "\n"))
+    }
+}
+
+/// Locks the folder at `path` for this process. A file system without locks is noted.
+fn lock(path: &Path, notes: &mut Vec<String>) -> Result<File, Error> {
+    let file = path.join(LOCK);
+    let failed = |source| Error::Write {
+        path: file.clone(),
+        source,
+    };
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create(true).truncate(false);
+    let mut lock = options.open(&file).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => {
+            // For the message that another process prints.
+            let text = format!("{}\n", std::process::id());
+            lock.set_len(0).map_err(failed)?;
+            lock.write_all(text.as_bytes()).map_err(failed)?;
+            Ok(lock)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = lock.read_to_string(&mut holder);
+            Err(Error::FolderLocked {
+                path: path.to_owned(),
+                holder: holder.trim().to_owned(),
+            })
+        }
+        Err(TryLockError::Error(source)) => {
+            notes.push(format!(
+                "{} cannot be locked ({source}): see to it that no other process trains there",
+                file.display()
+            ));
+            Ok(lock)
+        }
+    }
+}
+
+/// Whether a new run with `recipe` may begin at `path` without being told to replace anything.
+pub(crate) fn check_free(path: &Path, recipe: &Recipe) -> Result<(), Error> {
+    let config = path.join(CONFIG);
+    let alone = config.exists() && ![LOG, MANIFEST].iter().any(|name| path.join(name).exists());
+    // By hand, perhaps for this run.
+    let strange = alone && !Recipe::read(&config).is_ok_and(|there| there == *recipe);
+    match found_run(path).or(strange.then(|| CONFIG.to_owned())) {
+        Some(found) => Err(Error::FolderInUse {
+            path: path.to_owned(),
+            found,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The file that shows best that a run was in the folder at `path` and left something worth keeping.
+fn found_run(path: &Path) -> Option<String> {
+    let there = |name: &&&str| path.join(name).exists();
+    if let Some(name) = [LAST, BEST, SCORES].iter().find(there) {
+        return Some((*name).to_owned());
+    }
+    let mut checkpoints = names(path).filter(|name| checkpoint_of(name).is_some());
+    if let Some(name) = checkpoints.next() {
+        return Some(name);
+    }
+    let trained = Log::read(&path.join(LOG), "train").is_ok_and(|lines| !lines.is_empty());
+    trained.then(|| LOG.to_owned())
+}
+
+/// Removes the files of whatever run was in the folder at `path`, for a run with `recipe`.
+fn remove_run(path: &Path, recipe: &Recipe) -> Result<(), Error> {
+    let remove = |path: PathBuf| match fs::remove_file(&path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::Write { path, source }),
+        _ => Ok(()),
+    };
+    // First what the others are told by: if this ends here, the folder can be neither resumed nor
+    // mistaken for that of the new run.
+    for name in [LAST, MANIFEST, BEST, LOG, SCORES, CURVES, CONFUSION] {
+        remove(path.join(name))?;
+    }
+    for name in names(path).filter(|name| checkpoint_of(name).is_some()) {
+        remove(path.join(name))?;
+    }
+    let _ = halfseg_files::sweep(path);
+    remove_pictures(&path.join(PICTURES));
+    let config = path.join(CONFIG);
+    match Recipe::read(&config) {
+        // Perhaps written by hand for this run.
+        Ok(there) if there == *recipe => Ok(()),
+        _ => remove(config),
+    }
+}
+
+/// Removes the pictures of an earlier run, and the folder if nothing else is in it.
+fn remove_pictures(folder: &Path) {
+    for name in names(folder) {
+        if let Some(stem) = name.strip_suffix("_trainIds.png") {
+            for ending in [".png", "_color.png", "_overlay.png", "_trainIds.png"] {
+                let _ = fs::remove_file(folder.join(format!("{stem}{ending}")));
+            }
+        }
+    }
+    let _ = fs::remove_dir(folder);
+}
+
+/// Whether `out` holds a checkpoint to resume from.
+pub(crate) fn can_resume(out: &Path) -> bool {
+    out.join(LAST).is_file()
+}
+
+/// Whether `out` holds files of a run that a new one would have to replace.
+pub(crate) fn holds_run(out: &Path) -> bool {
+    found_run(out).is_some()
+}
 
 /// The weights that a path means: itself, or for the folder of a run its best checkpoint, else its
 /// last.
@@ -27,10 +480,9 @@ pub fn resolve_checkpoint(path: &Path) -> Result<PathBuf, Error> {
         return Ok(path.to_owned());
     }
     let best = path.join(BEST);
-    if best.is_file() {
-        Ok(best)
-    } else {
-        last_checkpoint(path)
+    match best.is_file() {
+        true => Ok(best),
+        false => last_checkpoint(path),
     }
 }
 
@@ -45,18 +497,68 @@ pub fn read_recipe(weights: &Path) -> Result<Option<Recipe>, Error> {
     metadata.get(RECIPE_KEY).map(parse).transpose()
 }
 
-pub(crate) fn last_checkpoint(out: &Path) -> Result<PathBuf, Error> {
-    let name = fs::read_to_string(out.join(LAST)).map_err(|_| Error::NothingToResume {
-        path: out.to_owned(),
-        expected: LAST,
-    })?;
-    Ok(out.join(name.trim()))
+/// The weights of the checkpoint that `last_checkpoint` names.
+fn last_checkpoint(out: &Path) -> Result<PathBuf, Error> {
+    Ok(out.join(weights_name(last_iteration(out)?)))
 }
 
-pub(crate) fn state_path(weights: &Path) -> PathBuf {
+/// The iteration of the checkpoint that `last_checkpoint` names. Nothing else than the name of a
+/// checkpoint in the folder itself is taken: it is read, and later removed.
+fn last_iteration(out: &Path) -> Result<u64, Error> {
+    let path = out.join(LAST);
+    let bytes = match read_regular(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(Error::NothingToResume {
+                path: out.to_owned(),
+                expected: LAST,
+            });
+        }
+        Err(source) => return Err(Error::Read { path, source }),
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let name = text.trim();
+    match checkpoint_of(name) {
+        Some(iteration) if name == weights_name(iteration) => Ok(iteration),
+        _ => Err(Error::State {
+            path,
+            expected: "the name of a checkpoint, such as iter_8000.safetensors".into(),
+            found: format!("`{}`", name.chars().take(80).collect::<String>()),
+        }),
+    }
+}
+
+fn weights_name(iteration: u64) -> String {
+    format!("iter_{iteration}.safetensors")
+}
+
+fn state_path(weights: &Path) -> PathBuf {
     weights.with_extension("state.safetensors")
 }
 
-pub(crate) fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+/// The iteration of the checkpoint that a file of this name belongs to.
+fn checkpoint_of(name: &str) -> Option<u64> {
+    let stem = name.strip_prefix("iter_")?.strip_suffix(".safetensors")?;
+    let digits = stem.strip_suffix(".state").unwrap_or(stem);
+    let iteration = digits.parse().ok()?;
+    // No sign and no leading zeros.
+    (digits == format!("{iteration}")).then_some(iteration)
+}
+
+/// The names of what is in a folder, sorted; none if it is not there.
+fn names(folder: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.collect::<BTreeSet<_>>().into_iter()
+}
+
+/// All of a file, if it is one: reading a pipe would wait for its writer.
+fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    halfseg_files::open_regular(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), Error> {
     write_atomically(path, |out| out.write_all(text.as_bytes()))
 }

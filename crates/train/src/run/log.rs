@@ -1,12 +1,13 @@
 //! The log of a run: one JSON object per line.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use halfseg_amp::StepOutcome;
 use halfseg_devices::resident_memory;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::atomic::write_atomically;
@@ -18,6 +19,8 @@ use crate::{Error, Step, Timing};
 pub struct Log {
     path: PathBuf,
     file: File,
+    /// Length of the file: whole lines.
+    bytes: u64,
 }
 
 impl Log {
@@ -34,47 +37,81 @@ impl Log {
         Ok(Self {
             path: path.to_owned(),
             file,
+            bytes: 0,
         })
     }
 
-    /// Continues the log at `path` after `iteration`; lines of later iterations, which a run wrote
-    /// after its last checkpoint, and a line cut short by a crash, are dropped.
+    /// Continues the log at `path` after its first `bytes` bytes. `None` where these are not there
+    /// or do not end with a line, so that the file is another than it was.
+    pub(crate) fn continued(path: &Path, bytes: u64) -> Result<Option<Self>, Error> {
+        let mut file = match OpenOptions::new().read(true).append(true).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::append(path, source)),
+        };
+        let failed = |source| Error::append(path, source);
+        if file.metadata().map_err(failed)?.len() < bytes {
+            return Ok(None);
+        }
+        if let Some(last) = bytes.checked_sub(1) {
+            let mut end = [0];
+            file.seek(SeekFrom::Start(last)).map_err(failed)?;
+            file.read_exact(&mut end).map_err(failed)?;
+            if end != [b'\n'] {
+                return Ok(None);
+            }
+        }
+        file.set_len(bytes).map_err(failed)?;
+        Ok(Some(Self {
+            path: path.to_owned(),
+            file,
+            bytes,
+        }))
+    }
+
+    /// Continues the log at `path` after `iteration`, with those of its lines that `keep` wants of
+    /// this iteration and all of those before. Lines that are no JSON are dropped: the last may have
+    /// been cut short, within a character, too.
     ///
     /// # Errors
     ///
     /// When the file cannot be read or written. A log that is not there is begun anew.
-    pub fn resume(path: &Path, iteration: u64) -> Result<Self, Error> {
-        if path.exists() {
-            let read = |source| Error::Read {
-                path: path.to_owned(),
-                source,
-            };
-            let lines = BufReader::new(File::open(path).map_err(read)?).lines();
-            let lines = lines.collect::<Result<Vec<_>, _>>().map_err(read)?;
-            write_atomically(path, |out| {
-                let kept = lines.iter().filter(|line| {
-                    serde_json::from_str::<Value>(line)
-                        .ok()
-                        .and_then(|line| line.get("iteration")?.as_u64())
-                        .is_some_and(|at| at <= iteration)
+    pub(crate) fn filtered(
+        path: &Path,
+        iteration: u64,
+        keep: impl Fn(&Value) -> bool,
+    ) -> Result<Self, Error> {
+        let lines = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(source) => {
+                return Err(Error::Read {
+                    path: path.to_owned(),
+                    source,
                 });
-                for line in kept {
-                    writeln!(out, "{line}")?;
-                }
-                Ok(())
-            })?;
-        }
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .map_err(|source| Error::Write {
-                path: path.to_owned(),
-                source,
-            })?;
+            }
+        };
+        let kept = |line: &&[u8]| {
+            let Ok(value) = serde_json::from_slice::<Value>(line) else {
+                return false;
+            };
+            let at = value.get("iteration").and_then(Value::as_u64);
+            at.is_some_and(|at| at < iteration || at == iteration && keep(&value))
+        };
+        let kept: Vec<_> = lines.split(|byte| *byte == b'\n').filter(kept).collect();
+        write_atomically(path, |out| {
+            for line in &kept {
+                out.write_all(line)?;
+                out.write_all(b"\n")?;
+            }
+            Ok(())
+        })?;
+        let bytes = kept.iter().map(|line| line.len() as u64 + 1).sum();
+        let file = OpenOptions::new().append(true).open(path);
         Ok(Self {
             path: path.to_owned(),
-            file,
+            file: file.map_err(|source| Error::append(path, source))?,
+            bytes,
         })
     }
 
@@ -82,15 +119,23 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// When the disk is full or gone.
+    /// When the disk is full or gone; the log is as it was then.
     pub fn write(&mut self, line: &Value) -> Result<(), Error> {
         let text = format!("{line}\n");
-        self.file
-            .write_all(text.as_bytes())
-            .map_err(|source| Error::Write {
-                path: self.path.clone(),
-                source,
-            })
+        if let Err(source) = self.file.write_all(text.as_bytes()) {
+            // A part of the line may be there.
+            let _ = self.file.set_len(self.bytes);
+            return Err(Error::append(&self.path, source));
+        }
+        self.bytes += text.len() as u64;
+        Ok(())
+    }
+
+    /// Flushes everything to the disk and returns the length in bytes.
+    pub(crate) fn sync(&self) -> Result<u64, Error> {
+        let synced = self.file.sync_data();
+        synced.map_err(|source| Error::append(&self.path, source))?;
+        Ok(self.bytes)
     }
 
     /// The `event` lines of the log at `path`, oldest first; lines that are no JSON are left out.
@@ -99,27 +144,41 @@ impl Log {
     ///
     /// When the file cannot be read.
     pub fn read(path: &Path, event: &str) -> Result<Vec<Value>, Error> {
-        let text = fs::read_to_string(path).map_err(|source| Error::Read {
+        let bytes = fs::read(path).map_err(|source| Error::Read {
             path: path.to_owned(),
             source,
         })?;
-        Ok(text
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        Ok(bytes
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice::<Value>(line).ok())
             .filter(|line| line["event"] == event)
             .collect())
     }
 }
 
 /// Sums of the iterations since the last line of the log.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LogLine {
     steps: u32,
+    /// Of loss, decode loss, auxiliary loss and accuracy; as bits in JSON, which has no infinities.
+    #[serde(with = "bits")]
     sums: [f64; 4],
     skipped: u32,
     waited: Duration,
     total: Duration,
     images: usize,
+}
+
+mod bits {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(sums: &[f64; 4], serializer: S) -> Result<S::Ok, S::Error> {
+        sums.map(f64::to_bits).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[f64; 4], D::Error> {
+        <[u64; 4]>::deserialize(deserializer).map(|bits| bits.map(f64::from_bits))
+    }
 }
 
 impl LogLine {
@@ -176,31 +235,85 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn written(path: &Path, iterations: u64) -> Log {
+        let mut log = Log::create(path).unwrap();
+        let line = |event: &str, iteration: u64| json!({"event": event, "iteration": iteration});
+        log.write(&line("start", 0)).unwrap();
+        for iteration in 1..=iterations {
+            log.write(&line("train", iteration)).unwrap();
+        }
+        log
+    }
+
+    fn iterations(path: &Path) -> Vec<u64> {
+        let lines = Log::read(path, "train").unwrap();
+        let at = |line: &Value| line["iteration"].as_u64().unwrap();
+        lines.iter().map(at).collect()
+    }
+
     #[test]
-    fn resuming_drops_what_came_after_the_checkpoint() {
+    fn what_came_after_the_checkpoint_is_cut_off() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log.jsonl");
-        let mut log = Log::create(&path).unwrap();
-        log.write(&json!({"event": "start", "iteration": 0}))
+        let mut log = written(&path, 3);
+        let bytes = log.sync().unwrap();
+        log.write(&json!({"event": "eval", "iteration": 3}))
             .unwrap();
-        for iteration in 1..=5 {
-            log.write(&json!({"event": "train", "iteration": iteration}))
-                .unwrap();
-        }
-        log.file.write_all(b"{\"event\": \"tr").unwrap();
+        // Cut short within a character.
+        log.file.write_all(b"{\"event\": \"tr\xc3").unwrap();
         drop(log);
 
-        let mut log = Log::resume(&path, 3).unwrap();
+        let mut log = Log::continued(&path, bytes).unwrap().unwrap();
+        log.write(&json!({"event": "train", "iteration": 4}))
+            .unwrap();
+        assert_eq!(iterations(&path), [1, 2, 3, 4]);
+        assert!(Log::read(&path, "eval").unwrap().is_empty());
+        assert_eq!(fs::metadata(&path).unwrap().len(), log.sync().unwrap());
+    }
+
+    #[test]
+    fn another_log_than_that_of_the_checkpoint_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        assert!(Log::continued(&path, 0).unwrap().is_none());
+        let bytes = written(&path, 3).sync().unwrap();
+        assert!(Log::continued(&path, bytes + 1).unwrap().is_none());
+        assert!(Log::continued(&path, bytes - 1).unwrap().is_none());
+        assert_eq!(iterations(&path), [1, 2, 3]);
+        assert!(Log::continued(&path, bytes).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_log_without_a_mark_keeps_the_lines_up_to_the_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let mut log = written(&path, 3);
+        log.write(&json!({"event": "eval", "iteration": 3}))
+            .unwrap();
+        log.write(&json!({"event": "train", "iteration": 4}))
+            .unwrap();
+        log.file.write_all(b"{\"event\": \"tr\xc3").unwrap();
+        drop(log);
+
+        let keep = |line: &Value| line["event"] != "eval";
+        let mut log = Log::filtered(&path, 3, keep).unwrap();
         log.write(&json!({"event": "train", "iteration": 4, "again": true}))
             .unwrap();
-
-        let lines = Log::read(&path, "train").unwrap();
-        let iterations: Vec<_> = lines
-            .iter()
-            .map(|line| line["iteration"].as_u64())
-            .collect();
-        assert_eq!(iterations, [Some(1), Some(2), Some(3), Some(4)]);
-        assert_eq!(lines[3]["again"], true);
+        assert_eq!(iterations(&path), [1, 2, 3, 4]);
+        assert_eq!(Log::read(&path, "train").unwrap()[3]["again"], true);
         assert_eq!(Log::read(&path, "start").unwrap().len(), 1);
+        assert!(Log::read(&path, "eval").unwrap().is_empty());
+        assert_eq!(fs::metadata(&path).unwrap().len(), log.sync().unwrap());
+    }
+
+    #[test]
+    fn sums_of_a_line_survive_as_they_are() {
+        let line = LogLine {
+            steps: 3,
+            sums: [0.1 + 0.2, f64::INFINITY, f64::MIN_POSITIVE, -0.0],
+            ..LogLine::default()
+        };
+        let text = serde_json::to_string(&line).unwrap();
+        assert_eq!(serde_json::from_str::<LogLine>(&text).unwrap(), line);
     }
 }

@@ -7,7 +7,6 @@ pub(crate) mod results;
 pub(crate) mod state;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -15,15 +14,18 @@ use burn::tensor::Device;
 use halfseg_amp::{GradScaler, StepOutcome};
 use halfseg_data::{Loader, LoaderConfig, check_labels};
 use halfseg_devices::{Bytes, resident_memory};
-use halfseg_eval::{ConfusionMatrix, by_class, confusion_svg, scores_json};
+use halfseg_eval::{by_class, confusion_svg, scores_json};
 use halfseg_predict::{Predictor, PredictorSettings, draw_prediction};
 use halfseg_segmentor::LoadReport;
 use serde_json::json;
 
 use crate::start::{Start, check_memory, open_further};
-use crate::{Error, Learner, Log, Recipe, Splits, Step, class_names, parameters, pipeline};
+use crate::{
+    DataSource, Error, Learner, Log, Recipe, Splits, Step, class_names, parameters, pipeline,
+};
 use folder::{
-    BEST, CONFIG, LAST, LOG, RECIPE_KEY, last_checkpoint, read_recipe, state_path, write_text,
+    Best, Evaluation, Existing, Folder, ITERATION_KEY, MIOU_KEY, Mark, RECIPE_KEY, can_resume,
+    check_free, holds_run, read_recipe,
 };
 use log::{LogLine, number};
 use observer::{Observer, Outcome, Started, Timing};
@@ -31,29 +33,33 @@ use state::{Position, RunState};
 
 /// A run in a folder of its own.
 ///
-/// The folder holds `config.toml`, `log.jsonl`, the last checkpoint (`iter_N.safetensors` with the
+/// The folder holds `config.toml`, `log.jsonl`, the last checkpoints (`iter_N.safetensors` with the
 /// weights under MMSegmentation's names, `iter_N.state.safetensors` with everything else, and the
-/// file `last_checkpoint` that names it), `best.safetensors`, and at the end `scores.json`,
-/// `loss.svg`, `confusion.svg` and pictures.
+/// file `last_checkpoint` that names the last), `best.safetensors`, `run.json`, which says what of
+/// this belongs to the run, and at the end `scores.json`, `loss.svg`, `confusion.svg` and pictures.
 ///
 /// A checkpoint counts once `last_checkpoint` names it, which is renamed into place after both
-/// files are on the disk; the one before is removed after that. So a full disk or a crash at any
+/// files are on the disk; older ones are removed after that. So a full disk or a crash at any
 /// moment leaves a checkpoint to resume from, and resuming takes the same steps, bit for bit, as
-/// a run that was never interrupted.
+/// a run that was never interrupted. While a trainer exists, its folder is locked.
 pub struct Trainer {
     recipe: Recipe,
     device: Device,
-    out: PathBuf,
+    folder: Folder,
     learner: Learner,
     data: Splits,
     log: Log,
     loaded: Option<LoadReport>,
     memory: Bytes,
     skipped_in_a_row: u64,
-    best: Option<(f64, u64)>,
+    /// Sums of the iterations since the last line of the log.
+    line: LogLine,
+    best: Option<Best>,
+    evaluated: Option<Evaluation>,
+    /// Whether results and log are those of the finished run.
+    finished: bool,
     /// Iteration of the last checkpoint on the disk.
     saved: Option<u64>,
-    last_matrix: Option<(u64, ConfusionMatrix)>,
 }
 
 impl Trainer {
@@ -62,14 +68,16 @@ impl Trainer {
     ///
     /// # Errors
     ///
-    /// Data that is missing or wrong, weights that do not fit, a folder that already holds a run,
-    /// and a step that cannot fit into memory.
+    /// Data that is missing or wrong, weights that do not fit, a folder that holds a run already or
+    /// is in use by another process, and a step that cannot fit into memory.
     pub fn new(recipe: Recipe, device: &Device, out: &Path) -> Result<Self, Error> {
+        check_free(out, &recipe)?;
         let data = Splits::open(&recipe)?;
-        Self::with_data(recipe, data, device, out)
+        Self::with_data(recipe, data, device, out, Existing::Refused)
     }
 
-    /// As [`new`](Self::new), with data of one's own in place of the recipe's.
+    /// As [`new`](Self::new), with data of one's own in place of the recipe's, and in place of
+    /// another run in the folder if `existing` says so.
     ///
     /// # Errors
     ///
@@ -83,19 +91,13 @@ impl Trainer {
         data: Splits,
         device: &Device,
         out: &Path,
+        existing: Existing,
     ) -> Result<Self, Error> {
-        if Self::can_resume(out) {
-            return Err(Error::FolderInUse {
-                path: out.to_owned(),
-                found: LAST,
-            });
+        recipe.check("the recipe of this run")?;
+        if existing == Existing::Refused {
+            check_free(out, &recipe)?;
         }
         let memory = check_memory(&recipe)?;
-        fs::create_dir_all(out).map_err(|source| Error::Write {
-            path: out.to_owned(),
-            source,
-        })?;
-
         let Start {
             model,
             policy,
@@ -103,101 +105,141 @@ impl Trainer {
         } = Start::of(&recipe, &device.clone().autodiff())?;
         let further = open_further(&recipe)?;
         let learner = Learner::new(model, policy, &recipe).with_further_devices(further);
-        write_text(&out.join(CONFIG), &recipe.to_toml())?;
-        let log = Log::create(&out.join(LOG))?;
+        let folder = Folder::claim(out, &recipe, existing)?;
+        let log = Log::create(&folder.log())?;
         Ok(Self {
             recipe,
             device: device.clone(),
-            out: out.to_owned(),
+            folder,
             learner,
             data,
             log,
             loaded,
             memory,
             skipped_in_a_row: 0,
+            line: LogLine::default(),
             best: None,
+            evaluated: None,
+            finished: false,
             saved: None,
-            last_matrix: None,
         })
     }
 
-    /// The recipe that the last checkpoint of the run in the folder `out` carries, with the devices
-    /// that it ran on.
+    /// Continues the run in the folder `out` from its last checkpoint, on the devices and with the
+    /// data of the recipe that the checkpoint carries, after `change` has been at it.
     ///
     /// # Errors
     ///
-    /// A folder without a checkpoint, and one that training did not write.
-    pub fn recorded_recipe(out: &Path) -> Result<Recipe, Error> {
-        let weights = last_checkpoint(out)?;
-        read_recipe(&weights)?.ok_or_else(|| Error::State {
-            path: weights,
-            expected: "a checkpoint that halfseg wrote in training".into(),
-            found: format!("no `{RECIPE_KEY}` in its metadata"),
-        })
-    }
-
-    /// Continues the run in the folder `out` from its last checkpoint, with the recipe that the
-    /// checkpoint carries after `change` has been at it.
-    ///
-    /// # Errors
-    ///
-    /// A folder without a checkpoint, damaged files, and those of [`new`](Self::new).
+    /// A folder without a checkpoint or in use by another process, damaged files, changes with which
+    /// the run cannot be continued, and those of [`new`](Self::new).
     pub fn resume(
-        device: &Device,
         out: &Path,
         change: impl FnOnce(Recipe) -> Result<Recipe, Error>,
     ) -> Result<Self, Error> {
-        let weights = last_checkpoint(out)?;
-        let recipe = change(Self::recorded_recipe(out)?)?;
+        Self::resume_with_data(out, change, Splits::open)
+    }
+
+    /// As [`resume`](Self::resume), with the data that `open` has for the recipe.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`resume`](Self::resume) and of `open`.
+    pub fn resume_with_data(
+        out: &Path,
+        change: impl FnOnce(Recipe) -> Result<Recipe, Error>,
+        open: impl FnOnce(&Recipe) -> Result<Splits, Error>,
+    ) -> Result<Self, Error> {
+        let (mut folder, iteration, mark) = Folder::open(out)?;
+        let weights = folder.weights(iteration);
+        let began = recipe_at(&weights, iteration)?;
+        let recipe = change(began.clone())?;
         let memory = check_memory(&recipe)?;
-        let data = Splits::open(&recipe)?;
-        let training = device.clone().autodiff();
-        let start = Start::resumed(&recipe, &weights, &training)?;
-        let further = open_further(&recipe)?;
-        let mut learner =
-            Learner::new(start.model, start.policy, &recipe).with_further_devices(further);
-        let path = state_path(&weights);
+        let data = open(&recipe)?;
+        let path = folder.state(iteration);
         let RunState { position, momentum } = RunState::load(&path)?;
         let wrong = |expected: &str, found: String| Error::State {
             path: path.clone(),
             expected: expected.into(),
             found,
         };
-        if position.seed != recipe.seed {
-            let expected = format!("seed {}, as the run began with", position.seed);
-            return Err(wrong(&expected, recipe.seed.to_string()));
+        if position.iteration != iteration {
+            let expected = format!("the state of iteration {iteration}, as the weights beside it");
+            return Err(wrong(
+                &expected,
+                format!("iteration {}", position.iteration),
+            ));
         }
-        let mut scaler: GradScaler = serde_json::from_value(position.scaler)
+        check_continues(&position, &recipe, data.train.len())?;
+
+        let device = recipe.device.open()?;
+        let start = Start::resumed(&recipe, &weights, &device.clone().autodiff())?;
+        let further = open_further(&recipe)?;
+        let mut learner =
+            Learner::new(start.model, start.policy, &recipe).with_further_devices(further);
+        let mut scaler: GradScaler = serde_json::from_value(position.scaler.clone())
             .map_err(|error| wrong("the state of a gradient scaler", error.to_string()))?;
+        let expected = position.buffers.unwrap_or_else(|| {
+            // Earlier versions did not count them.
+            let some = iteration > scaler.skips() && began.optimizer.momentum != 0.0;
+            momentum.len().max(usize::from(some))
+        });
+        if momentum.len() != expected {
+            let expected = format!("the momentum of {expected} parameters or more");
+            return Err(wrong(&expected, format!("that of {}", momentum.len())));
+        }
         if scaler.scaling() != learner.scaler().scaling() {
             // Another precision or loss scale was asked for: it starts afresh.
             scaler = GradScaler::new(learner.scaler().scaling().clone());
         }
-        let left = learner.restore(position.iteration, scaler, momentum, device);
+        let left = learner.restore(iteration, scaler, momentum, &device);
         if let Some(first) = left.first() {
             return Err(wrong("momentum for this network", format!("`{first}`")));
         }
-        let log = Log::resume(&out.join(LOG), position.iteration)?;
-        write_text(&out.join(CONFIG), &recipe.to_toml())?;
-        Ok(Self {
+
+        let of = scored(&recipe, &data);
+        let iterations = recipe.schedule.iterations;
+        let (log, mark) =
+            continue_log(&mut folder, iteration, mark, &of, iterations, position.best)?;
+        let best = mark.best.filter(|best| {
+            let comparable = best.of.as_ref().is_none_or(|what| *what == of);
+            if !comparable {
+                folder.notes.push(format!(
+                    "the best mIoU so far, {:.4} at iteration {}, was that of other pictures or \
+                     settings of the evaluation: the best is looked for anew",
+                    best.miou, best.iteration
+                ));
+            }
+            comparable
+        });
+        let mut trainer = Self {
             recipe,
-            device: device.clone(),
-            out: out.to_owned(),
+            device,
+            folder,
             learner,
             data,
             log,
             loaded: None,
             memory,
             skipped_in_a_row: position.skipped_in_a_row,
-            best: position.best,
-            saved: Some(position.iteration),
-            last_matrix: None,
-        })
+            line: mark.line,
+            best,
+            evaluated: mark.evaluated.filter(|evaluation| evaluation.of == of),
+            finished: mark.finished,
+            saved: Some(iteration),
+        };
+        trainer.folder.write_config(&trainer.recipe)?;
+        trainer.mark()?;
+        Ok(trainer)
     }
 
     /// Whether `out` holds a checkpoint that [`resume`](Self::resume) can continue from.
     pub fn can_resume(out: &Path) -> bool {
-        out.join(LAST).is_file()
+        can_resume(out)
+    }
+
+    /// Whether `out` holds what another run left, so that a new one is refused there.
+    pub fn holds_run(out: &Path) -> bool {
+        holds_run(out)
     }
 
     /// The recipe.
@@ -226,7 +268,16 @@ impl Trainer {
     }
 
     fn run_to_end(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
+        let left = self
+            .learner
+            .iterations()
+            .saturating_sub(self.learner.iteration());
+        self.finished &= left == 0 && !self.evaluation_is_due();
         self.start(observer)?;
+        // One that was interrupted.
+        if self.evaluation_is_due() && !self.evaluate(observer)? {
+            return self.interrupted(observer);
+        }
         let batch_size = self.recipe.train.batch;
         let loader = Loader::new(
             self.data.train.clone(),
@@ -240,11 +291,6 @@ impl Trainer {
             },
         );
         let training = self.device.clone().autodiff();
-        let left = self
-            .learner
-            .iterations()
-            .saturating_sub(self.learner.iteration());
-        let mut line = LogLine::default();
         let mut begun = Instant::now();
         for batch in loader.take(usize::try_from(left).unwrap_or(usize::MAX)) {
             let batch = batch?;
@@ -265,20 +311,24 @@ impl Trainer {
             drop(batch);
 
             observer.stepped(&step, &timing);
-            line.add(&step, &timing);
+            self.line.add(&step, &timing);
             let iteration = step.iteration;
             if iteration.is_multiple_of(self.recipe.train.log_every) {
-                self.log.write(&std::mem::take(&mut line).json(&step))?;
+                self.log
+                    .write(&std::mem::take(&mut self.line).json(&step))?;
             }
             self.check_finite(&step)?;
 
             let every = |period: u64| period > 0 && iteration.is_multiple_of(period);
             let last = iteration == self.learner.iterations();
-            if !last && every(self.recipe.train.eval_every) && !self.evaluate(observer)? {
-                return self.interrupted(observer);
-            }
-            if !last && every(self.recipe.train.checkpoint_every) {
+            let checkpoint_every = self.recipe.train.checkpoint_every;
+            let evaluates = !last && self.evaluation_is_due();
+            // The weights are safe before an evaluation begins.
+            if !last && (every(checkpoint_every) || evaluates && checkpoint_every > 0) {
                 self.save(observer)?;
+            }
+            if evaluates && !self.evaluate(observer)? {
+                return self.interrupted(observer);
             }
             if observer.stop() && !last {
                 return self.interrupted(observer);
@@ -286,13 +336,10 @@ impl Trainer {
             // Evaluating and saving is not part of the next iteration.
             begun = Instant::now();
         }
-        // The weights are safe before the last evaluation begins.
-        let weights = self.save(observer)?;
-        if !self.evaluate(observer)? {
+        self.save(observer)?;
+        if self.evaluation_is_due() && !self.evaluate(observer)? {
             return self.interrupted(observer);
         }
-        // The evaluation may have changed which iteration is the best.
-        self.save_state(&weights)?;
         self.finish()
     }
 
@@ -306,8 +353,12 @@ impl Trainer {
             loaded: self.loaded.as_ref(),
             memory: self.memory,
             route: self.learner.route(),
+            notes: &self.folder.notes,
         };
         observer.started(&started);
+        if self.finished {
+            return Ok(());
+        }
         self.log.write(&json!({
             "event": "start",
             "iteration": started.iteration,
@@ -350,6 +401,19 @@ impl Trainer {
         Ok(())
     }
 
+    /// Whether the validation split is to be scored at this iteration and was not.
+    fn evaluation_is_due(&self) -> bool {
+        let iteration = self.learner.iteration();
+        let last = iteration >= self.learner.iterations();
+        let every = self.recipe.train.eval_every;
+        let wanted = last || every > 0 && iteration > 0 && iteration.is_multiple_of(every);
+        let done = self.evaluated.as_ref().is_some_and(|evaluation| {
+            // The scores at the end are asked for, too.
+            evaluation.iteration == iteration && (evaluation.matrix.is_some() || !last)
+        });
+        self.data.val.is_some() && wanted && !done
+    }
+
     /// Scores the validation split. `false` when the observer stopped it.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, Error> {
         let Some(val) = self.data.val.clone() else {
@@ -369,7 +433,18 @@ impl Trainer {
             return Ok(false);
         }
         let scores = matrix.scores();
-        let best = self.best.is_none_or(|(best, _)| scores.mean_iou > best);
+        let so_far = self.best.as_ref();
+        let best = so_far.is_none_or(|best| scores.mean_iou > best.miou);
+        let of = scored(&self.recipe, &self.data);
+        let names = class_names(self.recipe.model.num_classes);
+        if best {
+            self.best = Some(Best {
+                miou: scores.mean_iou,
+                iteration,
+                of: Some(of.clone()),
+            });
+            self.save_weights(&self.folder.best())?;
+        }
         self.log.write(&json!({
             "event": "eval",
             "iteration": iteration,
@@ -377,15 +452,18 @@ impl Trainer {
             "macc": scores.mean_accuracy,
             "aacc": scores.pixel_accuracy,
             "constant_miou": scores.constant_mean_iou,
-            "iou": by_class(&scores, &class_names(), |class| class.iou),
+            "iou": by_class(&scores, names, |class| class.iou),
             "seconds": begun.elapsed().as_secs_f64(),
             "best": best,
         }))?;
-        if best {
-            self.best = Some((scores.mean_iou, iteration));
-            self.save_weights(&self.out.join(BEST))?;
+        self.evaluated = Some(Evaluation {
+            iteration,
+            of,
+            matrix: Some(matrix),
+        });
+        if self.saved == Some(iteration) {
+            self.mark()?;
         }
-        self.last_matrix = Some((iteration, matrix));
         observer.evaluated(iteration, &scores, best);
         Ok(true)
     }
@@ -402,12 +480,17 @@ impl Trainer {
             (RECIPE_KEY.to_owned(), self.recipe.to_toml()),
             (PredictorSettings::KEY.to_owned(), settings.to_json()),
             (
-                "halfseg.iteration".to_owned(),
+                ITERATION_KEY.to_owned(),
                 self.learner.iteration().to_string(),
             ),
         ]);
-        if let Some((miou, _)) = self.best.filter(|(_, at)| *at == self.learner.iteration()) {
-            metadata.insert("halfseg.miou".to_owned(), miou.to_string());
+        let iteration = self.learner.iteration();
+        if let Some(best) = self
+            .best
+            .as_ref()
+            .filter(|best| best.iteration == iteration)
+        {
+            metadata.insert(MIOU_KEY.to_owned(), best.miou.to_string());
         }
         self.learner.inference().save_safetensors(path, metadata)?;
         Ok(())
@@ -416,35 +499,43 @@ impl Trainer {
     /// Writes a checkpoint, unless this iteration's is there already.
     fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf, Error> {
         let iteration = self.learner.iteration();
-        let name = format!("iter_{iteration}.safetensors");
-        let weights = self.out.join(&name);
+        let weights = self.folder.weights(iteration);
         if self.saved == Some(iteration) {
             return Ok(weights);
         }
-        let previous = last_checkpoint(&self.out).ok();
+        self.mark()?;
         self.save_weights(&weights)?;
-        self.save_state(&weights)?;
-        write_text(&self.out.join(LAST), &name)?;
-        if let Some(previous) = previous.filter(|previous| *previous != weights) {
-            // What is left behind here costs space, nothing else.
-            let _ = fs::remove_file(state_path(&previous));
-            let _ = fs::remove_file(previous);
-        }
+        self.save_state(&self.folder.state(iteration))?;
+        self.folder.complete(iteration, self.recipe.train.keep)?;
         self.saved = Some(iteration);
         observer.saved(&weights);
         Ok(weights)
     }
 
-    /// Writes everything but the weights beside them.
-    fn save_state(&self, weights: &Path) -> Result<(), Error> {
-        let iteration = self.learner.iteration();
-        let sample = iteration * self.recipe.train.batch as u64;
-        let mut position =
-            Position::new(iteration, sample, self.recipe.seed, self.learner.scaler());
-        position.skipped_in_a_row = self.skipped_in_a_row;
-        position.best = self.best;
+    /// Notes in the folder what is known at this iteration besides weights and optimizer.
+    fn mark(&mut self) -> Result<(), Error> {
+        let mark = Mark {
+            log_bytes: self.log.sync()?,
+            line: self.line.clone(),
+            best: self.best.clone(),
+            evaluated: self.evaluated.clone(),
+            finished: self.finished,
+        };
+        self.folder.mark(self.learner.iteration(), mark)
+    }
+
+    /// Writes the training state that belongs beside the weights.
+    fn save_state(&self, path: &Path) -> Result<(), Error> {
         let momentum = self.learner.momentum();
-        RunState { position, momentum }.save(&state_path(weights))
+        let (iteration, batch) = (self.learner.iteration(), self.recipe.train.batch);
+        let mut position = Position::new(iteration, self.recipe.seed, self.learner.scaler());
+        position.sample = iteration * batch as u64;
+        position.skipped_in_a_row = self.skipped_in_a_row;
+        position.best = self.best.as_ref().map(|best| (best.miou, best.iteration));
+        position.batch = Some(batch);
+        position.train_images = Some(self.data.train.len());
+        position.buffers = Some(momentum.len());
+        RunState { position, momentum }.save(path)
     }
 
     fn interrupted(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
@@ -458,27 +549,33 @@ impl Trainer {
     /// Scores, plots and pictures of the finished run.
     fn finish(&mut self) -> Result<Outcome, Error> {
         let iteration = self.learner.iteration();
-        results::draw_curves(&self.out.join(LOG), &self.out.join("loss.svg"))?;
+        results::draw_curves(&self.folder.log(), &self.folder.curves())?;
+        let names = class_names(self.recipe.model.num_classes);
         let mut scores = None;
-        if let Some((_, matrix)) = self.last_matrix.take() {
+        let evaluated = self.evaluated.as_ref();
+        let evaluated = evaluated.filter(|evaluation| evaluation.iteration == iteration);
+        if let Some(matrix) = evaluated.and_then(|evaluation| evaluation.matrix.as_ref()) {
             let found = matrix.scores();
-            let mut json = scores_json(&found, &class_names());
+            let mut json = scores_json(&found, names);
             json["iteration"] = iteration.into();
-            if let Some((miou, at)) = self.best {
-                json["best"] = json!({ "miou": miou, "iteration": at });
+            if let Some(best) = &self.best {
+                json["best"] = json!({ "miou": best.miou, "iteration": best.iteration });
             }
-            write_text(&self.out.join("scores.json"), &format!("{json:#}\n"))?;
-            confusion_svg(&self.out.join("confusion.svg"), &matrix, &class_names())?;
+            self.folder.write_scores(&json)?;
+            confusion_svg(&self.folder.confusion(), matrix, names)?;
             scores = Some(Box::new(found));
         }
         if let Some(val) = &self.data.val {
-            let folder = self.out.join("pictures");
+            let folder = self.folder.pictures();
             let predictor = self.predictor();
             for index in results::spread(val.len(), self.recipe.train.pictures) {
                 let sample = val.get(index)?;
                 let map = predictor.predict(&sample.image)?.map;
                 draw_prediction(&folder, &sample, &map)?;
             }
+        }
+        if self.finished {
+            return Ok(Outcome::Finished(scores));
         }
         let (now, peak) = resident_memory().unwrap_or((Bytes(0), Bytes(0)));
         self.log.write(&json!({
@@ -488,6 +585,133 @@ impl Trainer {
             "rss_mib": now.0 >> 20,
             "peak_rss_mib": peak.0 >> 20,
         }))?;
+        self.finished = true;
+        self.mark()?;
         Ok(Outcome::Finished(scores))
     }
+}
+
+/// The recipe in the weights of iteration `iteration`.
+fn recipe_at(weights: &Path, iteration: u64) -> Result<Recipe, Error> {
+    let wrong = |expected: String, found: String| Error::State {
+        path: weights.to_owned(),
+        expected,
+        found,
+    };
+    let metadata = halfseg_segmentor::read_metadata(weights)?;
+    let written = metadata.get(ITERATION_KEY);
+    if let Some(written) = written.filter(|written| **written != iteration.to_string()) {
+        let expected = format!("weights of iteration {iteration}, as its name says");
+        return Err(wrong(expected, format!("those of iteration {written}")));
+    }
+    read_recipe(weights)?.ok_or_else(|| {
+        wrong(
+            "a checkpoint that halfseg wrote in training".into(),
+            format!("no `{RECIPE_KEY}` in its metadata"),
+        )
+    })
+}
+
+/// Refuses changes that would repeat or leave out data, or make another run of it.
+fn check_continues(position: &Position, recipe: &Recipe, train_images: usize) -> Result<(), Error> {
+    let check = |key: &str, began: Option<u64>, now: u64, what: &str| match began {
+        Some(began) if began != now => Err(Error::Value {
+            key: key.into(),
+            origin: "the resumed run".into(),
+            expected: format!("{began}, {what}"),
+            found: now.to_string(),
+        }),
+        _ => Ok(()),
+    };
+    check(
+        "seed",
+        Some(position.seed),
+        recipe.seed,
+        "as the run began with: it decides the order of the data",
+    )?;
+    check(
+        "train.batch",
+        position.batch(),
+        recipe.train.batch as u64,
+        "as the run began with: its place in the data is counted in batches",
+    )?;
+    check(
+        "data.train_split",
+        position.train_images.map(|images| images as u64),
+        train_images as u64,
+        "as many pictures as the run began with: their number decides their order",
+    )?;
+    if recipe.schedule.iterations < position.iteration {
+        return Err(Error::Value {
+            key: "schedule.iterations".into(),
+            origin: "the resumed run".into(),
+            expected: format!("{} or more, since so many were run", position.iteration),
+            found: recipe.schedule.iterations.to_string(),
+        });
+    }
+    Ok(())
+}
+
+/// The log up to `iteration`, and what is known of this iteration: its mark, or what can be told of
+/// a run that an earlier version wrote.
+fn continue_log(
+    folder: &mut Folder,
+    iteration: u64,
+    mark: Option<Mark>,
+    of: &str,
+    iterations: u64,
+    best: Option<(f64, u64)>,
+) -> Result<(Log, Mark), Error> {
+    let path = folder.log();
+    if let Some(mark) = mark {
+        if let Some(log) = Log::continued(&path, mark.log_bytes)? {
+            return Ok((log, mark));
+        }
+        folder.notes.push(format!(
+            "{} is not the log that this run wrote: lines may be missing",
+            path.display()
+        ));
+        let log = Log::filtered(&path, iteration, |line| {
+            line["event"] != "end" || mark.finished
+        })?;
+        return Ok((log, mark));
+    }
+    // Evaluations came before checkpoints.
+    let of_this = |line: &serde_json::Value| line["iteration"] == iteration;
+    let lines = Log::read(&path, "eval").unwrap_or_default();
+    let evaluated = lines.iter().any(of_this) && iteration < iterations;
+    let log = Log::filtered(&path, iteration, |line| match line["event"].as_str() {
+        Some("eval") => evaluated,
+        event => event != Some("end"),
+    })?;
+    let best = best.map(|(miou, iteration)| Best {
+        miou,
+        iteration,
+        of: None,
+    });
+    let evaluated = evaluated.then(|| Evaluation {
+        iteration,
+        of: of.to_owned(),
+        matrix: None,
+    });
+    let mark = Mark {
+        best,
+        evaluated,
+        ..Mark::default()
+    };
+    Ok((log, mark))
+}
+
+/// What an evaluation scores, and how: scores of different ones cannot be compared.
+fn scored(recipe: &Recipe, data: &Splits) -> String {
+    let source = &recipe.data;
+    let generated = [source.synthetic_seed, source.synthetic_val as u64];
+    json!({
+        "source": source.source,
+        "split": source.val_split,
+        "pictures": data.val.as_ref().map(|val| val.len()),
+        "generated": (source.source == DataSource::Synthetic).then(|| json!([generated, source.scale])),
+        "eval": recipe.eval,
+    })
+    .to_string()
 }

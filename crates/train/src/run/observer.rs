@@ -46,6 +46,8 @@ pub struct Started<'a> {
     pub loaded: Option<&'a LoadReport>,
     /// The lower bound of the memory needed.
     pub memory: Bytes,
+    /// What is out of the ordinary about the run's folder, for people.
+    pub notes: &'a [String],
     /// The way that gradients and sums take between several devices.
     pub route: Route,
 }

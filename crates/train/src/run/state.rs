@@ -47,19 +47,37 @@ pub(crate) struct Position {
     pub skipped_in_a_row: u64,
     /// Best mIoU so far, and the iteration that reached it.
     pub best: Option<(f64, u64)>,
+    /// Samples of an iteration; earlier versions did not write it, nor what follows.
+    #[serde(default)]
+    pub batch: Option<usize>,
+    /// Samples that are trained on.
+    #[serde(default)]
+    pub train_images: Option<usize>,
+    /// Parameters that have momentum.
+    #[serde(default)]
+    pub buffers: Option<usize>,
 }
 
 impl Position {
-    pub fn new(iteration: u64, sample: u64, seed: u64, scaler: &GradScaler) -> Self {
+    pub fn new(iteration: u64, seed: u64, scaler: &GradScaler) -> Self {
         Self {
             format: FORMAT,
             iteration,
-            sample,
+            sample: 0,
             seed,
             scaler: serde_json::to_value(scaler).expect("a scaler is plain numbers"),
             skipped_in_a_row: 0,
             best: None,
+            batch: None,
+            train_images: None,
+            buffers: None,
         }
+    }
+
+    /// Samples of an iteration, as far as is known.
+    pub fn batch(&self) -> Option<u64> {
+        let counted = || self.sample.checked_div(self.iteration);
+        self.batch.map(|batch| batch as u64).or_else(counted)
     }
 }
 
@@ -130,7 +148,7 @@ mod tests {
     use super::*;
 
     fn state() -> RunState {
-        let mut position = Position::new(7, 14, 3, &GradScaler::fixed(512.0));
+        let mut position = Position::new(7, 3, &GradScaler::fixed(512.0));
         position.best = Some((0.5, 4));
         RunState {
             position,

@@ -1,0 +1,357 @@
+//! Training that is killed, stopped and doubled from outside, against training that is left alone.
+//!
+//! `HALFSEG_KILLS` sets the number of kills (20 unless given), `HALFSEG_SEED` their moments.
+
+#![cfg(unix)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A run of about a second, with checkpoints, evaluations and lines of the log out of step.
+const RUN: [&str; 38] = [
+    "--method",
+    "fcn",
+    "--data",
+    "synthetic",
+    "--backbone",
+    "resnet18",
+    "--set",
+    "model.stem_channels=8",
+    "--set",
+    "model.base_channels=4",
+    "--set",
+    "model.head_channels=8",
+    "--set",
+    "model.aux_channels=8",
+    "--set",
+    "data.synthetic_train=5",
+    "--set",
+    "data.synthetic_val=6",
+    "--set",
+    "train.pictures=1",
+    "--scale",
+    "64x32",
+    "--crop",
+    "32x32",
+    "--batch",
+    "2",
+    "--set",
+    "train.log_every=4",
+    "--loss-scale",
+    "torch",
+    "--eval-every",
+    "6",
+    "--checkpoint-every",
+    "5",
+    "--keep",
+    "2",
+    "--iterations",
+    "27",
+];
+const LAST: u64 = 27;
+
+/// Values that do not depend on what happens, but on the time.
+const TIMES: [&str; 6] = [
+    "seconds",
+    "step_s",
+    "data_wait_s",
+    "images_per_s",
+    "rss_mib",
+    "peak_rss_mib",
+];
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are Unicode")
+}
+
+fn train(out: &Path, how: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_halfseg"));
+    command.args(["train", "--out", text(out)]).args(how);
+    command
+        .env_remove("RUST_BACKTRACE")
+        .env("RAYON_NUM_THREADS", "1");
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// Begins a run of `how`, or goes on with it where that can be done.
+fn go_on(out: &Path, how: &[&str]) -> Child {
+    let arguments = match out.join("last_checkpoint").exists() {
+        true => vec!["--resume"],
+        // What a run that was killed before its first checkpoint left is in the way.
+        false => [how, &["--overwrite"]].concat(),
+    };
+    train(out, &arguments).spawn().expect("the program starts")
+}
+
+fn signal(child: &Child, name: &str) {
+    let arguments = [format!("-{name}"), child.id().to_string()];
+    // It may have ended by itself.
+    let _ = Command::new("kill")
+        .args(arguments)
+        .stderr(Stdio::null())
+        .status();
+}
+
+fn ended(child: Child) -> (ExitStatus, String) {
+    let output = child.wait_with_output().expect("the program ends");
+    (
+        output.status,
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+fn check_ended(child: Child, code: i32, expected: &str) -> String {
+    let (status, said) = ended(child);
+    assert_eq!(status.code(), Some(code), "{said}");
+    assert!(said.contains(expected), "expected `{expected}` in:\n{said}");
+    said
+}
+
+/// Waits for something to be true of a running program.
+fn wait_for(child: &mut Child, what: &str, happened: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !happened() {
+        let running = child
+            .try_wait()
+            .expect("the program can be waited for")
+            .is_none();
+        assert!(running, "ended before {what}");
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "no {what} in two minutes"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Tensors of a safetensors file, byte for byte; not its metadata.
+fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.iter();
+    tensors
+        .map(|(name, tensor)| (name.to_owned(), tensor.data().to_vec()))
+        .collect()
+}
+
+/// The log but for times, and for where runs were begun and continued.
+fn log(out: &Path) -> Vec<String> {
+    let text = fs::read_to_string(out.join("log.jsonl")).unwrap();
+    let lines = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("a whole line"));
+    let lines = lines.filter(|line| line["event"] != "start");
+    let timeless = lines.map(|mut line| {
+        let fields = line.as_object_mut().unwrap();
+        fields.retain(|key, _| !TIMES.contains(&key.as_str()));
+        line.to_string()
+    });
+    timeless.collect()
+}
+
+fn files(out: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for folder in [out.to_owned(), out.join("pictures")] {
+        for entry in fs::read_dir(&folder).unwrap() {
+            names.push(entry.unwrap().file_name().into_string().unwrap());
+        }
+    }
+    names.sort();
+    names
+}
+
+/// Whether the run in `out` left, bit for bit, what the one in `whole` did.
+fn check_same(whole: &Path, out: &Path, what: &str) {
+    assert_eq!(files(out), files(whole), "{what}");
+    let names = [
+        format!("iter_{LAST}.safetensors"),
+        format!("iter_{LAST}.state.safetensors"),
+        "best.safetensors".into(),
+    ];
+    for name in names {
+        let (found, expected) = (tensors(&out.join(&name)), tensors(&whole.join(&name)));
+        let names = |all: &BTreeMap<String, Vec<u8>>| all.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&found), names(&expected), "{what}: {name}");
+        for (tensor, bytes) in &found {
+            assert!(
+                bytes == &expected[tensor],
+                "{what}: {tensor} of {name} differs"
+            );
+        }
+    }
+    for name in ["scores.json", "last_checkpoint", "config.toml"] {
+        let read = |out: &Path| fs::read_to_string(out.join(name)).unwrap();
+        assert_eq!(read(out), read(whole), "{what}: {name}");
+    }
+    assert_eq!(log(out), log(whole), "{what}");
+}
+
+/// Numbers that look drawn at random (SplitMix64).
+struct Moments(u64);
+
+impl Moments {
+    fn new() -> Self {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap();
+        let given = std::env::var("HALFSEG_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok());
+        let seed = given.unwrap_or(now.as_nanos() as u64);
+        println!("HALFSEG_SEED={seed}");
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    /// A moment within `whole`.
+    fn within(&mut self, whole: Duration) -> Duration {
+        whole.mul_f64((self.next() >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+/// The run that is left alone, and how long it takes.
+fn left_alone(folder: &TempDir, how: &[&str]) -> (PathBuf, Duration) {
+    let whole = folder.path().join("whole");
+    let begun = Instant::now();
+    let child = train(&whole, how).spawn().expect("the program starts");
+    check_ended(child, 0, "mIoU");
+    (whole, begun.elapsed())
+}
+
+#[test]
+fn a_run_that_is_killed_again_and_again_is_the_run_that_was_left_alone() {
+    let kills = std::env::var("HALFSEG_KILLS").map_or(20, |kills| kills.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, time) = left_alone(&folder, &RUN);
+    let mut moments = Moments::new();
+    let (mut killed, mut runs) = (0, 0);
+    while killed < kills {
+        runs += 1;
+        let out = folder.path().join(format!("run-{runs}"));
+        // So many in one run, and it may end.
+        let mut left = 2 + moments.next() % 6;
+        loop {
+            let mut child = go_on(&out, &RUN);
+            if left == 0 || killed == kills {
+                check_ended(child, 0, "mIoU");
+                break;
+            }
+            std::thread::sleep(moments.within(time));
+            if child.try_wait().unwrap().is_some() {
+                check_ended(child, 0, "mIoU");
+                break;
+            }
+            let how = ["KILL", "KILL", "KILL", "TERM", "INT INT"][(moments.next() % 5) as usize];
+            for name in how.split(' ') {
+                signal(&child, name);
+            }
+            let (status, said) = ended(child);
+            let expected = [None, Some(0), Some(130)];
+            assert!(
+                expected.contains(&status.code()),
+                "{how}, {status}:\n{said}"
+            );
+            killed += 1;
+            left -= 1;
+        }
+        check_same(&whole, &out, &format!("run {runs}, after {killed} kills"));
+        fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+#[test]
+fn an_evaluation_that_is_ended_is_made_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let how = [&RUN[..], &["--set", "data.synthetic_val=60"]].concat();
+    let (whole, _) = left_alone(&folder, &how);
+    // The one of iteration 12, and the last.
+    for at in [12, LAST] {
+        for name in ["TERM", "KILL"] {
+            let out = folder.path().join(format!("{name}-{at}"));
+            let mut child = train(&out, &how).spawn().unwrap();
+            let last = format!("iter_{at}.safetensors");
+            wait_for(&mut child, "the checkpoint before the evaluation", || {
+                fs::read_to_string(out.join("last_checkpoint")).is_ok_and(|name| name == last)
+            });
+            signal(&child, name);
+            let (status, said) = ended(child);
+            let expected = if name == "TERM" { Some(130) } else { None };
+            assert_eq!(status.code(), expected, "{said}");
+            let evaluations = |out: &Path| {
+                let lines = log(out);
+                lines
+                    .iter()
+                    .filter(|line| line.contains("\"eval\""))
+                    .count()
+            };
+            assert!(
+                evaluations(&out) < evaluations(&whole),
+                "the evaluation was over: give it more pictures"
+            );
+            check_ended(go_on(&out, &how), 0, "mIoU");
+            check_same(&whole, &out, &format!("{name} at {at}"));
+        }
+    }
+}
+
+#[test]
+fn two_processes_do_not_share_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let mut long = RUN;
+    for (flag, value) in [("--iterations", "1000000"), ("--eval-every", "0")] {
+        let place = long.iter().position(|argument| *argument == flag);
+        long[place.expect("the flag is there") + 1] = value;
+    }
+    let mut first = train(&out, &long).spawn().unwrap();
+    wait_for(&mut first, "a checkpoint", || {
+        out.join("last_checkpoint").exists()
+    });
+    let id = first.id().to_string();
+    for how in [&["--resume"][..], &[&long[..], &["--overwrite"]].concat()] {
+        let said = check_ended(train(&out, how).spawn().unwrap(), 1, "is in use");
+        assert!(said.contains(&id), "expected {id} in:\n{said}");
+    }
+    signal(&first, "KILL");
+    ended(first);
+    let mut again = train(&out, &["--resume"]).spawn().unwrap();
+    let lines = || fs::read_to_string(out.join("log.jsonl")).map_or(0, |log| log.lines().count());
+    let before = lines();
+    wait_for(&mut again, "lines of the log", || lines() > before + 1);
+    signal(&again, "TERM");
+    check_ended(again, 130, "--resume");
+}
+
+#[test]
+fn of_two_new_runs_at_once_one_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, _) = left_alone(&folder, &RUN);
+    for round in 0..3 {
+        let out = folder.path().join(format!("run-{round}"));
+        let both = [(); 2].map(|()| train(&out, &RUN).spawn().unwrap());
+        let mut both = both.map(ended);
+        both.sort_by_key(|(status, _)| status.code());
+        let codes = both.each_ref().map(|(status, _)| status.code());
+        assert_eq!(codes, [Some(0), Some(1)], "{}\n{}", both[0].1, both[1].1);
+        let said = &both[1].1;
+        assert!(
+            said.contains("is in use") || said.contains("already holds a run"),
+            "{said}"
+        );
+        check_same(&whole, &out, "the one that won");
+    }
+}
