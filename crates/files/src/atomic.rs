@@ -282,7 +282,7 @@ mod tests {
         .unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "whole");
         assert_eq!(names(folder.path()).len(), kept.len() + 2);
-        assert_eq!(sweep(folder.path()).unwrap(), [PathBuf::new(); 0]);
+        assert!(sweep(folder.path()).unwrap().is_empty());
     }
 
     #[cfg(unix)]
