@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use crate::image::PendingImage;
 use crate::labels::{CLASSES, IGNORE, MAX_LABEL_ID, label_id, train_id};
+use crate::names::unique_names;
 use crate::natural::natural_order;
 use crate::{
-    CropBox, DataError, Dataset, InstanceMap, LabelMap, PartialSample, Sample, read_instances,
-    read_label, write_label, write_rgb,
+    CropBox, DataError, Dataset, ImageReader, InstanceMap, LabelMap, PartialSample, Sample,
+    write_label, write_rgb,
 };
 
 const LAYOUT: &str = "leftImg8bit/<split>/<city>/*_leftImg8bit.png|jpg with gtFine/<split>/<city>/*_gtFine_labelIds.png|_labelTrainIds.png";
@@ -17,27 +18,43 @@ const IMAGE_ENDINGS: [&str; 3] = ["_leftImg8bit.png", "_leftImg8bit.jpg", "_left
 const LABEL_IDS: &str = "_gtFine_labelIds.png";
 const TRAIN_IDS: &str = "_gtFine_labelTrainIds.png";
 const INSTANCE_IDS: &str = "_gtFine_instanceIds.png";
+/// Maps that are looked at before a split of trainIds is taken for one of masks.
+const MASKS: usize = 8;
 
 /// A split of a data set in the Cityscapes folder layout, in the natural order of city and name.
 #[derive(Clone, Debug)]
 pub struct Cityscapes {
     items: Vec<Item>,
+    reader: ImageReader,
 }
 
 #[derive(Clone, Debug)]
 struct Item {
+    /// The file's name without its ending; that of no other sample once the split is listed.
     name: String,
     image: PathBuf,
     label: Option<PathBuf>,
     instances: Option<PathBuf>,
 }
 
-/// The entries of a folder in natural order, with their names; names that are not Unicode belong
-/// to no data set and are left out.
+/// The entries of a folder in natural order, with their names. Names that are not Unicode are
+/// refused where they would belong to the data set, and left out elsewhere.
 fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, DataError> {
     let paths = halfseg_files::entries(folder).map_err(|e| DataError::io(folder, e))?;
-    let named = |path: PathBuf| Some((path.file_name()?.to_str()?.to_owned(), path));
-    let mut found: Vec<_> = paths.into_iter().filter_map(named).collect();
+    let mut found = Vec::with_capacity(paths.len());
+    for path in paths {
+        let name = path.file_name().unwrap_or_default();
+        match name.to_str() {
+            Some(name) => found.push((name.to_owned(), path)),
+            None => {
+                let (name, labels) = (name.to_string_lossy(), [LABEL_IDS, TRAIN_IDS]);
+                let known = IMAGE_ENDINGS.iter().chain(&labels);
+                if path.is_dir() || known.into_iter().any(|ending| name.ends_with(ending)) {
+                    return Err(DataError::Name { path });
+                }
+            }
+        }
+    }
     found.sort_by(|a, b| natural_order(&a.0, &b.0));
     Ok(found)
 }
@@ -64,8 +81,9 @@ impl Cityscapes {
     /// samples have no labels, as a split for prediction.
     ///
     /// # Errors
-    /// If a folder is missing, the split is empty, two pictures share a name, or a picture or a
-    /// label map lacks its partner.
+    /// If a folder is missing, the split is empty, two pictures of a city share a name, a picture or
+    /// a label map lacks its partner, a name is not Unicode, or the maps of trainIds are masks of 0
+    /// and 255.
     pub fn open(root: &Path, split: &str) -> Result<Self, DataError> {
         let images = root.join("leftImg8bit").join(split);
         if !images.is_dir() {
@@ -89,7 +107,25 @@ impl Cityscapes {
                 expected: IMAGE_NAMES,
             });
         }
-        Ok(Self { items })
+        let city = |item: &Item| {
+            let folder = item.image.parent().and_then(Path::file_name);
+            folder.unwrap_or_default().to_string_lossy().into_owned()
+        };
+        let files: Vec<_> = items
+            .iter()
+            .map(|item| (city(item), item.name.clone()))
+            .collect();
+        for (item, name) in items.iter_mut().zip(unique_names(&files)) {
+            item.name = name;
+        }
+        let reader = ImageReader::default();
+        check_masks(&items, reader)?;
+        Ok(Self { items, reader })
+    }
+
+    /// Reads with the limits of `reader` in place of the default ones.
+    pub fn with_reader(self, reader: ImageReader) -> Self {
+        Self { reader, ..self }
     }
 
     /// The image files, in order.
@@ -122,18 +158,18 @@ impl Cityscapes {
         let Some(path) = &item.instances else {
             return Ok(None);
         };
-        let map = read_instances(path)?;
-        let expected = PendingImage::open(&item.image)?.size();
+        let map = self.reader.instances(path)?;
+        let expected = self.reader.size(&item.image)?;
         check_size(item, path, expected, (map.width, map.height))?;
         Ok(Some(map))
     }
 
     /// The label map of `item` as trainIds, checked against the size of its picture.
-    fn label(item: &Item, size: (usize, usize)) -> Result<Option<LabelMap>, DataError> {
+    fn label(&self, item: &Item, size: (usize, usize)) -> Result<Option<LabelMap>, DataError> {
         let Some(path) = &item.label else {
             return Ok(None);
         };
-        let mut label = read_label(path)?;
+        let mut label = self.reader.label(path)?;
         check_size(item, path, size, (label.width, label.height))?;
         to_train_ids(path, &mut label.data)?;
         Ok(Some(label))
@@ -202,6 +238,41 @@ fn check_orphans(labels: &Path, images: &Path, items: &[Item]) -> Result<(), Dat
     Ok(())
 }
 
+/// Refuses a split whose maps of trainIds have two values, 0 and 255: masks of another convention,
+/// in which 255 is not left out.
+fn check_masks(items: &[Item], reader: ImageReader) -> Result<(), DataError> {
+    let maps: Vec<_> = items
+        .iter()
+        .filter_map(|item| item.label.as_deref())
+        .collect();
+    let is_train_ids = |path: &&Path| path.to_string_lossy().ends_with(TRAIN_IDS);
+    if maps.len() < 2 || !maps.iter().all(is_train_ids) {
+        return Ok(());
+    }
+    let count = maps.len().min(MASKS);
+    let (mut zeros, mut ignored) = (false, false);
+    for i in 0..count {
+        // What cannot be read is an error of its sample.
+        let Ok(map) = reader.label(maps[i * maps.len() / count]) else {
+            return Ok(());
+        };
+        for value in map.data {
+            match value {
+                0 => zeros = true,
+                IGNORE => ignored = true,
+                _ => return Ok(()),
+            }
+        }
+    }
+    match zeros && ignored {
+        true => Err(DataError::Mask {
+            path: maps[0].to_owned(),
+            others: count - 1,
+        }),
+        false => Ok(()),
+    }
+}
+
 fn check_size(
     item: &Item,
     label: &Path,
@@ -256,13 +327,17 @@ impl Dataset for Cityscapes {
         self.items.len()
     }
 
+    fn source(&self, index: usize) -> String {
+        self.items[index].image.display().to_string()
+    }
+
     fn get(&self, index: usize) -> Result<Sample, DataError> {
         let item = &self.items[index];
-        let image = PendingImage::open(&item.image)?;
+        let image = PendingImage::open(&item.image, self.reader)?;
         let size = image.size();
         Ok(Sample {
             name: item.name.clone(),
-            label: Self::label(item, size)?,
+            label: self.label(item, size)?,
             image: image.all()?,
         })
     }
@@ -273,9 +348,9 @@ impl Dataset for Cityscapes {
         wanted: &mut dyn FnMut(&LabelMap) -> CropBox,
     ) -> Result<PartialSample, DataError> {
         let item = &self.items[index];
-        let image = PendingImage::open(&item.image)?;
+        let image = PendingImage::open(&item.image, self.reader)?;
         let size = image.size();
-        let label = Self::label(item, size)?;
+        let label = self.label(item, size)?;
         let part = label.as_ref().map_or(CropBox::whole(size), wanted);
         Ok(PartialSample {
             name: item.name.clone(),

@@ -42,6 +42,10 @@ pub trait Dataset: Send + Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// What sample `index` is read from, such as a file, for messages.
+    fn source(&self, index: usize) -> String {
+        format!("sample {index}")
+    }
     /// Reads sample `index`.
     ///
     /// # Errors

@@ -38,6 +38,22 @@ pub enum DataError {
         /// The other.
         second: PathBuf,
     },
+    /// The name of a picture, a label map or a city is not Unicode.
+    #[error("{path}: expected a name in Unicode (UTF-8), found another; rename it", path = path.display())]
+    Name {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// The maps of trainIds of a split are masks.
+    #[error(
+        "{path}: expected trainIds of several classes in a split, found 0 (road) and 255 (ignored) only, in it and {others} more; where these are masks of one class, write 1 in place of 255, for 255 is left out", path = path.display()
+    )]
+    Mask {
+        /// The first of the maps.
+        path: PathBuf,
+        /// Further maps that were read.
+        others: usize,
+    },
     /// An image has no label map.
     #[error("{image}: label not found; expected {expected}", image = image.display(), expected = expected.display())]
     MissingLabel {
@@ -76,6 +92,26 @@ pub enum DataError {
         /// The decoder's words.
         found: String,
     },
+    /// A picture or map is larger than what is read.
+    #[error("{path}: expected at most {max_pixels} pixels, found {width}x{height}", path = path.display())]
+    TooManyPixels {
+        /// The file.
+        path: PathBuf,
+        /// Its width.
+        width: usize,
+        /// Its height.
+        height: usize,
+        /// The reader's limit.
+        max_pixels: u64,
+    },
+    /// The pixels of a file do not fit into memory.
+    #[error("{path}: its pixels take {bytes} bytes, which the system does not give; make the picture smaller or cut it into parts", path = path.display())]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that were asked for.
+        bytes: u64,
+    },
     /// A map of ids has another pixel format than its kind.
     #[error("{path}: expected {expected}, found {found}", path = path.display())]
     LabelFormat {
@@ -112,6 +148,16 @@ pub enum DataError {
         value: u8,
         /// How many pixels are too large.
         pixels: usize,
+    },
+    /// A value of the training pipeline makes no sense.
+    #[error("{name}: expected {expected}, found {found}")]
+    Pipeline {
+        /// The value.
+        name: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
     },
     /// A sample without a label map was given to the training pipeline.
     #[error("{name}: training needs a label map, found none; is this a split for prediction?")]

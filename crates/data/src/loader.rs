@@ -1,5 +1,6 @@
 //! Background loading in an order that depends on the seed alone.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -10,7 +11,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Crop, CropBox, DataError, Dataset, IGNORE, LabelMap, Pipeline};
+use crate::{Crop, CropBox, DataError, Dataset, IGNORE, LabelMap, Pipeline, check_labels};
 
 /// How a [`Loader`] reads.
 #[derive(Clone, Debug)]
@@ -19,9 +20,10 @@ pub struct LoaderConfig {
     pub batch: usize,
     /// Seed of the order and of every random parameter.
     pub seed: u64,
-    /// Worker threads; they do not change what is loaded.
+    /// Worker threads; they do not change what is loaded. Without any, batches are made by the thread
+    /// that asks for them, when it does.
     pub workers: usize,
-    /// Batches that each worker keeps ready.
+    /// Batches that each worker keeps ready, at least 1 and at most 65,536.
     pub queue: usize,
     /// The first iteration to load, for resuming.
     pub start_at: u64,
@@ -38,6 +40,8 @@ pub struct Batch {
     pub shape: [usize; 3],
     /// The iteration it belongs to.
     pub iteration: u64,
+    /// What each sample comes from; see [`Dataset::source`].
+    pub sources: Vec<String>,
     /// How long the caller waited for it.
     pub waited: Duration,
 }
@@ -46,6 +50,20 @@ impl Batch {
     /// Images `[n, 3, h, w]` in f32 and labels `[n, h, w]` on `device`.
     pub fn to_tensors(&self, device: &Device) -> (Tensor<4>, Tensor<3, Int>) {
         self.clone().into_tensors(device)
+    }
+
+    /// Refuses labels that are neither below `classes` nor 255, with what they come from.
+    ///
+    /// # Errors
+    /// [`DataError::LabelOutOfRange`].
+    pub fn check_labels(&self, classes: usize) -> Result<(), DataError> {
+        let maps = self
+            .labels
+            .chunks(self.labels.len() / self.sources.len().max(1));
+        for (map, source) in maps.zip(&self.sources) {
+            check_labels(map, classes, || format!("the label map of {source}"))?;
+        }
+        Ok(())
     }
 
     /// [`Self::to_tensors`] without a copy of the images.
@@ -71,6 +89,8 @@ type Message = Result<Batch, DataError>;
 /// file at fault, the worker that met it has ended and every later batch of it is an error.
 #[derive(Debug)]
 pub struct Loader {
+    /// Makes the batches where there is no worker.
+    own: Option<Task>,
     queues: Vec<Receiver<Message>>,
     workers: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
@@ -82,28 +102,37 @@ impl Loader {
     /// Starts the workers.
     ///
     /// # Panics
-    /// If the data set is empty, batch or workers are 0, or the pipeline has an empty crop or
-    /// scale, a ratio that is not positive, or a probability outside 0 to 1.
+    /// If the data set is empty, the batch is 0 or larger than any memory, or the pipeline does not
+    /// pass [`Pipeline::check`].
     pub fn new(dataset: Arc<dyn Dataset>, pipeline: Pipeline, config: LoaderConfig) -> Self {
         assert!(!dataset.is_empty(), "a loader needs at least one sample");
+        assert!(config.batch > 0, "a batch needs at least one sample");
+        if let Err(error) = pipeline.check() {
+            panic!("{error}");
+        }
+        let Crop { height, width } = pipeline.crop;
+        let mut values = [3, height, width, size_of::<f32>()].into_iter();
+        let bytes = values.try_fold(config.batch, usize::checked_mul);
         assert!(
-            config.batch > 0 && config.workers > 0,
-            "batch and workers must be at least 1"
+            bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok()),
+            "a batch of {} crops of {height}x{width} is larger than any memory",
+            config.batch
         );
-        pipeline.check();
         let (mut queues, mut workers) = (Vec::new(), Vec::new());
         let stop = Arc::new(AtomicBool::new(false));
         let count = config.workers as u64;
+        let task = || Task {
+            dataset: dataset.clone(),
+            pipeline: pipeline.clone(),
+            config: config.clone(),
+            stop: stop.clone(),
+            order: Order::new(dataset.len(), config.seed),
+            index: None,
+        };
         for worker in 0..count {
-            let (sender, receiver) = sync_channel(config.queue.max(1));
+            let (sender, receiver) = sync_channel(config.queue.clamp(1, 1 << 16));
             queues.push(receiver);
-            let task = Task {
-                dataset: dataset.clone(),
-                pipeline: pipeline.clone(),
-                config: config.clone(),
-                stop: stop.clone(),
-                order: Order::new(dataset.len(), config.seed),
-            };
+            let task = task();
             // The worker's first iteration: the smallest from `start_at` on that is its own.
             let first = config.start_at + (worker + count - config.start_at % count) % count;
             let failed = sender.clone();
@@ -117,6 +146,7 @@ impl Loader {
             }
         }
         Self {
+            own: (count == 0).then(task),
             queues,
             workers,
             stop,
@@ -143,18 +173,20 @@ struct Task {
     config: LoaderConfig,
     stop: Arc<AtomicBool>,
     order: Order,
+    /// The sample in work, or the one before.
+    index: Option<usize>,
+}
+
+impl std::fmt::Debug for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Task").finish_non_exhaustive()
+    }
 }
 
 impl Task {
     fn run(mut self, first: u64, step: u64, sender: &SyncSender<Message>) {
         for iteration in (first..).step_by(step as usize) {
-            let made =
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.make(iteration)))
-                    .unwrap_or_else(|panic| {
-                        let words = panic.downcast_ref::<String>().cloned();
-                        let words = words.or(panic.downcast_ref::<&str>().map(|s| s.to_string()));
-                        Err(DataError::Worker(words.unwrap_or_else(|| "panic".into())))
-                    });
+            let made = self.make_or_say_why(iteration);
             let failed = made.is_err();
             // A closed queue means that the loader is gone.
             if sender.send(made).is_err() || failed {
@@ -163,12 +195,27 @@ impl Task {
         }
     }
 
+    /// [`Self::make`], whose panics become errors that name the sample.
+    fn make_or_say_why(&mut self, iteration: u64) -> Message {
+        let made = catch_unwind(AssertUnwindSafe(|| self.make(iteration)));
+        made.unwrap_or_else(|panic| {
+            let words = panic.downcast_ref::<String>().cloned();
+            let words = words.or(panic.downcast_ref::<&str>().map(|s| s.to_string()));
+            let words = words.unwrap_or_else(|| "panic".into());
+            Err(DataError::Worker(match self.index {
+                Some(index) => format!("{words}, at {}", self.dataset.source(index)),
+                None => words,
+            }))
+        })
+    }
+
     fn make(&mut self, iteration: u64) -> Message {
         let Crop { height, width } = self.pipeline.crop;
         let (batch, area) = (self.config.batch, height * width);
         // Filled with the padding, which each sample overwrites as far as it reaches.
         let mut images = vec![0.0; batch * 3 * area];
         let mut labels = vec![IGNORE; batch * area];
+        let mut sources = Vec::with_capacity(batch);
         let parts = images
             .chunks_exact_mut(3 * area)
             .zip(labels.chunks_exact_mut(area));
@@ -176,13 +223,15 @@ impl Task {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(DataError::Worker("the loader was dropped".into()));
             }
-            self.make_sample(counter, planes, map)?;
+            let index = self.make_sample(counter, planes, map)?;
+            sources.push(self.dataset.source(index));
         }
         Ok(Batch {
             images,
             labels,
             shape: [batch, height, width],
             iteration,
+            sources,
             waited: Duration::ZERO,
         })
     }
@@ -192,8 +241,9 @@ impl Task {
         counter: u64,
         planes: &mut [f32],
         map: &mut [u8],
-    ) -> Result<(), DataError> {
+    ) -> Result<usize, DataError> {
         let index = self.order.index(counter);
+        self.index = Some(index);
         let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
         rng.set_stream(counter + 1);
         let mut choices = None;
@@ -209,7 +259,7 @@ impl Task {
         };
         self.pipeline
             .replay_part_into(&sample.image, label, &choices, planes, map);
-        Ok(())
+        Ok(index)
     }
 }
 
@@ -247,13 +297,19 @@ impl Iterator for Loader {
     type Item = Message;
 
     fn next(&mut self) -> Option<Message> {
-        let queue = &self.queues[(self.next % self.queues.len() as u64) as usize];
         let start = Instant::now();
-        let message = queue.recv().unwrap_or_else(|_| {
-            Err(DataError::Worker(
-                "its queue closed after an earlier error".into(),
-            ))
-        });
+        let message = match self.queues.len() as u64 {
+            0 => self
+                .own
+                .as_mut()
+                .map(|task| task.make_or_say_why(self.next)),
+            count => self.queues[(self.next % count) as usize].recv().ok(),
+        };
+        let closed = || DataError::Worker("its queue closed after an earlier error".into());
+        let message = message.unwrap_or_else(|| Err(closed()));
+        if message.is_err() {
+            self.own = None;
+        }
         self.next += 1;
         let waited = start.elapsed();
         self.waited += waited;
@@ -302,6 +358,12 @@ mod tests {
         let one = first(1, 0, 7);
         let three = first(3, 0, 7);
         let resumed = first(2, 4, 3);
+        for (a, b) in one.iter().zip(&first(0, 0, 7)) {
+            assert_eq!(
+                (a.iteration, &a.images, &a.labels, &a.sources),
+                (b.iteration, &b.images, &b.labels, &b.sources)
+            );
+        }
         for (a, b) in one.iter().zip(&three) {
             assert_eq!(
                 (a.iteration, &a.images, &a.labels),
@@ -347,11 +409,16 @@ mod tests {
 
     #[test]
     fn panics_and_errors_of_a_sample_reach_the_caller_as_errors() {
-        let mut panicking = loader(Always(|| panic!("broken on purpose")), 1, 1);
-        let message = panicking.next().unwrap().unwrap_err().to_string();
-        assert!(message.contains("broken on purpose"), "{message}");
-        let message = panicking.next().unwrap().unwrap_err().to_string();
-        assert!(message.contains("after an earlier error"), "{message}");
+        for workers in [0, 1] {
+            let mut panicking = loader(Always(|| panic!("broken on purpose")), 1, workers);
+            let message = panicking.next().unwrap().unwrap_err().to_string();
+            assert!(
+                message.contains("broken on purpose, at sample "),
+                "{message}"
+            );
+            let message = panicking.next().unwrap().unwrap_err().to_string();
+            assert!(message.contains("after an earlier error"), "{message}");
+        }
 
         let unlabelled = Always(|| {
             Ok(Sample {
@@ -366,6 +433,27 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(message.contains("frame_7"), "{message}");
+    }
+
+    #[test]
+    fn labels_beyond_the_classes_name_what_they_come_from() {
+        let mut loader = loader(SyntheticStreets::new(16, 8, 3, 1), 3, 0);
+        let batch = loader.next().unwrap().unwrap();
+        assert!(batch.check_labels(19).is_ok());
+        let largest = |map: &&[u8]| map.iter().any(|&id| id != IGNORE && id >= 11);
+        let wrong = batch.labels.chunks(64).position(|map| largest(&map));
+        let source = &batch.sources[wrong.expect("a scene with cars or people")];
+        let message = batch.check_labels(11).unwrap_err().to_string();
+        assert!(
+            message.contains(&format!("the label map of {source}: ")),
+            "{message}"
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "larger than any memory")]
+    fn batches_beyond_all_memory_are_refused() {
+        loader(SyntheticStreets::new(16, 8, 3, 1), 1 << 62, 0);
     }
 
     #[test]

@@ -57,12 +57,17 @@ impl Orientation {
         })
     }
 
+    /// Width and height of a picture of `size`, the right way up.
+    pub(crate) fn size(self, (width, height): (usize, usize)) -> (usize, usize) {
+        match self.transposed {
+            true => (height, width),
+            false => (width, height),
+        }
+    }
+
     /// The picture the right way up.
     pub(crate) fn apply(self, image: RgbImage) -> RgbImage {
-        let (width, height) = match self.transposed {
-            true => (image.height, image.width),
-            false => (image.width, image.height),
-        };
+        let (width, height) = self.size((image.width, image.height));
         let pixels = image.data.as_chunks::<3>().0;
         let mut data = Vec::with_capacity(image.data.len());
         for y in 0..height {

@@ -2,11 +2,11 @@
 //! columns to its right are not unfiltered where nothing depends on them. (PNG specification, third
 //! edition, sections 5, 7 and 9. The `png` crate gives whole rows, from the first one on.)
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use crate::CropBox;
+use crate::image::reader::reserve;
 
 /// Reads `wanted` of a PNG of `size` (width, height) that is not interlaced and has `N` channels of
 /// 8 bits.
@@ -18,8 +18,8 @@ pub(crate) fn read<const N: usize>(
     size: (usize, usize),
     wanted: CropBox,
 ) -> Option<Vec<u8>> {
-    let mut rows = Rows::<N>::new(size, wanted);
-    let mut file = BufReader::with_capacity(1 << 16, File::open(path).ok()?);
+    let mut rows = Rows::<N>::new(size, wanted)?;
+    let mut file = BufReader::with_capacity(1 << 16, halfseg_files::open_regular(path).ok()?);
     let _signature: [u8; 8] = bytes(&mut file)?;
     loop {
         let [a, b, c, d, kind @ ..] = bytes::<8>(&mut file)?;
@@ -77,19 +77,26 @@ struct Rows<const N: usize> {
     above: Vec<u8>,
     row: Vec<u8>,
     part: Vec<u8>,
+    /// Bytes that it is to have.
+    part_len: usize,
 }
 
 impl<const N: usize> Rows<N> {
-    fn new((width, height): (usize, usize), wanted: CropBox) -> Self {
+    /// Nothing where memory does not suffice.
+    fn new((width, height): (usize, usize), wanted: CropBox) -> Option<Self> {
         let stride = width * N + 1;
         let rows = wanted.top + wanted.height;
         let columns = (wanted.left + wanted.width) * N;
+        let slab = WINDOW + SLAB.max(stride);
+        Vec::<u8>::new()
+            .try_reserve_exact(slab + 2 * columns)
+            .ok()?;
         let mut inflater = fdeflate::Decompressor::new();
         // A checksum of all pixels, while those of the file's chunks are there for any part.
         inflater.ignore_adler32();
-        Self {
+        Some(Self {
             inflater,
-            slab: vec![0; WINDOW + SLAB.max(stride)],
+            slab: vec![0; slab],
             inflated: 0,
             unfiltered: 0,
             missing: rows * stride,
@@ -99,8 +106,9 @@ impl<const N: usize> Rows<N> {
             wanted,
             above: vec![0; columns],
             row: vec![0; columns],
-            part: Vec::with_capacity(wanted.width * wanted.height * N),
-        }
+            part: Vec::new(),
+            part_len: wanted.width * wanted.height * N,
+        })
     }
 
     /// Goes on with the next bytes of the image data.
@@ -143,6 +151,7 @@ impl<const N: usize> Rows<N> {
             let values = &filtered[1..][..columns.end];
             unfilter::<N>(filtered[0], values, &self.above, &mut self.row)?;
             if self.y >= self.wanted.top {
+                reserve(&mut self.part, columns.len(), self.part_len).ok()?;
                 self.part.extend_from_slice(&self.row[columns.clone()]);
             }
             std::mem::swap(&mut self.above, &mut self.row);
@@ -255,6 +264,9 @@ mod tests {
     use super::*;
     use crate::{Plane, crop};
     use png::{BitDepth, ColorType, Filter};
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use std::fs::File;
 
     const FILTERS: [Filter; 6] = [
         Filter::NoFilter,
@@ -369,6 +381,97 @@ mod tests {
             std::fs::write(&path, &bytes[..len]).unwrap();
             assert_eq!(read::<3>(&path, size, CropBox::whole(size)), None, "{len}");
         }
+    }
+
+    /// What the `png` crate makes of the first rows of a file, until it meets damage.
+    fn peer(path: &Path) -> Vec<u8> {
+        let file = BufReader::new(File::open(path).unwrap());
+        let Ok(mut reader) = png::Decoder::new(file).read_info() else {
+            return Vec::new();
+        };
+        let mut rows = Vec::new();
+        while let Ok(Some(row)) = reader.next_row() {
+            rows.extend_from_slice(row.data());
+        }
+        rows
+    }
+
+    /// Any format, filter of each row, size of chunk, part and damage: what is read is what the
+    /// `png` crate reads, and only damaged files are left to that.
+    #[test]
+    fn parts_of_any_file_are_those_of_the_peer() {
+        fn check<const N: usize>(rng: &mut ChaCha8Rng, damaged: &mut [usize; 2]) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("picture.png");
+            let (width, height) = (rng.random_range(1..90), rng.random_range(1..70));
+            let mut rows = Vec::new();
+            for _ in 0..height {
+                rows.push(rng.random_range(0..5));
+                let flat: u8 = rng.random();
+                let noise = rng.random_bool(0.5);
+                rows.extend((0..width * N).map(|_| if noise { rng.random() } else { flat }));
+            }
+            let mut data = fdeflate::compress_to_vec(&rows);
+            let wrong = rng.random_bool(0.5);
+            if wrong {
+                let at = rng.random_range(0..data.len());
+                data[at] ^= 1 << rng.random_range(0..8);
+            }
+            let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
+            let mut chunk = |kind: &[u8; 4], data: &[u8]| {
+                let body = [kind, data].concat();
+                file.extend((data.len() as u32).to_be_bytes());
+                file.extend(&body);
+                file.extend(crc32fast::hash(&body).to_be_bytes());
+            };
+            let color = [0, 4, 2, 6][N - 1];
+            let sides = [(width as u32).to_be_bytes(), (height as u32).to_be_bytes()].concat();
+            chunk(b"IHDR", &[&sides[..], &[8, color, 0, 0, 0]].concat());
+            for part in data.chunks(rng.random_range(1..=data.len())) {
+                chunk(b"IDAT", part);
+            }
+            chunk(b"IEND", &[]);
+            std::fs::write(&path, &file).unwrap();
+
+            let (left, top) = (rng.random_range(0..width), rng.random_range(0..height));
+            let wanted = CropBox {
+                left,
+                top,
+                width: rng.random_range(1..=width - left),
+                height: rng.random_range(1..=height - top),
+            };
+            let peers = peer(&path);
+            let whole = peers.len() == width * height * N;
+            assert!(wrong || whole, "the peer reads what is not damaged");
+            let part = read::<N>(&path, (width, height), wanted);
+            damaged[usize::from(part.is_some())] += usize::from(wrong);
+            let context =
+                || format!("{N} channels, {width}x{height}, {wanted:?}, damaged: {wrong}");
+            match part {
+                Some(part) => {
+                    for (y, row) in part.chunks_exact(wanted.width * N).enumerate() {
+                        let start = ((top + y) * width + left) * N;
+                        // The peer gives no row of a slab with damage further down.
+                        let theirs = peers.get(start..start + row.len());
+                        let same = theirs.is_none_or(|theirs| theirs == row);
+                        assert!(same, "row {y}: {}", context());
+                    }
+                }
+                None => assert!(wrong, "{}", context()),
+            }
+        }
+        let mut damaged = [0; 2];
+        for seed in 0..300 {
+            let rng = &mut ChaCha8Rng::seed_from_u64(seed);
+            check::<1>(rng, &mut damaged);
+            check::<2>(rng, &mut damaged);
+            check::<3>(rng, &mut damaged);
+            check::<4>(rng, &mut damaged);
+        }
+        assert!(
+            damaged.iter().all(|&count| count > 0),
+            "refused and read: {damaged:?}"
+        );
     }
 
     /// As the specification words it.

@@ -29,9 +29,14 @@ impl SyntheticStreets {
     /// `count` scenes of `width` x `height` pixels.
     ///
     /// # Panics
-    /// If a size is 0.
+    /// If a size is 0 or there are more than 2^30 pixels.
     pub fn new(width: usize, height: usize, count: usize, seed: u64) -> Self {
         assert!(width > 0 && height > 0, "scenes need at least one pixel");
+        let pixels = width.checked_mul(height);
+        assert!(
+            pixels.is_some_and(|pixels| pixels <= 1 << 30),
+            "scenes have at most 2^30 pixels, not {width}x{height}"
+        );
         Self {
             width,
             height,

@@ -14,6 +14,9 @@ pub const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
 /// Standard deviation of each channel of ImageNet, RGB.
 pub const STD: [f32; 3] = [58.395, 57.12, 57.375];
 
+/// Pixels of the longest side that pictures are resized to, so that areas stay below 2^63.
+const MAX_SIDE: f64 = (1u64 << 31) as f64;
+
 /// A rectangle, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -254,27 +257,39 @@ impl Default for Pipeline {
 }
 
 impl Pipeline {
-    /// Panics, naming the value, if a value makes no sense.
-    pub(crate) fn check(&self) {
+    /// Refuses values that make no sense: an empty crop or scale, a ratio that is not positive or
+    /// makes sides of more than 2^31 pixels, a probability outside 0 to 1.
+    ///
+    /// # Errors
+    /// [`DataError::Pipeline`] with the name of the value.
+    pub fn check(&self) -> Result<(), DataError> {
+        let refused = |name, expected, found: &dyn std::fmt::Debug| {
+            Err(DataError::Pipeline {
+                name,
+                expected,
+                found: format!("{found:?}"),
+            })
+        };
         let Self { crop, scale, .. } = self;
-        assert!(
-            crop.height > 0 && crop.width > 0,
-            "the crop {crop} is empty"
-        );
-        assert!(
-            scale.width > 0 && scale.height > 0,
-            "the scale {scale} is empty"
-        );
+        if crop.height == 0 || crop.width == 0 {
+            return refused("crop", "at least one pixel", crop);
+        }
+        if scale.width == 0 || scale.height == 0 {
+            return refused("scale", "at least one pixel", scale);
+        }
         let (low, high) = self.ratio;
-        assert!(
-            low > 0.0 && low <= high && high.is_finite(),
-            "the ratio {low} to {high} is no range of positive numbers"
-        );
-        assert!(
-            (0.0..=1.0).contains(&self.flip),
-            "the probability of a flip is {}, not in 0 to 1",
-            self.flip
-        );
+        let longest = scale.width.max(scale.height) as f64 * high;
+        if !(low > 0.0 && low <= high && longest <= MAX_SIDE) {
+            let expected = "a range of positive numbers that scale to at most 2^31 pixels a side";
+            return refused("ratio", expected, &self.ratio);
+        }
+        if self.max_category_share.is_nan() {
+            return refused("max_category_share", "a number", &self.max_category_share);
+        }
+        if !(0.0..=1.0).contains(&self.flip) {
+            return refused("flip", "a probability from 0 to 1", &self.flip);
+        }
+        Ok(())
     }
 
     /// The size that an image of `size` (width, height) has after a resize by `ratio`.
@@ -479,6 +494,40 @@ mod tests {
             size: (2048, 1024),
         };
         pipeline.replay_part(&part, &label, &choices);
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_named() {
+        let (nan, most) = (f64::NAN, f64::MAX);
+        for ratio in [
+            (0.0, 1.0),
+            (2.0, 1.0),
+            (1.0, f64::INFINITY),
+            (nan, 1.0),
+            (1.0, most),
+        ] {
+            let pipeline = Pipeline {
+                ratio,
+                ..Pipeline::default()
+            };
+            let message = pipeline.check().unwrap_err().to_string();
+            assert!(message.starts_with("ratio: expected"), "{message}");
+        }
+        let check = |change: fn(&mut Pipeline), name: &str| {
+            let mut pipeline = Pipeline::default();
+            change(&mut pipeline);
+            let message = pipeline.check().unwrap_err().to_string();
+            assert!(message.starts_with(name), "{message}");
+        };
+        check(|p| p.crop.width = 0, "crop: expected");
+        check(|p| p.scale.height = 0, "scale: expected");
+        check(|p| p.scale.width = usize::MAX, "ratio: expected");
+        check(|p| p.flip = 1.5, "flip: expected");
+        check(
+            |p| p.max_category_share = f64::NAN,
+            "max_category_share: expected",
+        );
+        assert!(Pipeline::default().check().is_ok());
     }
 
     #[test]

@@ -168,6 +168,104 @@ fn an_unknown_label_is_counted() {
 }
 
 #[test]
+fn equal_names_of_two_cities_tell_the_city() {
+    let root = tempfile::tempdir().unwrap();
+    let streets = SyntheticStreets::new(32, 16, 2, 1);
+    for city in ["ulm", "bonn"] {
+        write_cityscapes_layout(&streets, root.path(), "train", city).unwrap();
+        for kind in ["leftImg8bit", "gtFine"] {
+            let folder = root.path().join(kind).join("train").join(city);
+            for entry in std::fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_str().unwrap();
+                let name = name.replacen(city, "frame", 1);
+                std::fs::rename(&path, folder.join(name)).unwrap();
+            }
+        }
+    }
+    write_cityscapes_layout(&streets, root.path(), "train", "aalen").unwrap();
+    let dataset = Cityscapes::open(root.path(), "train").unwrap();
+    let names: Vec<_> = (0..6).map(|i| dataset.get(i).unwrap().name).collect();
+    let expected = [
+        "aalen_000000_000000",
+        "aalen_000001_000000",
+        "bonn_frame_000000_000000",
+        "bonn_frame_000001_000000",
+        "ulm_frame_000000_000000",
+        "ulm_frame_000001_000000",
+    ];
+    assert_eq!(names, expected);
+    assert!(
+        dataset
+            .source(4)
+            .ends_with("ulm/frame_000000_000000_leftImg8bit.png")
+    );
+}
+
+#[test]
+fn masks_of_0_and_255_are_no_train_ids() {
+    let (root, ..) = tree();
+    let folder = root.path().join("gtFine/train/demo");
+    let write = |index: usize, values: &[u8]| {
+        let name = format!("demo_{index:06}_000000_gtFine_");
+        let _ = std::fs::remove_file(folder.join(format!("{name}labelIds.png")));
+        let data = values.iter().copied().cycle().take(32 * 16).collect();
+        let map = LabelMap {
+            width: 32,
+            height: 16,
+            data,
+        };
+        write_label(&folder.join(format!("{name}labelTrainIds.png")), &map).unwrap();
+    };
+    write(0, &[0, 255]);
+    write(1, &[255]);
+    let words = [
+        "demo_000000_000000_gtFine_labelTrainIds.png",
+        "0 (road) and 255",
+        "1 more",
+    ];
+    check(&refusal(root.path()), &words);
+    for others in [[0, 0], [255, 13]] {
+        write(0, &others);
+        write(1, &[0]);
+        let dataset = Cityscapes::open(root.path(), "train").unwrap();
+        assert!(
+            dataset
+                .get(1)
+                .unwrap()
+                .label
+                .unwrap()
+                .data
+                .iter()
+                .all(|&id| id == 0)
+        );
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_not_unicode_are_refused_where_they_matter() {
+    use std::os::unix::ffi::OsStrExt;
+    let (root, image, _) = tree();
+    let beside = |name: &[u8]| image.with_file_name(std::ffi::OsStr::from_bytes(name));
+    std::fs::write(beside(b"notes\xFF.txt"), "").unwrap();
+    assert!(Cityscapes::open(root.path(), "train").is_ok());
+    let other = beside(b"x\xFF_leftImg8bit.png");
+    std::fs::copy(&image, &other).unwrap();
+    check(
+        &refusal(root.path()),
+        &["_leftImg8bit.png", "a name in Unicode"],
+    );
+    std::fs::remove_file(other).unwrap();
+    let city = image.parent().unwrap().parent().unwrap();
+    std::fs::create_dir(city.join(std::ffi::OsStr::from_bytes(b"\xE9"))).unwrap();
+    check(
+        &refusal(root.path()),
+        &["leftImg8bit/train/", "a name in Unicode"],
+    );
+}
+
+#[test]
 fn a_coloured_mask_is_refused() {
     let (root, _, label) = tree();
     write_rgb(&label, &RgbImage::filled(32, 16, [1, 2, 3])).unwrap();

@@ -186,9 +186,13 @@ impl Predictor {
         for index in 0..dataset.len() {
             let sample = dataset.get(index)?;
             if let Some(label) = &sample.label {
-                check_labels(&label.data, classes, || sample.name.clone())?;
+                check_labels(&label.data, classes, || {
+                    format!("the label map of {}", dataset.source(index))
+                })?;
             }
-            let map = self.predict(&sample.image)?.finite(&sample.name)?;
+            let map = self
+                .predict(&sample.image)?
+                .finite(&dataset.source(index))?;
             if let Some(label) = &sample.label {
                 matrix.update(&map.data, &label.data, IGNORE)?;
             }

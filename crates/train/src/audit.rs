@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Int, Tensor};
 use halfseg_amp::{AuditReport, CastReport, GradScaler, UnderflowReport, autocast, cast_report};
-use halfseg_data::{Loader, LoaderConfig, check_labels};
+use halfseg_data::{Loader, LoaderConfig};
 use halfseg_segmentor::{LoadReport, Segmentor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -106,8 +106,6 @@ fn first_batch(recipe: &Recipe, device: &Device) -> Result<(Tensor<4>, Tensor<3,
     let train = open_split(recipe, &recipe.data.train_split)?;
     let mut loader = Loader::new(train, pipeline(recipe), config);
     let batch = loader.next().expect("a loader has no end")?;
-    check_labels(&batch.labels, recipe.model.num_classes, || {
-        "a label map of the first batch".to_owned()
-    })?;
+    batch.check_labels(recipe.model.num_classes)?;
     Ok(batch.into_tensors(device))
 }

@@ -2,15 +2,12 @@
 
 mod jpeg;
 mod png;
+pub(crate) mod reader;
 mod write;
 
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
-
-use ::png::{BitDepth, ColorType};
-
+use self::jpeg::Jpeg;
 use self::png::PngFile;
+pub use self::reader::{ImageReader, image_size, read_image, read_instances, read_label};
 pub use self::write::{write_label, write_rgb};
 use crate::{CropBox, DataError};
 
@@ -60,14 +57,6 @@ pub struct InstanceMap {
     pub data: Vec<u16>,
 }
 
-fn undecodable(path: &Path, expected: &'static str, found: impl ToString) -> DataError {
-    DataError::Decode {
-        path: path.to_owned(),
-        expected,
-        found: found.to_string(),
-    }
-}
-
 /// Grey, grey + alpha, RGB or RGB + alpha as RGB; alpha is dropped, as OpenCV does.
 fn rgb(pixel: &[u8]) -> [u8; 3] {
     match *pixel {
@@ -97,64 +86,52 @@ impl From<RgbImage> for PartialImage {
     }
 }
 
-/// A picture of known size whose pixels may not have been decoded yet.
+/// A picture of known size whose pixels have not been decoded yet.
 pub(crate) enum PendingImage {
     Png(Box<PngFile>),
-    Decoded(RgbImage),
+    Jpeg(Jpeg),
 }
 
 impl PendingImage {
-    /// Opens a PNG or a JPEG, told apart by their first bytes.
-    pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
-        let mut magic = Vec::new();
-        let file = File::open(path).map_err(|e| DataError::io(path, e))?;
-        file.take(4)
-            .read_to_end(&mut magic)
-            .map_err(|e| DataError::io(path, e))?;
-        match magic[..] {
-            [0x89, b'P', b'N', b'G'] => Ok(Self::Png(Box::new(PngFile::open(path, true)?))),
-            [0xFF, 0xD8, ..] => jpeg::read(path).map(Self::Decoded),
-            _ => {
-                let found = format!("a file that starts with {magic:02x?}");
-                Err(undecodable(path, "PNG or JPEG", found))
-            }
-        }
-    }
-
-    /// Width and height.
+    /// Width and height, the right way up.
     pub(crate) fn size(&self) -> (usize, usize) {
         match self {
             Self::Png(png) => png.size(),
-            Self::Decoded(image) => (image.width, image.height),
+            Self::Jpeg(jpeg) => jpeg.size(),
         }
     }
 
     /// The part `wanted` of the picture, or more.
     pub(crate) fn part(self, wanted: CropBox) -> Result<PartialImage, DataError> {
-        let png = match self {
-            Self::Png(png) => png,
-            Self::Decoded(image) => return Ok(image.into()),
-        };
-        let (size, channels) = (png.size(), png.channels());
+        let size = self.size();
         assert!(
             CropBox::whole(size).contains(wanted),
             "{wanted:?} lies outside a picture of {size:?}"
         );
-        let (data, all) = png.part(wanted)?;
+        let png = match self {
+            Self::Png(png) => png,
+            Self::Jpeg(jpeg) => return Ok(jpeg.all()?.into()),
+        };
+        let (path, channels) = (png.path().to_owned(), png.channels());
+        let (mut data, all) = png.part(wanted)?;
         let part = match all {
             true => CropBox::whole(size),
             false => wanted,
         };
-        let image = RgbImage {
-            width: part.width,
-            height: part.height,
-            data: match channels {
-                3 => data,
-                _ => data.chunks_exact(channels).flat_map(rgb).collect(),
-            },
-        };
+        if channels != 3 {
+            let mut colors = Vec::new();
+            let bytes = data.len() / channels * 3;
+            let room = colors.try_reserve_exact(bytes);
+            room.map_err(|_| reader::out_of_memory(&path, bytes))?;
+            colors.extend(data.chunks_exact(channels).flat_map(rgb));
+            data = colors;
+        }
         Ok(PartialImage {
-            image,
+            image: RgbImage {
+                width: part.width,
+                height: part.height,
+                data,
+            },
             origin: (part.left, part.top),
             size,
         })
@@ -167,77 +144,11 @@ impl PendingImage {
     }
 }
 
-/// Reads a PNG or JPEG as RGB; grey, palette, 16-bit and transparent pictures are converted, and
-/// the orientation that a camera noted in a JPEG is applied, as OpenCV does.
-///
-/// # Errors
-/// If the file cannot be read or decoded.
-pub fn read_image(path: &Path) -> Result<RgbImage, DataError> {
-    PendingImage::open(path)?.all()
-}
-
-/// Opens a single-channel PNG of one of `depths`, and says of which; palette indices are not looked up.
-fn open_map(
-    path: &Path,
-    depths: &[BitDepth],
-    expected: &'static str,
-) -> Result<(PngFile, BitDepth), DataError> {
-    let png = PngFile::open(path, false)?;
-    let (color, depth) = png.format();
-    let single = color == ColorType::Grayscale || color == ColorType::Indexed;
-    if !single || !depths.contains(&depth) {
-        return Err(DataError::LabelFormat {
-            path: path.to_owned(),
-            expected,
-            found: format!("{color:?} of {} bits", depth as u8),
-        });
-    }
-    Ok((png, depth))
-}
-
-/// Reads a single-channel 8-bit PNG as it is: palette indices are not looked up.
-///
-/// # Errors
-/// If the file cannot be read or decoded, or has another pixel format.
-pub fn read_label(path: &Path) -> Result<LabelMap, DataError> {
-    let expected = "a label map of one 8-bit channel";
-    let (png, _) = open_map(path, &[BitDepth::Eight], expected)?;
-    let (width, height) = png.size();
-    Ok(LabelMap {
-        width,
-        height,
-        data: png.all()?,
-    })
-}
-
-/// Reads a single-channel 16-bit PNG of instance ids; 8 bits, as of a map without a single
-/// instance, are widened.
-///
-/// # Errors
-/// If the file cannot be read or decoded, or has another pixel format.
-pub fn read_instances(path: &Path) -> Result<InstanceMap, DataError> {
-    let expected = "instance ids in one 16-bit channel";
-    let (png, depth) = open_map(path, &[BitDepth::Sixteen, BitDepth::Eight], expected)?;
-    let (width, height) = png.size();
-    let bytes = png.all()?;
-    let data = match depth {
-        BitDepth::Sixteen => {
-            let pairs = bytes.as_chunks().0.iter();
-            pairs.map(|&v| u16::from_be_bytes(v)).collect()
-        }
-        _ => bytes.into_iter().map(u16::from).collect(),
-    };
-    Ok(InstanceMap {
-        width,
-        height,
-        data,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::png::tests::save;
     use super::*;
+    use ::png::{BitDepth, ColorType};
 
     #[test]
     fn every_format_of_png_becomes_rgb() {
@@ -290,7 +201,10 @@ mod tests {
                 width: 1,
                 height: 1,
             };
-            let part = PendingImage::open(&path).unwrap().part(wanted).unwrap();
+            let part = PendingImage::open(&path, ImageReader::default())
+                .unwrap()
+                .part(wanted)
+                .unwrap();
             let (x, y) = (1 - part.origin.0, 1 - part.origin.1);
             let pixel = &part.image.row(y)[3 * x..3 * x + 3];
             assert_eq!((part.size, pixel), ((2, 2), &expected[3..]), "{color:?}");

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use png::{BitDepth, ColorType};
 
-use super::undecodable;
+use super::reader::{ImageReader, guarded, open, out_of_memory, reserve, undecodable, zeros};
 use crate::{CropBox, DataError, scanlines};
+
+const FORMAT: &str = "PNG";
 
 /// A PNG whose header has been read.
 pub(crate) struct PngFile {
@@ -19,9 +21,13 @@ pub(crate) struct PngFile {
 
 impl PngFile {
     /// Reads the header; `to_color8` expands palettes and bits to 8-bit channels.
-    pub(super) fn open(path: &Path, to_color8: bool) -> Result<Self, DataError> {
+    pub(super) fn open(
+        path: &Path,
+        to_color8: bool,
+        limit: ImageReader,
+    ) -> Result<Self, DataError> {
         let io = |e| DataError::io(path, e);
-        let mut file = File::open(path).map_err(io)?;
+        let mut file = open(path)?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(io)?;
         let mut end = [0; 8];
         if bytes >= 8 {
@@ -29,27 +35,41 @@ impl PngFile {
             file.read_exact(&mut end).map_err(io)?;
         }
         file.rewind().map_err(io)?;
-        let mut decoder = png::Decoder::new(BufReader::with_capacity(1 << 16, file));
-        if to_color8 {
-            decoder.set_transformations(png::Transformations::normalize_to_color8());
-        }
-        let reader = decoder
-            .read_info()
-            .map_err(|e| undecodable(path, "PNG", e))?;
-        let info = reader.info();
-        let (width, height) = (info.width as u64, info.height as u64);
-        // Deflate cannot shrink by more than 1032: a header that promises more pixels than the
-        // file can hold is refused before memory is taken for them.
-        let pixel_bits = info.color_type.samples() as u64 * info.bit_depth as u64;
-        if width * height / 8 * pixel_bits / 1032 > bytes {
-            let found = format!("{width}x{height} pixels in {bytes} bytes");
-            return Err(undecodable(path, "PNG", found));
+        let reader = guarded(path, FORMAT, || {
+            let failed = |e| undecodable(path, FORMAT, e);
+            let mut decoder = png::Decoder::new(BufReader::with_capacity(1 << 16, file));
+            // Neither is used, and either may be compressed.
+            decoder.set_ignore_iccp_chunk(true);
+            decoder.set_ignore_text_chunk(true);
+            if to_color8 {
+                decoder.set_transformations(png::Transformations::normalize_to_color8());
+            }
+            let info = decoder.read_header_info().map_err(failed)?;
+            let (width, height) = (info.width as u64, info.height as u64);
+            limit.check(path, info.width as usize, info.height as usize)?;
+            // Deflate cannot shrink by more than 1032: a header that promises more pixels than the
+            // file can hold is refused before memory is taken for them.
+            let pixel_bits = info.color_type.samples() as u64 * info.bit_depth as u64;
+            if width * height / 8 * pixel_bits / 1032 > bytes {
+                let found = format!("{width}x{height} pixels in {bytes} bytes");
+                return Err(undecodable(path, FORMAT, found));
+            }
+            decoder.read_info().map_err(failed)
+        })?;
+        let palette = reader.info().palette.as_deref().unwrap_or_default();
+        if palette.len() % 3 != 0 || palette.len() > 3 * 256 {
+            let found = format!("a palette of {} bytes", palette.len());
+            return Err(undecodable(path, FORMAT, found));
         }
         Ok(Self {
             path: path.to_owned(),
             reader,
             whole: end[..4] == *b"IEND",
         })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn size(&self) -> (usize, usize) {
@@ -70,7 +90,7 @@ impl PngFile {
 
     /// The part `wanted` or all of it, in the file's own format or as 8-bit channels, and whether
     /// it is all.
-    pub(super) fn part(mut self, wanted: CropBox) -> Result<(Vec<u8>, bool), DataError> {
+    pub(super) fn part(self, wanted: CropBox) -> Result<(Vec<u8>, bool), DataError> {
         let size = self.size();
         let (info, output) = (self.reader.info(), self.reader.output_color_type());
         // Not so where the decoder looks up palettes or expands bits.
@@ -86,13 +106,34 @@ impl PngFile {
                 return Ok((data, wanted == CropBox::whole(size)));
             }
         }
-        let bytes = self.reader.output_buffer_size();
-        let bytes = bytes.ok_or_else(|| undecodable(&self.path, "PNG", "too many pixels"))?;
-        let mut data = vec![0; bytes];
-        let frame = self.reader.next_frame(&mut data);
-        let frame = frame.map_err(|e| undecodable(&self.path, "PNG", e))?;
-        data.truncate(frame.buffer_size());
+        let path = self.path.clone();
+        let data = guarded(&path, FORMAT, move || self.decode())?;
         Ok((data, true))
+    }
+
+    /// All pixels as the `png` crate has them.
+    fn decode(mut self) -> Result<Vec<u8>, DataError> {
+        let Self { path, reader, .. } = &mut self;
+        let failed = |e| undecodable(path, FORMAT, e);
+        let bytes = reader.output_buffer_size();
+        let bytes = bytes.ok_or_else(|| undecodable(path, FORMAT, "too many pixels"))?;
+        if reader.info().interlaced {
+            let mut data = zeros(path, bytes)?;
+            let frame = reader.next_frame(&mut data).map_err(failed)?;
+            data.truncate(frame.buffer_size());
+            return Ok(data);
+        }
+        let row = bytes / reader.info().height as usize;
+        let mut data = Vec::new();
+        while data.len() < bytes {
+            reserve(&mut data, row, bytes).map_err(|_| out_of_memory(path, bytes))?;
+            let start = data.len();
+            data.resize(start + row, 0);
+            reader.read_row(&mut data[start..]).map_err(failed)?;
+        }
+        // What follows the last row is part of the image, too.
+        reader.read_row(&mut []).map_err(failed)?;
+        Ok(data)
     }
 
     /// All pixels, in the file's own format or as 8-bit channels.
@@ -131,12 +172,12 @@ pub(super) mod tests {
         let path = folder.path().join("bomb.png");
         save(&path, (1, 1), ColorType::Rgb, BitDepth::Eight, &[1, 2, 3]);
         let mut bytes = std::fs::read(&path).unwrap();
-        bytes[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
+        bytes[16..24].copy_from_slice(&[0, 0, 64, 0, 0, 1, 0, 0]);
         let crc = crc(&bytes[12..29]);
         bytes[29..33].copy_from_slice(&crc.to_be_bytes());
         std::fs::write(&path, bytes).unwrap();
         let message = read_image(&path).unwrap_err().to_string();
-        assert!(message.contains("65536x65536 pixels in"), "{message}");
+        assert!(message.contains("16384x65536 pixels in"), "{message}");
     }
 
     fn crc(bytes: &[u8]) -> u32 {

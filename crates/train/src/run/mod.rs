@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use halfseg_amp::{GradScaler, StepOutcome};
-use halfseg_data::{Loader, LoaderConfig, check_labels};
+use halfseg_data::{Loader, LoaderConfig};
 use halfseg_devices::{Bytes, resident_memory};
 use halfseg_eval::{by_class, confusion_svg, scores_json};
 use halfseg_predict::{Predictor, PredictorSettings, draw_prediction};
@@ -285,7 +285,7 @@ impl Trainer {
             LoaderConfig {
                 batch: batch_size,
                 seed: self.recipe.seed,
-                workers: self.recipe.data.workers.max(1),
+                workers: self.recipe.data.workers,
                 queue: self.recipe.data.queue.max(1),
                 start_at: self.learner.iteration(),
             },
@@ -295,12 +295,7 @@ impl Trainer {
         for batch in loader.take(usize::try_from(left).unwrap_or(usize::MAX)) {
             let batch = batch?;
             let classes = self.recipe.model.num_classes;
-            check_labels(&batch.labels, classes, || {
-                format!(
-                    "a label map in the batch of iteration {}",
-                    batch.iteration + 1
-                )
-            })?;
+            batch.check_labels(classes)?;
             let (images, labels) = batch.to_tensors(&training);
             let step = self.learner.step(images, labels);
             let timing = Timing {
