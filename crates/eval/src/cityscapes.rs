@@ -1,9 +1,9 @@
 //! The official Cityscapes scores.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Component, Path, PathBuf};
 
-use halfseg_data::{CATEGORIES, LABELS, read_instances, read_label};
+use halfseg_data::{CATEGORIES, LABELS, read_instances, read_label, unique_names};
 use serde::{Deserialize, Serialize};
 
 use crate::EvalError;
@@ -169,7 +169,9 @@ impl CityscapesScorer {
     ///
     /// `truth` holds `<city>/<city>_<sequence>_<frame>_gtFine_labelIds.png`, and `_instanceIds.png`
     /// beside each if instance scores are wanted. The prediction of such a file is the one PNG
-    /// anywhere below `predictions` whose name starts with `<city>_<sequence>_<frame>`.
+    /// anywhere below `predictions` whose name starts with `<city>_<sequence>_<frame>`, or with
+    /// the city's folder and `_` before that, or in a folder of the city's name, where several cities
+    /// have files of one name.
     ///
     /// # Errors
     /// If no ground truth is found, a prediction is missing or found twice, or a file is unfit.
@@ -199,17 +201,18 @@ impl CityscapesScorer {
         let with_instances = instances.iter().all(|path| path.exists());
         let files = halfseg_files::walk(predictions, EvalError::io)?;
         let mut scorer = Self::new();
-        for (path, instance) in truths.iter().zip(&instances) {
-            let file = name(path);
-            let stem = file.trim_end_matches(ending);
-            let matching = |p: &&PathBuf| name(p).starts_with(stem) && name(p).ends_with(".png");
-            let mut candidates = files.iter().filter(matching);
-            let expected = || format!("one prediction {stem}*.png");
-            let Some(prediction) = candidates.next() else {
+        let found = assign(predictions, &files, &truths, ending);
+        for ((path, instance), (name, candidates)) in truths.iter().zip(&instances).zip(found) {
+            let expected = || format!("one prediction {name}*.png");
+            let Some(prediction) = candidates.first() else {
                 return Err(image(predictions, expected(), "none"));
             };
-            if let Some(second) = candidates.next() {
-                let found = format!("{} and {}", name(prediction), name(second));
+            if let Some(second) = candidates.get(1) {
+                let shown = |path: &Path| {
+                    let below = path.strip_prefix(predictions);
+                    below.unwrap_or(path).display().to_string()
+                };
+                let found = format!("{} and {}", shown(prediction), shown(second));
                 return Err(image(predictions, expected(), &found));
             }
             scorer.update_files(
@@ -366,6 +369,58 @@ fn mean(
 ) -> Option<f64> {
     let values: Vec<f64> = scores.iter().filter_map(value).collect();
     ratio(values.iter().sum(), values.len() as f64)
+}
+
+/// The name by which each of `truths` is known, and the files that begin with it: a file belongs to
+/// the longest name that it begins with.
+fn assign<'a>(
+    predictions: &Path,
+    files: &'a [PathBuf],
+    truths: &[PathBuf],
+    ending: &str,
+) -> Vec<(String, Vec<&'a Path>)> {
+    let city = |path: &PathBuf| path.parent().map(name).unwrap_or_default();
+    let stem = |path: &PathBuf| name(path).trim_end_matches(ending).to_owned();
+    let of_cities: Vec<_> = truths.iter().map(|path| (city(path), stem(path))).collect();
+    let names = unique_names(&of_cities);
+    // Files of a name that several cities have are told apart by a folder, too.
+    let shared = of_cities.iter().zip(&names).enumerate();
+    let shared = shared.filter(|(_, ((_, stem), name))| stem != *name);
+    let by_folder: HashMap<(&str, &str), usize> = shared
+        .map(|(i, ((city, stem), _))| ((city.as_str(), stem.as_str()), i))
+        .collect();
+    let by_name: HashMap<&str, usize> =
+        names.iter().enumerate().map(|(i, n)| (&n[..], i)).collect();
+    let mut found = vec![Vec::new(); names.len()];
+    for path in files {
+        let file = name(path);
+        if !file.ends_with(".png") {
+            continue;
+        }
+        let folder = path
+            .parent()
+            .and_then(|folder| folder.strip_prefix(predictions).ok());
+        let folders: Vec<_> = folder.iter().flat_map(|f| f.components()).collect();
+        let owner = beginnings(&file).find_map(|start| {
+            let of_folder =
+                |part: &Component<'_>| by_folder.get(&(part.as_os_str().to_str()?, start)).copied();
+            let of_name = by_name.get(start).copied();
+            of_name.or_else(|| folders.iter().rev().find_map(of_folder))
+        });
+        if let Some(owner) = owner {
+            found[owner].push(path.as_path());
+        }
+    }
+    names.into_iter().zip(found).collect()
+}
+
+/// The beginnings of a name, longest first, that do not cut a number in two.
+fn beginnings(name: &str) -> impl Iterator<Item = &str> {
+    let digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
+    (1..=name.len()).rev().filter_map(move |end| {
+        let (start, rest) = (name.get(..end)?, name.get(end..)?);
+        (!digit(start.chars().next_back()) || !digit(rest.chars().next())).then_some(start)
+    })
 }
 
 fn name(path: &Path) -> String {

@@ -116,3 +116,94 @@ fn unfit_folders_and_files_are_named() {
     std::fs::copy(&first, pred.join("ulm_000000_000019_color.png")).unwrap();
     fails("ulm_000000_000019_color.png and");
 }
+
+/// A map of one id.
+fn write(path: &Path, id: u8) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    halfseg_data::write_label(path, &LabelMap::filled(2, 2, [id])).unwrap();
+}
+
+#[test]
+fn equal_names_of_two_cities_are_told_apart_by_city() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pred, gt) = (folder.path().join("pred"), folder.path().join("gt"));
+    for (city, id) in [("ulm", 7), ("bonn", 26)] {
+        write(&gt.join(city).join("frame_1_gtFine_labelIds.png"), id);
+    }
+    write(&gt.join("bonn/frame_2_gtFine_labelIds.png"), 23);
+    let score = || CityscapesScorer::score_folders(&pred, &gt);
+    for prediction in [
+        ["ulm_frame_1_x", "bonn_frame_1"],
+        ["some/ulm/frame_1_x", "bonn/frame_1"],
+    ] {
+        let _ = std::fs::remove_dir_all(&pred);
+        write(&pred.join(format!("{}.png", prediction[0])), 7);
+        write(&pred.join(format!("{}.png", prediction[1])), 26);
+        let error = score().unwrap_err().to_string();
+        assert!(
+            error.contains("one prediction frame_2*.png, found none"),
+            "{error}"
+        );
+        write(&pred.join("frame_2_pred.png"), 23);
+        assert_eq!(score().unwrap().mean_iou, Some(1.0));
+    }
+    std::fs::rename(pred.join("bonn/frame_1.png"), pred.join("frame_1.png")).unwrap();
+    let error = score().unwrap_err().to_string();
+    assert!(error.contains("bonn_frame_1*.png, found none"), "{error}");
+}
+
+#[test]
+fn a_name_that_begins_another_one_is_not_mistaken_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pred, gt) = (folder.path().join("pred"), folder.path().join("gt"));
+    for (name, id) in [("f_1", 7), ("f_10", 11), ("f_1_b", 26)] {
+        write(
+            &gt.join("ulm").join(format!("{name}_gtFine_labelIds.png")),
+            id,
+        );
+        write(&pred.join(format!("{name}_pred.png")), id);
+    }
+    let score = || CityscapesScorer::score_folders(&pred, &gt);
+    assert_eq!(score().unwrap().mean_iou, Some(1.0));
+    std::fs::remove_file(pred.join("f_1_pred.png")).unwrap();
+    let error = score().unwrap_err().to_string();
+    assert!(
+        error.contains("one prediction f_1*.png, found none"),
+        "{error}"
+    );
+}
+
+#[test]
+fn maps_that_promise_more_than_they_hold_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, bad) = (
+        folder.path().join("good.png"),
+        folder.path().join("bad.png"),
+    );
+    write(&good, 7);
+    let mut bytes = std::fs::read(&good).unwrap();
+    // 262,144 pixels a side.
+    bytes[16..24].copy_from_slice(&[0, 4, 0, 0, 0, 4, 0, 0]);
+    let crc = !bytes[12..29].iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ byte as u32, |c, _| {
+            (c >> 1) ^ if c & 1 == 1 { 0xEDB8_8320 } else { 0 }
+        })
+    });
+    bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+    std::fs::write(&bad, bytes).unwrap();
+    let mut scorer = CityscapesScorer::new();
+    for (prediction, truth, instances) in [
+        (&bad, &good, None),
+        (&good, &bad, None),
+        (&good, &good, Some(&*bad)),
+    ] {
+        let error = scorer
+            .update_files(prediction, truth, instances)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("bad.png") && error.contains("found 262144x262144"),
+            "{error}"
+        );
+    }
+}
