@@ -9,10 +9,8 @@ pub fn unique_names(files: &[(String, String)]) -> Vec<String> {
     for (_, file) in files {
         *uses.entry(file).or_default() += 1;
     }
-    let mut taken: HashSet<String> = uses
-        .iter()
-        .filter_map(|(&file, &count)| (count == 1).then(|| file.to_owned()))
-        .collect();
+    let own = uses.iter().filter(|(_, count)| **count == 1);
+    let mut taken: HashSet<String> = own.map(|(file, _)| (*file).to_owned()).collect();
     let mut name = |(folder, file): &(String, String)| {
         if uses[file.as_str()] == 1 {
             return file.clone();

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use files::{Png, chunk, exif, flat_jpeg, segment};
 use halfseg_data::{
-    DataError, ImageReader, RgbImage, image_size, read_image, read_instances, read_label,
+    Cityscapes, DataError, Dataset, ImageReader, RgbImage, SyntheticStreets, image_size,
+    read_image, read_instances, read_label, write_cityscapes_layout,
 };
 
 struct Folder(tempfile::TempDir);
@@ -223,6 +224,19 @@ fn a_limit_of_ones_own_is_held() {
             "{message}"
         );
     }
+    let root = tempfile::tempdir().unwrap();
+    let streets = SyntheticStreets::new(32, 16, 1, 1);
+    write_cityscapes_layout(&streets, root.path(), "val", "ulm").unwrap();
+    let read = |max_pixels| {
+        let dataset = Cityscapes::open(root.path(), "val").unwrap();
+        dataset.with_reader(reader(max_pixels)).get(0)
+    };
+    assert!(read(512).is_ok());
+    let error = read(511).unwrap_err().to_string();
+    assert!(
+        error.contains("leftImg8bit.png: expected at most 511 pixels"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use files::{Png, chunk, exif, flat_jpeg};
-use halfseg_data::{CropBox, DataError, read_image, read_instances, read_label};
+use halfseg_data::{
+    Cityscapes, CropBox, DataError, Dataset, LabelMap, read_image, read_instances, read_label,
+};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -183,8 +185,7 @@ fn damaged_files_end_in_an_error_or_a_picture() {
             format!("mutant {mutant} of seed {seed}, kept as {}", kept.display())
         };
         match found {
-            Ok(Ok(())) => read += 1,
-            Ok(Err(error)) => assert!(!error.is_empty(), "no words for {}", kept()),
+            Ok(pictures) => read += pictures,
             Err(_) => panic!("a panic at {}", kept()),
         }
         assert!(took < Duration::from_secs(10), "{took:?} for {}", kept());
@@ -192,26 +193,25 @@ fn damaged_files_end_in_an_error_or_a_picture() {
         assert!(bytes <= most, "{bytes} bytes for {}", kept());
         (slowest, largest) = (slowest.max(took), largest.max(bytes));
     }
-    println!("{count} mutants: {read} read, at most {slowest:?} and {largest} bytes");
-    assert!(read > 0 || count < 100, "some damage is harmless");
+    println!("{count} mutants gave {read} pictures, at most {slowest:?} and {largest} bytes");
+    assert!(read > 0 || count < 100, "no damage was harmless");
 }
 
-/// Reads `damaged` in every way.
-fn read_all(root: &Path, damaged: &Path) -> Result<(), String> {
-    let text = |error: DataError| error.to_string();
-    // Each on its own: an error of one says nothing of the others.
-    let image = read_image(damaged);
-    let maps = [read_label(damaged).err(), read_instances(damaged).err()];
-    let dataset = halfseg_data::Cityscapes::open(root, "val").map_err(text)?;
-    let mut corner = |_: &halfseg_data::LabelMap| CropBox {
+/// Reads `damaged` in every way, and counts the pictures that came of it.
+fn read_all(root: &Path, damaged: &Path) -> usize {
+    let says = |error: DataError| assert!(!error.to_string().is_empty());
+    let picture = read_image(damaged).map_err(says).is_ok();
+    let _ = read_label(damaged).map_err(says);
+    let _ = read_instances(damaged).map_err(says);
+    let dataset = Cityscapes::open(root, "val").expect("both files are there");
+    let mut corner = |_: &LabelMap| CropBox {
         left: 20,
         top: 11,
         width: 9,
         height: 5,
     };
-    let dataset: &dyn halfseg_data::Dataset = &dataset;
-    let part = dataset.get_part(0, &mut corner);
-    let whole = dataset.get(0);
+    let part = dataset.get_part(0, &mut corner).map_err(says);
+    let whole = dataset.get(0).map_err(says);
     if let (Ok(part), Ok(whole)) = (&part, &whole) {
         let (x, y) = (20 - part.image.origin.0, 11 - part.image.origin.1);
         let (part, whole) = (&part.image.image, &whole.image);
@@ -224,11 +224,5 @@ fn read_all(root: &Path, damaged: &Path) -> Result<(), String> {
             );
         }
     }
-    whole.map_err(text)?;
-    part.map_err(text)?;
-    image.map_err(text)?;
-    match maps.into_iter().flatten().next() {
-        Some(error) => Err(text(error)),
-        None => Ok(()),
-    }
+    usize::from(picture) + usize::from(whole.is_ok())
 }

@@ -107,7 +107,7 @@ pub fn flat_jpeg(width: u16, height: u16) -> Vec<u8> {
     let frame = [8, y[0], y[1], x[0], x[1], 1, 1, 0x11, 0];
     let blocks = (width as usize).div_ceil(8) * (height as usize).div_ceil(8);
     let mut scan = vec![0; blocks / 4];
-    if blocks % 4 > 0 {
+    if !blocks.is_multiple_of(4) {
         scan.push(0xFF >> (blocks % 4 * 2));
     }
     [
