@@ -68,7 +68,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             .and_then(|sample| {
                 let map = predictions.map(args, &predictor, &sample)?;
                 if let Some(label) = &sample.label {
-                    check_labels(&label.data, classes, || sample.name.clone())?;
+                    let name = || format!("the label map of {}", dataset.source(index));
+                    check_labels(&label.data, classes, name)?;
                 }
                 let tree = tree.as_ref().filter(|_| sample.label.is_some());
                 let instances = tree
@@ -89,7 +90,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             matrix.update(&map.data, &label.data, IGNORE)?;
             if let Some(scorer) = &mut official {
                 let instances = instances.as_ref().map(|map| map.data.as_slice());
-                scorer.update(&label_ids(&map.data), &label_ids(&label.data), instances)?;
+                let ids = [&map.data, &label.data].map(|map| label_ids(map));
+                scorer
+                    .update(&ids[0], &ids[1], instances)
+                    .with_context(|| dataset.source(index))?;
             }
         }
         shown.inc(&sample.name);
