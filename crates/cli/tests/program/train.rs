@@ -595,3 +595,48 @@ fn an_interrupted_run_saves_ends_with_130_and_resumes() {
         &["mIoU"],
     );
 }
+
+/// A first run that left its best weights and no checkpoint, and a second one with another network.
+#[test]
+fn what_a_folder_means_belongs_to_the_run_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = trained(&folder, "fcn");
+    fs::remove_file(out.join("last_checkpoint")).unwrap();
+    let begin = [
+        "train",
+        "--method",
+        "pspnet",
+        "--data",
+        "synthetic",
+        "--out",
+        text(&out),
+    ];
+    let begin = [&begin[..], &TINY].concat();
+    let best = fs::read(out.join("best.safetensors")).unwrap();
+    check(&begin, 1, &["best.safetensors", "--overwrite"]);
+    assert!(fs::read(out.join("best.safetensors")).unwrap() == best);
+    check(&[&begin[..], &["--overwrite"]].concat(), 0, &["mIoU"]);
+    check(
+        &["eval", "--checkpoint", text(&out), "--data", "synthetic"],
+        0,
+        &["pspnet on"],
+    );
+
+    let resume = ["train", "--resume", "--out", text(&out)];
+    let weights = ["--checkpoint", text(&out)];
+    check(
+        &[&resume[..], &weights].concat(),
+        2,
+        &["--resume with --checkpoint"],
+    );
+    check(
+        &[&resume[..], &["--overwrite"]].concat(),
+        2,
+        &["--overwrite"],
+    );
+    check(
+        &[&resume[..], &["--batch", "4"]].concat(),
+        2,
+        &["`train.batch`", "expected 2"],
+    );
+}

@@ -89,7 +89,7 @@ impl Learner {
     /// other devices, through the host; see [`route`](Self::route).
     pub fn with_further_devices(mut self, devices: Vec<Device>) -> Self {
         self.further_devices = devices;
-        self.route = Route::between(&self.all_devices());
+        self.route = Route::between(&self.all_devices(self.model()));
         self
     }
 
@@ -98,9 +98,10 @@ impl Learner {
         self.route
     }
 
-    /// The model's own device and those that share batches with it.
-    fn all_devices(&self) -> Vec<Device> {
-        let own = burn::module::Module::devices(self.model());
+    /// The device of `model`, which a step takes out of the learner, and those that share batches
+    /// with it.
+    fn all_devices(&self, model: &Segmentor) -> Vec<Device> {
+        let own = Module::devices(model);
         let own = own.into_iter().next().expect("a network has parameters");
         std::iter::once(own)
             .chain(self.further_devices.iter().cloned())

@@ -133,7 +133,7 @@ impl Learner {
             let images = images.clone().narrow(0, index * size, size);
             (images, labels.clone().narrow(0, index * size, size))
         };
-        let mut workers = self.route.group(&self.all_devices()).into_iter();
+        let mut workers = self.route.group(&self.all_devices(model)).into_iter();
         let first = workers.next().expect("there is one part for each device");
         std::thread::scope(|threads| {
             let others: Vec<_> = workers

@@ -3,8 +3,8 @@
 use super::Recipe;
 use crate::Error;
 
-/// Products of sides with channels and batches stay far from the end of 64 bits.
-const LONGEST_SIDE: f64 = 1e6;
+/// Of a resized picture, in pixels: products of two stay within 64 bits.
+const LONGEST_SIDE: f64 = 1e9;
 /// The order of so many takes 80 MB in each background thread.
 const MOST_SCENES: u64 = 10_000_000;
 const MOST_IN_BATCH: u64 = 1 << 16;
@@ -171,7 +171,7 @@ mod tests {
         check_refused("data.flip=2", "`data.flip`");
         check_refused("data.ratio_max=0.1", "`data.ratio_max`");
         check_refused("data.ratio_max=inf", "`data.ratio_max`");
-        check_refused("data.ratio_max=1e300", "at most 488.28125");
+        check_refused("data.ratio_max=1e300", "at most 488281.25");
         check_refused("optimizer.clip_norm=1e-300", "`optimizer.clip_norm`");
         check_refused("optimizer.clip_norm=1e300", "which f32 holds");
         check_refused("optimizer.lr=1e-60", "`optimizer.lr`");

@@ -90,7 +90,7 @@ pub struct DataRecipe {
     pub flip: f64,
     /// Random brightness, contrast, saturation and hue.
     pub photometric: bool,
-    /// Background threads that load and augment; 0 loads in the training thread.
+    /// Background threads that load and augment; at least one does.
     pub workers: usize,
     /// Batches that wait at most.
     pub queue: usize,
@@ -150,7 +150,7 @@ pub struct TrainRecipe {
     pub batch: usize,
     /// Iterations between evaluations; 0 evaluates at the end only.
     pub eval_every: u64,
-    /// Iterations between checkpoints; 0 writes one at the end only.
+    /// Iterations between checkpoints, besides those before evaluations; 0 writes one at the end only.
     pub checkpoint_every: u64,
     /// Checkpoints that are kept, the last of them.
     pub keep: usize,

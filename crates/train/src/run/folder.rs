@@ -304,16 +304,19 @@ impl Folder {
         self.write_manifest()
     }
 
-    /// Names the checkpoint of `iteration` the last, and removes all but the last `keep`.
-    pub fn complete(&mut self, iteration: u64, keep: usize) -> Result<(), Error> {
-        write_text(&self.path.join(LAST), &weights_name(iteration))?;
+    /// Names the checkpoint of `iteration` the last.
+    pub fn complete(&self, iteration: u64) -> Result<(), Error> {
+        write_text(&self.path.join(LAST), &weights_name(iteration))
+    }
+
+    /// Removes all checkpoints but the last `keep`.
+    pub fn prune(&mut self, keep: usize) {
         while self.manifest.checkpoints.len() > keep.max(1) {
             let Some((first, _)) = self.manifest.checkpoints.pop_first() else {
                 break;
             };
             self.remove_checkpoint(first);
         }
-        Ok(())
     }
 
     /// What is left behind here costs space, nothing else.

@@ -229,6 +229,7 @@ impl Trainer {
         };
         trainer.folder.write_config(&trainer.recipe)?;
         trainer.mark()?;
+        trainer.folder.prune(trainer.recipe.train.keep);
         Ok(trainer)
     }
 
@@ -260,7 +261,8 @@ impl Trainer {
     /// usable; unreadable data leaves one of the iteration that it was met at.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
         let outcome = self.run_to_end(observer);
-        let bad_data = matches!(outcome, Err(Error::Data(_)));
+        // Of training and of evaluation.
+        let bad_data = matches!(outcome, Err(Error::Data(_) | Error::Predict(_)));
         if bad_data && self.learner.iteration() > 0 {
             self.save(observer)?;
         }
@@ -501,7 +503,8 @@ impl Trainer {
         self.mark()?;
         self.save_weights(&weights)?;
         self.save_state(&self.folder.state(iteration))?;
-        self.folder.complete(iteration, self.recipe.train.keep)?;
+        self.folder.complete(iteration)?;
+        self.folder.prune(self.recipe.train.keep);
         self.saved = Some(iteration);
         observer.saved(&weights);
         Ok(weights)
