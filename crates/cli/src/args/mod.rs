@@ -1,5 +1,7 @@
 //! The command line.
 
+mod inference;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -7,11 +9,11 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use halfseg_data::{Crop, Scale};
 use halfseg_devices::DeviceChoice;
-use halfseg_predict::EvalScale;
 use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{LossScale, RunPrecision};
 
-use crate::values::{DEPTHS, DEVICES, LOSS_SCALES, METHODS, Mode, Names, PRECISIONS, listed};
+pub use self::inference::{EvalArgs, ExportArgs, InferenceArgs, PredictArgs, ScoreArgs};
+use crate::values::{DEPTHS, DEVICES, LOSS_SCALES, METHODS, PRECISIONS, listed};
 
 /// Semantic segmentation of street scenes in mixed precision.
 ///
@@ -197,148 +199,6 @@ pub struct ConfigArgs {
     /// a --precision that contradicts it is refused
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-}
-
-/// How a trained network is run.
-#[derive(Clone, Debug, Default, Args)]
-pub struct InferenceArgs {
-    /// The network, where the checkpoint does not tell
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Weights: a file, or the output folder of a training run
-    #[arg(long, value_name = "FILE")]
-    pub checkpoint: PathBuf,
-    /// How pictures pass through the network
-    #[arg(long, value_enum)]
-    pub mode: Option<Mode>,
-    /// Window of `--mode slide`
-    #[arg(long, value_name = "HxW")]
-    pub crop: Option<Crop>,
-    /// Distance between windows of `--mode slide`
-    #[arg(long, value_name = "HxW")]
-    pub stride: Option<Crop>,
-    /// Average softmax over six sizes (0.5 to 1.75) and their mirror images
-    #[arg(long)]
-    pub ms_flip: bool,
-    /// Run at the size that fits into this, in the image's ratio, and resize the logits back;
-    /// `own` is the image's own size
-    #[arg(long, value_name = "WxH|own")]
-    pub scale: Option<EvalScale>,
-    /// Dtype of the computation; unless given, what the checkpoint was trained in, and f32 where it does
-    /// not say
-    #[arg(long, value_parser = listed::<RunPrecision>(PRECISIONS))]
-    pub precision: Option<RunPrecision>,
-    /// Take the precision from a policy file (see `halfseg audit`), in place of the checkpoint's; a
-    /// --precision that contradicts it is refused
-    #[arg(long, value_name = "FILE")]
-    pub policy: Option<PathBuf>,
-    /// Where to compute: cpu (of which flex, the backend's name, is another name), cuda or cuda:N, wgpu
-    /// or wgpu:N
-    #[arg(long, value_parser = listed::<DeviceChoice>(DEVICES))]
-    pub device: Option<DeviceChoice>,
-    /// Configuration
-    #[command(flatten)]
-    pub sources: ConfigSources,
-}
-
-/// What happens to single pictures of a job over many.
-#[derive(Clone, Debug, Default, Args)]
-pub struct BatchArgs {
-    /// Go on after a picture that cannot be read or segmented; those that were left out are listed at
-    /// the end, which is a failure then
-    #[arg(long)]
-    pub skip_bad: bool,
-    /// Leave alone what an earlier run has written
-    #[arg(long)]
-    pub skip_existing: bool,
-    /// Ignore pixels whose scores are not finite instead of failing their picture
-    #[arg(long)]
-    pub allow_nonfinite: bool,
-}
-
-/// Flags of `eval`.
-#[derive(Debug, Args)]
-pub struct EvalArgs {
-    /// How the network is run
-    #[command(flatten)]
-    pub inference: InferenceArgs,
-    /// A folder with leftImg8bit and gtFine in it, or `synthetic`
-    #[arg(long, value_name = "PATH|synthetic")]
-    pub data: Option<String>,
-    /// Single pictures; with --save-predictions, --skip-existing scores those that are there
-    #[command(flatten)]
-    pub batch: BatchArgs,
-    /// Split that is scored
-    #[arg(long)]
-    pub split: Option<String>,
-    /// Write the scores as JSON (`-`: to stdout)
-    #[arg(long, value_name = "FILE|-")]
-    pub json: Option<PathBuf>,
-    /// Write the predictions as labelId PNGs, named as the Cityscapes server expects
-    #[arg(long, value_name = "DIR")]
-    pub save_predictions: Option<PathBuf>,
-    /// Pack the predictions into a ZIP file for the Cityscapes server
-    #[arg(long, value_name = "FILE")]
-    pub zip: Option<PathBuf>,
-    /// Write the confusion matrix as SVG
-    #[arg(long, value_name = "FILE")]
-    pub confusion: Option<PathBuf>,
-}
-
-/// Flags of `score`.
-#[derive(Debug, Args)]
-pub struct ScoreArgs {
-    /// Folder with one labelId PNG for each image of the split, whose name begins with the image's
-    #[arg(long, value_name = "DIR")]
-    pub predictions: PathBuf,
-    /// A split's labels, such as gtFine/val: CITY/*_gtFine_labelIds.png, and *_instanceIds.png
-    /// for instance scores
-    #[arg(long, value_name = "DIR")]
-    pub truth: PathBuf,
-    /// Write the scores as JSON (`-`: to stdout)
-    #[arg(long, value_name = "FILE|-")]
-    pub json: Option<PathBuf>,
-}
-
-/// Flags of `predict`.
-#[derive(Debug, Args)]
-pub struct PredictArgs {
-    /// How the network is run
-    #[command(flatten)]
-    pub inference: InferenceArgs,
-    /// Folder for the pictures
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Write the logits too, as safetensors
-    #[arg(long)]
-    pub logits: bool,
-    /// Single pictures
-    #[command(flatten)]
-    pub batch: BatchArgs,
-    /// Weight of the colours in the overlay, 0 to 1
-    #[arg(long, default_value_t = 0.5)]
-    pub opacity: f32,
-    /// PNG or JPEG images, folders of them with their subfolders, or `-` for a list of paths on stdin,
-    /// one a line or each ended by a zero byte
-    #[arg(required = true, value_name = "IMAGE|FOLDER|-")]
-    pub inputs: Vec<PathBuf>,
-}
-
-/// Flags of `export`.
-#[derive(Debug, Args)]
-pub struct ExportArgs {
-    /// The network, where the checkpoint does not tell
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Weights: a file, or the output folder of a training run
-    #[arg(long, value_name = "FILE")]
-    pub checkpoint: PathBuf,
-    /// Whose names the file uses
-    #[arg(long, value_enum, default_value = "mmseg")]
-    pub to: Names,
-    /// The safetensors file to write
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
 }
 
 /// Flags of `info`.
