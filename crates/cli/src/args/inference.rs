@@ -121,6 +121,9 @@ pub struct PredictArgs {
     /// Folder for the pictures
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Put what is made of a folder's pictures into the same subfolders of --out
+    #[arg(long)]
+    pub mirror: bool,
     /// Write the logits too, as safetensors
     #[arg(long)]
     pub logits: bool,

@@ -152,10 +152,10 @@ fn all_of(stems: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn a_tree_is_mirrored_and_its_own_pictures_are_never_taken() {
+fn no_picture_of_a_tree_is_lost_and_its_own_are_never_taken() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = trained(&folder, "fcn");
-    let input = pictures(&folder, &["a/x.png", "b/x.png", "b/y_color.png", "x.png"]);
+    let input = pictures(&folder, &["a/x.png", "b/x.png", "b/y_color.png", "z.png"]);
     let predict = |out: &Path, inputs: &[&str], expect: &str| {
         let args = [
             "predict",
@@ -166,32 +166,37 @@ fn a_tree_is_mirrored_and_its_own_pictures_are_never_taken() {
         ];
         check(&[&args[..], inputs].concat(), 0, &[expect])
     };
-    let out = folder.path().join("out");
+    let out = folder.path().join("flat");
     predict(&out, &[text(&input)], "4 images");
-    let stems = ["a/x", "b/x", "b/y_color", "x"];
-    assert_eq!(below(&out), all_of(&stems));
+    let flat = ["a_x", "b_x", "y_color", "z"];
+    assert_eq!(below(&out), all_of(&flat));
+    let out = folder.path().join("mirrored");
+    predict(&out, &[text(&input), "--mirror"], "4 images");
+    assert_eq!(below(&out), all_of(&["a/x", "b/x", "b/y_color", "z"]));
 
     // Into a folder of the tree, and among the pictures themselves: twice each.
     let inside = input.join("b/out");
     for expect in ["4 images", "left out 12 pictures"] {
         predict(&inside, &[text(&input)], expect);
-        assert_eq!(below(&inside), all_of(&stems));
+        assert_eq!(below(&inside), all_of(&flat));
     }
     fs::remove_dir_all(&inside).unwrap();
     for expect in ["4 images", "left out 12 pictures"] {
         predict(&input, &[text(&input)], expect);
         assert_eq!(below(&input).len(), 4 + 12);
     }
-    // An interrupted run leaves one of three.
-    fs::remove_file(input.join("x_trainIds.png")).unwrap();
-    predict(&input, &[text(&input)], "4 images");
+    // An interrupted run leaves two of three.
+    for name in ["z_trainIds.png", "a_x_color.png"] {
+        fs::remove_file(input.join(name)).unwrap();
+    }
+    predict(&input, &[text(&input)], "left out 10 pictures");
     assert_eq!(below(&input).len(), 4 + 12);
 
     // Files that share a name are told apart by their folders.
     let files = ["a/x.png", "b/x.png"].map(|name| input.join(name));
     let out = folder.path().join("files");
     predict(&out, &files.each_ref().map(|path| text(path)), "2 images");
-    assert_eq!(below(&out), all_of(&["a/x.png", "b/x.png"]));
+    assert_eq!(below(&out), all_of(&["a_x", "b_x"]));
 }
 
 #[cfg(unix)]
@@ -213,7 +218,7 @@ fn links_to_themselves_and_pipes_end() {
     ];
     let args = [&args[..], &[text(&input)]].concat();
     check(&args, 0, &["2 images"]);
-    assert_eq!(below(&out), all_of(&["a/x", "y"]));
+    assert_eq!(below(&out), all_of(&["x", "y"]));
 
     let pipe = input.join("pipe.png");
     assert!(

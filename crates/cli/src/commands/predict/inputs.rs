@@ -38,14 +38,18 @@ pub struct Inputs {
     pub bad: Vec<(PathBuf, String)>,
     /// How many pictures were left out because an earlier run of this program wrote them.
     pub own: usize,
+    mirror: bool,
 }
 
 impl Inputs {
     /// Takes files as they are, `-` as a list of paths on stdin, and of folders all PNG and JPEG files
-    /// below them but those that this program wrote. What is made of a folder's files goes into the
-    /// same subfolders below `out`.
-    pub fn find(arguments: &[PathBuf], out: &Path) -> Result<Self> {
-        let mut inputs = Self::default();
+    /// below them but those that this program wrote. With `mirror`, what is made of a folder's files goes
+    /// into the same subfolders below `out`, else all into `out` itself.
+    pub fn find(arguments: &[PathBuf], out: &Path, mirror: bool) -> Result<Self> {
+        let mut inputs = Self {
+            mirror,
+            ..Self::default()
+        };
         for argument in arguments {
             if argument == Path::new("-") {
                 for path in listed_on_stdin()? {
@@ -78,19 +82,17 @@ impl Inputs {
         };
         let mut files = walk(argument, cannot)?;
         files.retain(|path| is_picture(path));
-        let below = |path: &Path| {
-            let below = path.strip_prefix(argument).unwrap_or(path);
-            below.parent().unwrap_or(Path::new("")).to_owned()
-        };
-        let files: Vec<_> = files.into_iter().map(|path| (below(&path), path)).collect();
         let written = written(&files, out);
         let (before, mut own) = (self.pictures.len() + self.bad.len(), 0);
-        for (folder, path) in files {
+        for path in files {
             if written.contains(&path) {
                 own += 1;
-            } else {
-                self.take(path, folder);
+                continue;
             }
+            let below = path.strip_prefix(argument).ok().and_then(Path::parent);
+            let folder = below.filter(|_| self.mirror).unwrap_or(Path::new(""));
+            let folder = folder.to_owned();
+            self.take(path, folder);
         }
         if before == self.pictures.len() + self.bad.len() {
             let but = match own {
@@ -162,19 +164,27 @@ fn is_picture(path: &Path) -> bool {
     ["png", "jpg", "jpeg"].contains(&&*extension.to_ascii_lowercase())
 }
 
-/// The files among `files`, with their folders below what was asked for, that this program wrote: those
-/// that it would write of the others into `out`, which an interrupted run leaves behind one by one, and
-/// elsewhere where all three of a picture are there.
-fn written(files: &[(PathBuf, PathBuf)], out: &Path) -> BTreeSet<PathBuf> {
-    let real = |folder: &Path| fs::canonicalize(folder).unwrap_or(folder.to_owned());
-    let mut expected = BTreeSet::new();
+/// The files among `files` that this program wrote: where all three of a picture are there, and in `out`,
+/// where an interrupted run leaves fewer, those that are named after another of the files.
+fn written(files: &[PathBuf], out: &Path) -> BTreeSet<PathBuf> {
+    let out = fs::canonicalize(out).ok();
+    let is_in_out = |path: &Path| {
+        let folder = path
+            .parent()
+            .and_then(|folder| fs::canonicalize(folder).ok());
+        let in_out = folder
+            .zip(out.as_ref())
+            .map(|(folder, out)| folder.starts_with(out));
+        in_out.unwrap_or(false)
+    };
+    let names = files
+        .iter()
+        .flat_map(|path| [path.file_stem(), path.file_name()]);
+    let names = names.filter_map(|name| Some(short(name?.to_str()?)));
+    let names: BTreeSet<String> = names.collect();
     // By folder and stem, which of the three there are.
     let mut found: BTreeMap<PathBuf, Vec<&PathBuf>> = BTreeMap::new();
-    for (folder, path) in files {
-        if let Some(stem) = path.file_stem().and_then(OsStr::to_str) {
-            let (folder, stem) = (real(&out.join(folder)), short(stem));
-            expected.extend(SUFFIXES.map(|suffix| folder.join(format!("{stem}{suffix}"))));
-        }
+    for path in files {
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         if let Some(stem) = SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix)) {
             found
@@ -183,14 +193,14 @@ fn written(files: &[(PathBuf, PathBuf)], out: &Path) -> BTreeSet<PathBuf> {
                 .push(path);
         }
     }
-    let is_expected = |path: &Path| {
-        let place = path.parent().map(real).zip(path.file_name());
-        place.is_some_and(|(folder, name)| expected.contains(&folder.join(name)))
-    };
-    let ours = found.into_values().filter(|paths| {
-        paths.len() == SUFFIXES.len() || paths.iter().any(|path| is_expected(path))
+    let ours = found.into_iter().filter(|(stem, paths)| {
+        let stem = stem.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        // Names of folders may come first.
+        let mut ends = stem.match_indices('_').map(|(at, _)| &stem[at + 1..]);
+        let is_named_after = names.contains(stem) || ends.any(|end| names.contains(end));
+        paths.len() == SUFFIXES.len() || (is_named_after && is_in_out(paths[0]))
     });
-    ours.flatten().cloned().collect()
+    ours.flat_map(|(_, paths)| paths).cloned().collect()
 }
 
 /// `stem`, or its beginning and a number that tells it from others, where names with it would be too
@@ -211,8 +221,8 @@ fn short(stem: &str) -> String {
     format!("{}{number}", &stem[..end])
 }
 
-/// Gives pictures that would be written under one name names of their own: with their extension, and
-/// where that does not help, with the folders that tell them apart. A picture that is meant twice stays
+/// Gives pictures that would be written under one name names of their own: with the folders that tell
+/// them apart, and where that does not help, with their extension. A picture that is meant twice stays
 /// once.
 fn distinct(pictures: Vec<Input>) -> Result<Vec<Input>> {
     let mut seen = BTreeSet::new();
@@ -220,12 +230,6 @@ fn distinct(pictures: Vec<Input>) -> Result<Vec<Input>> {
         .into_iter()
         .filter(|input| seen.insert((input.path.clone(), input.folder.clone())))
         .collect();
-    for shared in groups(&pictures) {
-        for place in shared {
-            let name = pictures[place].path.file_name().and_then(OsStr::to_str);
-            pictures[place].stem = short(name.unwrap_or_default());
-        }
-    }
     for shared in groups(&pictures) {
         let paths = shared
             .iter()
@@ -236,12 +240,23 @@ fn distinct(pictures: Vec<Input>) -> Result<Vec<Input>> {
         let common = common_folder(&paths);
         for (place, path) in shared.iter().zip(&paths) {
             let below = path.strip_prefix(&common).unwrap_or(path);
-            let below = below.parent().unwrap_or(Path::new(""));
-            let parts = below.components();
-            let names: PathBuf = parts
+            let mut name: String = below
+                .parent()
+                .into_iter()
+                .flat_map(Path::components)
                 .filter(|part| matches!(part, Component::Normal(_)))
+                .map(|part| format!("{}_", part.as_os_str().display()))
                 .collect();
-            pictures[*place].folder = names;
+            name += &pictures[*place].stem;
+            pictures[*place].stem = short(&name);
+        }
+    }
+    for shared in groups(&pictures) {
+        for place in shared {
+            let Input { path, stem, .. } = &mut pictures[place];
+            if let Some(extension) = path.extension() {
+                *stem = short(&format!("{stem}.{}", extension.display()));
+            }
         }
     }
     if let Some(shared) = groups(&pictures).first() {
@@ -297,25 +312,24 @@ mod tests {
     }
 
     #[test]
-    fn names_are_told_apart_by_extension_and_then_by_folder() {
-        assert_eq!(
-            names(vec![input("a/x.png", ""), input("b/y.png", "")]),
-            ["x", "y"]
+    fn names_are_told_apart_by_folder_and_then_by_extension() {
+        let named = |paths: &[(&str, &str)], expected: &[&str]| {
+            let pictures = paths.iter().map(|(path, folder)| input(path, folder));
+            assert_eq!(names(pictures.collect()), expected);
+        };
+        named(&[("a/x.png", ""), ("b/y.png", "")], &["x", "y"]);
+        named(&[("a/x.png", ""), ("b/x.png", "")], &["a_x", "b_x"]);
+        named(&[("x.png", ""), ("b/c/x.png", "")], &["x", "b_c_x"]);
+        named(&[("a/x.png", "a"), ("b/x.png", "b")], &["a/x", "b/x"]);
+        named(
+            &[("a/x.png", "a"), ("a/x.jpg", "a")],
+            &["a/x.png", "a/x.jpg"],
         );
-        let extensions = vec![
-            input("a/x.png", "a"),
-            input("a/x.jpg", "a"),
-            input("x.png", ""),
-        ];
-        assert_eq!(names(extensions), ["a/x.png", "a/x.jpg", "x"]);
-        let folders = vec![
-            input("a/x.png", ""),
-            input("b/x.png", ""),
-            input("b/c/x.png", ""),
-        ];
-        assert_eq!(names(folders), ["a/x.png", "b/x.png", "b/c/x.png"]);
-        let twice = vec![input("a/x.png", ""), input("a/x.png", "")];
-        assert_eq!(names(twice), ["x"]);
+        named(
+            &[("a/x.png", ""), ("a/x.jpg", ""), ("b/x.png", "")],
+            &["a_x.png", "a_x.jpg", "b_x"],
+        );
+        named(&[("a/x.png", ""), ("a/x.png", "")], &["x"]);
     }
 
     #[test]

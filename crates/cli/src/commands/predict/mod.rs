@@ -32,7 +32,9 @@ pub fn run(args: &PredictArgs) -> Result<()> {
         );
         return Err(Usage(why).into());
     }
-    let Inputs { pictures, bad, own } = Inputs::find(&args.inputs, &args.out)?;
+    let Inputs {
+        pictures, bad, own, ..
+    } = Inputs::find(&args.inputs, &args.out, args.mirror)?;
     let mut left_out = LeftOut::new(args.batch.skip_bad);
     let total = pictures.len() + bad.len();
     for (path, why) in bad {
