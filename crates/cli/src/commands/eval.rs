@@ -17,6 +17,7 @@ use halfseg_eval::{
 use halfseg_files::write_atomically;
 use halfseg_predict::Predictor;
 use halfseg_train::{DataSource, class_names, open_split};
+use serde_json::Value;
 
 use super::left_out::{LeftOut, class_map};
 use crate::args::EvalArgs;
@@ -105,7 +106,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let scores = matrix.scores();
     let official = official.map(|scorer| scorer.scores());
-    if scores.classes.iter().all(|class| class.pixels == 0) {
+    let unlabelled = scores.classes.iter().all(|class| class.pixels == 0);
+    if unlabelled {
         message!("{split} has no labels: nothing to score");
     } else {
         let mut table = scores.table(class_names(classes));
@@ -117,6 +119,11 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     if let Some(path) = &args.json {
         let mut json = scores_json(&scores, class_names(classes));
+        if unlabelled {
+            for key in ["miou", "macc", "aacc", "constant_miou"] {
+                json[key] = Value::Null;
+            }
+        }
         json["images"] = names.len().into();
         json["split"] = split.into();
         json["data"] = loaded.recipe.data.source.to_string().into();

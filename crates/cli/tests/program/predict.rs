@@ -384,8 +384,8 @@ fn scores_that_are_not_finite_fail_or_are_ignored_by_name() {
         "--data",
         "synthetic",
     ];
-    check(&predict, 1, &["a.png", "not finite"]);
-    check(&eval, 1, &["street_000000", "not finite"]);
+    check(&predict, 1, &["a.png", "expected finite scores"]);
+    check(&eval, 1, &["street_000000", "expected finite scores"]);
     let allow = ["--allow-nonfinite"];
     check(
         &[&predict[..], &allow].concat(),
