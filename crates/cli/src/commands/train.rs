@@ -46,8 +46,8 @@ fn begin(args: &TrainArgs) -> Result<Trainer> {
     )?)
 }
 
-/// Flags change the recipe that the checkpoint carries, its devices, too; `--config` is not read, because it would
-/// hide what the run began with.
+/// Flags change the recipe that the checkpoint carries, its devices, too; `--config` is not read, because
+/// it would hide what the run began with.
 fn resume(args: &TrainArgs) -> Result<Trainer> {
     if args.recipe.sources.config.is_some() {
         let why = "--resume with --config: the checkpoint carries its configuration; change single \
