@@ -202,10 +202,7 @@ impl Jpeg {
             })
         })?;
         Ok(match self.orientation {
-            Some(orientation) => {
-                check_memory(path, image.data.len())?;
-                orientation.apply(image)
-            }
+            Some(orientation) => orientation.apply(image),
             None => image,
         })
     }
