@@ -274,3 +274,56 @@ fn pipes_devices_and_folders_are_refused_without_waiting() {
         }
     }
 }
+
+/// Names the picture that [`read_with_little_memory`] reads.
+#[cfg(target_os = "linux")]
+const LARGE: &str = "HALFSEG_TEST_LARGE_PICTURE";
+
+#[cfg(target_os = "linux")]
+#[test]
+fn pictures_beyond_memory_are_refused_by_name() {
+    let folder = Folder::new();
+    // 30 million pixels in 30 KB: 90 MB as RGB, 60 MB as instances.
+    let (width, height) = (6_000, 5_000);
+    let path = folder.file(&Png::new(width, height, 0).file(&vec![7; 30_000_000]));
+    let program = std::env::current_exe().unwrap();
+    let mut refused = 0;
+    for megabytes in [120, 150, 180, 1000] {
+        let limit = format!("ulimit -v {}; exec \"$0\" \"$@\"", megabytes * 1000);
+        let output = std::process::Command::new("sh")
+            .args(["-c", &limit])
+            .arg(&program)
+            .args(["--ignored", "--exact", "read_with_little_memory"])
+            .args(["--test-threads", "1", "--nocapture"])
+            .env(LARGE, &path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{megabytes} MB: {}, {said}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        refused += usize::from(said.contains("does not give"));
+    }
+    assert!(refused > 0 && refused < 4, "{refused} of 4 were refused");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "runs in a process of its own"]
+fn read_with_little_memory() {
+    let Some(path) = std::env::var_os(LARGE).map(PathBuf::from) else {
+        return;
+    };
+    let errors = [
+        read_image(&path).err(),
+        read_label(&path).err(),
+        read_instances(&path).err(),
+    ];
+    for message in errors.into_iter().flatten().map(|error| error.to_string()) {
+        assert!(message.contains("picture: its pixels take"), "{message}");
+        println!("{message}");
+    }
+}

@@ -202,7 +202,10 @@ impl Jpeg {
             })
         })?;
         Ok(match self.orientation {
-            Some(orientation) => orientation.apply(image),
+            Some(orientation) => {
+                check_memory(path, image.data.len())?;
+                orientation.apply(image)
+            }
             None => image,
         })
     }

@@ -119,10 +119,7 @@ impl PendingImage {
             false => wanted,
         };
         if channels != 3 {
-            let mut colors = Vec::new();
-            let bytes = data.len() / channels * 3;
-            let room = colors.try_reserve_exact(bytes);
-            room.map_err(|_| reader::out_of_memory(&path, bytes))?;
+            let mut colors = reader::room(&path, data.len() / channels * 3)?;
             colors.extend(data.chunks_exact(channels).flat_map(rgb));
             data = colors;
         }

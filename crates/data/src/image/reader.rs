@@ -77,13 +77,14 @@ impl ImageReader {
         let (png, depth) = self.open_map(path, &[BitDepth::Sixteen, BitDepth::Eight], expected)?;
         let (width, height) = png.size();
         let bytes = png.all()?;
-        let data = match depth {
+        let mut data = room(path, width * height)?;
+        match depth {
             BitDepth::Sixteen => {
                 let pairs = bytes.as_chunks().0.iter();
-                pairs.map(|&v| u16::from_be_bytes(v)).collect()
+                data.extend(pairs.map(|&v| u16::from_be_bytes(v)));
             }
-            _ => bytes.into_iter().map(u16::from).collect(),
-        };
+            _ => data.extend(bytes.into_iter().map(u16::from)),
+        }
         Ok(InstanceMap {
             width,
             height,
@@ -225,6 +226,14 @@ pub(super) fn out_of_memory(path: &Path, bytes: usize) -> DataError {
         path: path.to_owned(),
         bytes: bytes as u64,
     }
+}
+
+/// An empty list with room for `len` values.
+pub(super) fn room<T>(path: &Path, len: usize) -> Result<Vec<T>, DataError> {
+    let mut list = Vec::new();
+    let room = list.try_reserve_exact(len);
+    room.map_err(|_| out_of_memory(path, len.saturating_mul(size_of::<T>())))?;
+    Ok(list)
 }
 
 /// `len` zeros. The system gives pages as they are written to, so that pixels that a header promises
