@@ -7,5 +7,4 @@ mod resnet;
 
 pub use block::{BasicBlock, Block, BlockConfig, Bottleneck};
 pub use depth::{Depth, UnknownDepth};
-pub use halfseg_layers::ConvBnAct;
 pub use resnet::{ResNet, ResNetConfig, Stages};

@@ -229,6 +229,12 @@ impl Observer for Console {
         ));
     }
 
+    fn not_finite(&mut self, name: &str, pixels: usize) {
+        self.print(&format!(
+            "warning: {name}: the scores of {pixels} pixels are not finite, which count as missed"
+        ));
+    }
+
     fn saved(&mut self, path: &Path) {
         self.print(&format!("saved {}", path.display()));
     }

@@ -14,7 +14,6 @@ use crate::recompute::is_repeating;
 
 /// Configuration of a [`BatchNorm`].
 #[derive(Config, Debug)]
-#[non_exhaustive]
 pub struct BatchNormConfig {
     /// Number of channels.
     pub channels: usize,

@@ -840,3 +840,26 @@ fn a_long_and_narrow_crop_announces_what_it_takes() {
         assert!(needed.0 > 450 << 30, "{needed}");
     }
 }
+
+/// The step is finite, but not what the weights make of f16 after it.
+#[test]
+fn an_evaluation_that_is_not_finite_is_counted_and_ends_nothing() {
+    #[derive(Default)]
+    struct Seen(usize);
+    impl Observer for Seen {
+        fn not_finite(&mut self, name: &str, pixels: usize) {
+            assert!(!name.is_empty());
+            self.0 += pixels;
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let mut recipe = tiny(Method::Fcn, 1, "f16");
+    recipe.set("optimizer.lr=1e30").unwrap();
+    let mut seen = Seen::default();
+    let outcome = run(&recipe, &out, &mut seen);
+    assert!(matches!(outcome, Outcome::Finished(Some(_))));
+    let evaluations = Log::read(&out.join("log.jsonl"), "eval").unwrap();
+    assert_eq!(evaluations[0]["not_finite"], seen.0);
+    assert!((1..=2 * 64 * 32).contains(&seen.0), "{} pixels", seen.0);
+}

@@ -13,7 +13,7 @@ use halfseg_amp::{Op, Precision as OpPrecision};
 use halfseg_data::{Crop, Scale};
 use halfseg_devices::DeviceChoice;
 use halfseg_predict::PredictorConfig;
-use halfseg_segmentor::{Depth, Method, SegmentorConfig, TrainingStep};
+use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::PolySchedule;
@@ -90,7 +90,7 @@ pub struct DataRecipe {
     pub flip: f64,
     /// Random brightness, contrast, saturation and hue.
     pub photometric: bool,
-    /// Background threads that load and augment; at least one does.
+    /// Background threads that load and augment; 0 loads in the training thread.
     pub workers: usize,
     /// Batches that wait at most.
     pub queue: usize,
@@ -173,16 +173,6 @@ impl Recipe {
             min_lr: self.schedule.min_lr,
             power: self.schedule.power,
             iterations: self.schedule.iterations,
-        }
-    }
-
-    /// A step of a run, as far as its memory depends on it.
-    pub fn training_step(&self) -> TrainingStep {
-        TrainingStep {
-            size: [self.data.crop.height, self.data.crop.width],
-            images: self.train.batch,
-            element_bytes: self.precision.dtype.element_bytes(),
-            recomputes: self.train.gradient_checkpointing,
         }
     }
 

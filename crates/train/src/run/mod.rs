@@ -12,15 +12,17 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use halfseg_amp::{GradScaler, StepOutcome};
-use halfseg_data::{Loader, LoaderConfig};
+use halfseg_data::{IGNORE, Loader, LoaderConfig, check_labels};
 use halfseg_devices::{Bytes, resident_memory};
-use halfseg_eval::{by_class, confusion_svg, scores_json};
+use halfseg_eval::{ConfusionMatrix, by_class, confusion_svg, scores_json};
 use halfseg_predict::{Predictor, PredictorSettings, draw_prediction};
-use halfseg_segmentor::{LoadReport, count_parameters};
+use halfseg_segmentor::LoadReport;
 use serde_json::json;
 
 use crate::start::{Start, check_memory, open_further};
-use crate::{DataSource, Error, Learner, Log, Recipe, Splits, Step, class_names, pipeline};
+use crate::{
+    DataSource, Error, Learner, Log, Recipe, Splits, Step, class_names, parameters, pipeline,
+};
 use folder::{
     Best, Evaluation, Existing, Folder, ITERATION_KEY, MIOU_KEY, Mark, RECIPE_KEY, can_resume,
     check_free, holds_run, read_recipe,
@@ -344,7 +346,7 @@ impl Trainer {
             iteration: self.learner.iteration(),
             train_images: self.data.train.len(),
             val_images: self.data.val.as_ref().map_or(0, |val| val.len()),
-            parameters: count_parameters(self.learner.model()),
+            parameters: parameters(self.learner.model()),
             loaded: self.loaded.as_ref(),
             memory: self.memory,
             route: self.learner.route(),
@@ -409,7 +411,8 @@ impl Trainer {
         self.data.val.is_some() && wanted && !done
     }
 
-    /// Scores the validation split. `false` when the observer stopped it.
+    /// Scores the validation split. `false` when the observer stopped it. Pixels with scores that are
+    /// not finite count as missed: an early network may overflow where a later one does not.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, Error> {
         let Some(val) = self.data.val.clone() else {
             return Ok(true);
@@ -417,21 +420,31 @@ impl Trainer {
         let iteration = self.learner.iteration();
         let predictor = self.predictor();
         let begun = Instant::now();
-        let mut finished = true;
-        let matrix = predictor.evaluate(&*val, |evaluated| {
-            observer.evaluating(evaluated.index + 1, val.len());
-            finished = evaluated.index + 1 == val.len() || !observer.stop();
-            Ok(finished)
-        })?;
-        drop(predictor);
-        if !finished {
-            return Ok(false);
+        let classes = self.recipe.model.num_classes;
+        let (mut matrix, mut not_finite) = (ConfusionMatrix::new(classes), 0);
+        for index in 0..val.len() {
+            let sample = val.get(index)?;
+            let prediction = predictor.predict(&sample.image)?;
+            if prediction.not_finite > 0 {
+                not_finite += prediction.not_finite;
+                observer.not_finite(&val.source(index), prediction.not_finite);
+            }
+            if let Some(label) = &sample.label {
+                let name = || format!("the label map of {}", val.source(index));
+                check_labels(&label.data, classes, name)?;
+                matrix.update(&prediction.map.data, &label.data, IGNORE)?;
+            }
+            observer.evaluating(index + 1, val.len());
+            if index + 1 < val.len() && observer.stop() {
+                return Ok(false);
+            }
         }
+        drop(predictor);
         let scores = matrix.scores();
         let so_far = self.best.as_ref();
         let best = so_far.is_none_or(|best| scores.mean_iou > best.miou);
         let of = scored(&self.recipe, &self.data);
-        let names = class_names(self.recipe.model.num_classes);
+        let names = class_names(classes);
         if best {
             self.best = Some(Best {
                 miou: scores.mean_iou,
@@ -448,6 +461,7 @@ impl Trainer {
             "aacc": scores.pixel_accuracy,
             "constant_miou": scores.constant_mean_iou,
             "iou": by_class(&scores, names, |class| class.iou),
+            "not_finite": not_finite,
             "seconds": begun.elapsed().as_secs_f64(),
             "best": best,
         }))?;

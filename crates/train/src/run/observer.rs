@@ -17,6 +17,8 @@ pub trait Observer {
     fn stepped(&mut self, _step: &Step, _timing: &Timing) {}
     /// `done` of `total` pictures have been evaluated.
     fn evaluating(&mut self, _done: usize, _total: usize) {}
+    /// Scores of `pixels` of the picture `name` are not finite; they count as missed.
+    fn not_finite(&mut self, _name: &str, _pixels: usize) {}
     /// An evaluation is over; `best` tells whether it is the best so far.
     fn evaluated(&mut self, _iteration: u64, _scores: &Scores, _best: bool) {}
     /// A checkpoint is on the disk.
