@@ -9,7 +9,7 @@ use std::sync::Arc;
 use halfseg_data::{CLASS_NAMES, Crop, Dataset, Loader, LoaderConfig, Scale, SyntheticStreets};
 use halfseg_devices::DeviceChoice;
 use halfseg_predict::{Predictor, draw_prediction};
-use halfseg_segmentor::{Depth, Method, SegmentorConfig};
+use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{Learner, Recipe, RunPrecision, pipeline};
 
 fn main() -> anyhow::Result<()> {
@@ -18,15 +18,14 @@ fn main() -> anyhow::Result<()> {
 
     // Config: the published recipe, with a narrow network and small images for a short run.
     let mut recipe = Recipe::published(Method::PspNet, Depth::R18);
-    recipe.model = SegmentorConfig {
-        stem_channels: 32,
-        base_channels: 16,
-        head_channels: 64,
-        aux_channels: 32,
-        c1_channels: 16,
-        dilations: vec![1, 2, 4, 6],
-        ..recipe.model
-    };
+    recipe.model = recipe
+        .model
+        .with_stem_channels(32)
+        .with_base_channels(16)
+        .with_head_channels(64)
+        .with_aux_channels(32)
+        .with_c1_channels(16)
+        .with_dilations(vec![1, 2, 4, 6]);
     recipe.data.scale = Scale {
         width: 192,
         height: 96,

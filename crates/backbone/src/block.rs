@@ -7,6 +7,7 @@ use halfseg_layers::{ConvBnAct, ConvBnActConfig, fork};
 
 /// Configuration of a residual block.
 #[derive(Config, Debug)]
+#[non_exhaustive]
 pub struct BlockConfig {
     /// Channels of the input.
     pub in_channels: usize,

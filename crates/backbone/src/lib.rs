@@ -7,4 +7,5 @@ mod resnet;
 
 pub use block::{BasicBlock, Block, BlockConfig, Bottleneck};
 pub use depth::{Depth, UnknownDepth};
+pub use halfseg_layers::ConvBnAct;
 pub use resnet::{ResNet, ResNetConfig, Stages};

@@ -14,6 +14,7 @@ const DILATIONS: [usize; 4] = [1, 1, 2, 4];
 
 /// Configuration of a [`ResNet`].
 #[derive(Config, Debug)]
+#[non_exhaustive]
 pub struct ResNetConfig {
     /// Number of layers.
     pub depth: Depth,
@@ -48,6 +49,7 @@ pub struct ResNet {
 
 /// The maps that the four stages end with.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Stages {
     /// `[n, expansion * base, h / 4, w / 4]`, sizes rounded up.
     pub c2: Tensor<4>,

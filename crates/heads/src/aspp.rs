@@ -9,6 +9,7 @@ use halfseg_layers::{
 
 /// Configuration of an [`Aspp`].
 #[derive(Config, Debug)]
+#[non_exhaustive]
 pub struct AsppConfig {
     /// Channels of the input.
     pub in_channels: usize,
@@ -32,6 +33,7 @@ pub struct AsppConfig {
     reason = "made once per network, never moved in a loop"
 )]
 #[derive(Module, Debug)]
+#[non_exhaustive]
 pub enum AsppBranch {
     /// One convolution.
     Dense(ConvBnAct),

@@ -6,11 +6,12 @@ use burn::tensor::{Device, Tensor};
 use halfseg_layers::{ChannelDropout, Conv2d};
 use rand::Rng;
 
-use crate::classifier::classifier;
+use crate::classifier::{check_inference, classifier};
 use crate::{Aspp, AsppConfig};
 
 /// Configuration of a [`DeepLabV3Head`].
 #[derive(Config, Debug)]
+#[non_exhaustive]
 pub struct DeepLabV3HeadConfig {
     /// The pyramid.
     pub aspp: AsppConfig,
@@ -44,7 +45,12 @@ impl DeepLabV3HeadConfig {
 
 impl DeepLabV3Head {
     /// `[n, in_channels, h, w]` -> class logits `[n, classes, h, w]`, for inference.
+    ///
+    /// # Panics
+    /// If `x` is on an autodiff device, where the normalisations would train: use
+    /// [`forward_train`](Self::forward_train) there.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        check_inference(&x);
         self.conv_seg.forward(self.aspp.forward(x))
     }
 

@@ -9,11 +9,12 @@ use halfseg_layers::{
 };
 use rand::Rng;
 
-use crate::classifier::classifier;
+use crate::classifier::{check_inference, classifier};
 use crate::{Aspp, AsppConfig};
 
 /// Configuration of a [`DeepLabV3PlusHead`].
 #[derive(Config, Debug)]
+#[non_exhaustive]
 pub struct DeepLabV3PlusHeadConfig {
     /// The pyramid, with separable branches.
     pub aspp: AsppConfig,
@@ -70,7 +71,12 @@ impl DeepLabV3PlusHeadConfig {
 impl DeepLabV3PlusHead {
     /// c5 `[n, in_channels, h, w]` and c2 `[n, c1_in_channels, h', w']` -> class logits
     /// `[n, classes, h', w']`, for inference.
+    ///
+    /// # Panics
+    /// If `x` is on an autodiff device, where the normalisations would train: use
+    /// [`forward_train`](Self::forward_train) there.
     pub fn forward(&self, x: Tensor<4>, low_level: Tensor<4>) -> Tensor<4> {
+        check_inference(&x);
         self.conv_seg.forward(self.features(x, low_level))
     }
 

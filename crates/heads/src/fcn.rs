@@ -6,10 +6,11 @@ use burn::tensor::{Device, Tensor};
 use halfseg_layers::{ChannelDropout, Conv2d, ConvBnAct, ConvBnActConfig};
 use rand::Rng;
 
-use crate::classifier::classifier;
+use crate::classifier::{check_inference, classifier};
 
 /// Configuration of an [`FcnHead`].
 #[derive(Config, Debug)]
+#[non_exhaustive]
 pub struct FcnHeadConfig {
     /// Channels of the input.
     pub in_channels: usize,
@@ -72,7 +73,12 @@ impl FcnHeadConfig {
 
 impl FcnHead {
     /// `[n, in_channels, h, w]` -> class logits `[n, classes, h, w]`, for inference.
+    ///
+    /// # Panics
+    /// If `x` is on an autodiff device, where the normalisations would train: use
+    /// [`forward_train`](Self::forward_train) there.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        check_inference(&x);
         self.conv_seg.forward(self.features(x))
     }
 

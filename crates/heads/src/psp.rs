@@ -6,13 +6,14 @@ use burn::tensor::{Device, Tensor};
 use halfseg_layers::{ChannelDropout, Conv2d, ConvBnAct, ConvBnActConfig, adaptive_avg_pool2d};
 use rand::Rng;
 
-use crate::classifier::classifier;
+use crate::classifier::{check_inference, classifier};
 
 /// Bins of the pyramid's levels, in each direction.
 const LEVELS: [usize; 4] = [1, 2, 3, 6];
 
 /// Configuration of a [`PspHead`].
 #[derive(Config, Debug)]
+#[non_exhaustive]
 pub struct PspHeadConfig {
     /// Channels of the input.
     pub in_channels: usize,
@@ -65,7 +66,12 @@ impl PspHeadConfig {
 
 impl PspHead {
     /// `[n, in_channels, h, w]` -> class logits `[n, classes, h, w]`, for inference.
+    ///
+    /// # Panics
+    /// If `x` is on an autodiff device, where the normalisations would train: use
+    /// [`forward_train`](Self::forward_train) there.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        check_inference(&x);
         self.conv_seg.forward(self.features(x))
     }
 

@@ -14,6 +14,7 @@ use crate::recompute::is_repeating;
 
 /// Configuration of a [`BatchNorm`].
 #[derive(Config, Debug)]
+#[non_exhaustive]
 pub struct BatchNormConfig {
     /// Number of channels.
     pub channels: usize,

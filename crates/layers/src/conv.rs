@@ -10,6 +10,7 @@ use halfseg_kernels::{Activation, Conv2dOptions, conv2d, conv2d_act, rounds_weig
 
 /// How the initial weights of a [`Conv2d`] are drawn.
 #[derive(Config, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Conv2dInit {
     /// Normal with variance `2 / (c_out * kernel^2)`: Kaiming's `fan_out` mode, which MMSegmentation
     /// uses for every convolution before a normalisation (arXiv:1502.01852). PyTorch does not
@@ -21,6 +22,7 @@ pub enum Conv2dInit {
 
 /// Configuration of a [`Conv2d`] with a square kernel, padded so that stride 1 keeps the size.
 #[derive(Config, Debug)]
+#[non_exhaustive]
 pub struct Conv2dConfig {
     /// Channels of the input and of the output.
     pub channels: [usize; 2],

@@ -8,6 +8,7 @@ use crate::{Activation, BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig};
 
 /// Configuration of a [`ConvBnAct`].
 #[derive(Config, Debug)]
+#[non_exhaustive]
 pub struct ConvBnActConfig {
     /// Channels of the input and of the output.
     pub channels: [usize; 2],

@@ -16,6 +16,7 @@ const EPSILON: f64 = f32::EPSILON as f64;
 
 /// The result of [`segmentation_loss`].
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct SegmentationLoss {
     /// Cross-entropy, f32 `[1]`, differentiable.
     pub loss: Tensor<1>,

@@ -8,6 +8,7 @@ use crate::{ConvBnAct, ConvBnActConfig};
 
 /// Configuration of a [`DepthwiseSeparable`].
 #[derive(Config, Debug)]
+#[non_exhaustive]
 pub struct DepthwiseSeparableConfig {
     /// Channels of the input and of the output.
     pub channels: [usize; 2],

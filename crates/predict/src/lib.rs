@@ -3,12 +3,14 @@
 
 mod config;
 mod error;
+mod logits;
 mod pictures;
 mod predictor;
 mod settings;
 
 pub use config::{EvalMode, EvalScale, InvalidConfig, PredictorConfig};
 pub use error::PredictError;
+pub use logits::write_logits;
 pub use pictures::{colorize, draw_prediction, overlay, panel, write_maps};
 pub use predictor::{Evaluated, Predictor};
 pub use settings::PredictorSettings;

@@ -13,12 +13,13 @@ use crate::{DecodeHead, Method, Segmentor};
 /// (MMSegmentation 1.2, `configs/_base_/models/*_r50-d8.py` and `configs/*/*_r18-d8_*.py`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SegmentorConfig {
     /// Which head follows the backbone.
     pub method: Method,
     /// Depth of the ResNetV1c-D8 backbone.
     pub backbone: Depth,
-    /// Number of classes, 1 to 255.
+    /// Number of classes, 2 to 255.
     #[serde(default = "default_classes")]
     pub num_classes: usize,
     /// Channels that the backbone's stem ends with; even.
@@ -50,6 +51,9 @@ pub struct SegmentorConfig {
     pub align_corners: bool,
 }
 
+/// The most channels of a map's narrowest part, and pixels between taps, so that no size overflows.
+const MAX_CHANNELS: usize = 65_536;
+
 fn default_classes() -> usize {
     19
 }
@@ -72,6 +76,7 @@ fn default_dropout() -> f64 {
 /// A value that no segmentor can have.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{key} = {found} is not possible: expected {expected}")]
+#[non_exhaustive]
 pub struct ConfigError {
     /// Name of the value.
     pub key: &'static str,
@@ -79,6 +84,17 @@ pub struct ConfigError {
     pub expected: &'static str,
     /// What it is.
     pub found: String,
+}
+
+/// Methods that give the same configuration with another value of a field.
+macro_rules! setters {
+    ($($setter:ident: $field:ident as $type:ty,)*) => {$(
+        #[doc = concat!("The same with another [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+        pub fn $setter(mut self, $field: $type) -> Self {
+            self.$field = $field;
+            self
+        }
+    )*};
 }
 
 impl SegmentorConfig {
@@ -122,10 +138,18 @@ impl SegmentorConfig {
         Self::new(Method::DeepLabV3Plus, Depth::R101)
     }
 
-    /// The same with another number of classes.
-    pub fn with_num_classes(mut self, num_classes: usize) -> Self {
-        self.num_classes = num_classes;
-        self
+    setters! {
+        with_num_classes: num_classes as usize,
+        with_stem_channels: stem_channels as usize,
+        with_base_channels: base_channels as usize,
+        with_head_channels: head_channels as usize,
+        with_aux_channels: aux_channels as usize,
+        with_c1_channels: c1_channels as usize,
+        with_aux_head: aux_head as bool,
+        with_aux_weight: aux_weight as f64,
+        with_dilations: dilations as Vec<usize>,
+        with_dropout: dropout as f64,
+        with_align_corners: align_corners as bool,
     }
 
     /// Whether a segmentor can have these values.
@@ -144,16 +168,16 @@ impl SegmentorConfig {
         let classes = self.num_classes;
         check(
             "num_classes",
-            (1..=255).contains(&classes),
-            "1 to 255",
+            (2..=255).contains(&classes),
+            "2 to 255 (with one there is nothing to tell apart)",
             classes.to_string(),
         )?;
         let stem = self.stem_channels;
-        let even = stem > 0 && stem.is_multiple_of(2);
+        let even = (2..=MAX_CHANNELS).contains(&stem) && stem.is_multiple_of(2);
         check(
             "stem_channels",
             even,
-            "an even number above 0",
+            "an even number from 2 to 65536",
             stem.to_string(),
         )?;
         for (key, width) in [
@@ -162,13 +186,16 @@ impl SegmentorConfig {
             ("aux_channels", self.aux_channels),
             ("c1_channels", self.c1_channels),
         ] {
-            check(key, width > 0, "a number above 0", width.to_string())?;
+            let possible = (1..=MAX_CHANNELS).contains(&width);
+            check(key, possible, "a number from 1 to 65536", width.to_string())?;
         }
-        let dilations = !self.dilations.is_empty() && !self.dilations.contains(&0);
+        let possible = |dilation: &usize| (1..=MAX_CHANNELS).contains(dilation);
+        let dilations =
+            (1..=64).contains(&self.dilations.len()) && self.dilations.iter().all(possible);
         check(
             "dilations",
             dilations,
-            "numbers above 0",
+            "1 to 64 numbers from 1 to 65536",
             format!("{:?}", self.dilations),
         )?;
         let dropout = (0.0..1.0).contains(&self.dropout);
@@ -185,6 +212,26 @@ impl SegmentorConfig {
             "0 or more",
             self.aux_weight.to_string(),
         )
+    }
+
+    /// The smallest batch that can train on images of this height and width, in pixels: where a map is
+    /// one pixel, a normalisation of one image has one value per channel, and one value has no variance.
+    /// Three of the methods pool to one pixel; the last maps of the backbone are one pixel where the
+    /// image has at most 8x8.
+    ///
+    /// ```
+    /// use halfseg_segmentor::SegmentorConfig;
+    ///
+    /// assert_eq!(SegmentorConfig::pspnet_r101_d8().min_train_batch([512, 1024]), 2);
+    /// assert_eq!(SegmentorConfig::fcn_r101_d8().min_train_batch([512, 1024]), 1);
+    /// assert_eq!(SegmentorConfig::fcn_r101_d8().min_train_batch([8, 8]), 2);
+    /// ```
+    pub fn min_train_batch(&self, size: [usize; 2]) -> usize {
+        let one_pixel = size.iter().all(|side| side.div_ceil(8) <= 1);
+        match self.method {
+            Method::Fcn if !one_pixel => 1,
+            Method::Fcn | Method::PspNet | Method::DeepLabV3 | Method::DeepLabV3Plus => 2,
+        }
     }
 
     /// Draws the weights from `device`'s random numbers (`device.seed(..)` makes them repeat), as

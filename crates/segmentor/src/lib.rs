@@ -3,14 +3,18 @@
 
 mod checkpoint;
 mod config;
+mod cost;
 mod method;
 mod segmentor;
 
 pub use checkpoint::{
-    CONFIG_KEY, CheckpointError, LoadReport, Reinitialised, load, read_architecture, read_backbone,
-    read_metadata,
+    CONFIG_KEY, CheckpointError, LoadReport, Reinitialised, TensorFile, load, read_architecture,
+    read_backbone, read_metadata,
 };
 pub use config::{ConfigError, SegmentorConfig};
-pub use halfseg_backbone::{Depth, ResNetConfig, UnknownDepth};
+pub use cost::{Cost, MemoryPlan, PartCost, TrainingStep, count_parameters, training_memory};
+pub use halfseg_backbone::{Depth, ResNet, ResNetConfig, UnknownDepth};
+pub use halfseg_heads::{DeepLabV3Head, DeepLabV3PlusHead, FcnHead, PspHead};
 pub use method::{Method, UnknownMethod};
+pub use rand::Rng;
 pub use segmentor::{DecodeHead, Losses, Segmentor, TrainLogits};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 /// A segmentation method: which head follows the backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Method {
     /// Fully convolutional network (arXiv:1411.4038).
     Fcn,
@@ -34,15 +35,6 @@ impl Method {
         Self::DeepLabV3,
         Self::DeepLabV3Plus,
     ];
-
-    /// The smallest batch that can train: methods that pool the whole map to one pixel normalise
-    /// over the batch alone there, and one value has no variance.
-    pub fn min_train_batch(self) -> usize {
-        match self {
-            Self::Fcn => 1,
-            Self::PspNet | Self::DeepLabV3 | Self::DeepLabV3Plus => 2,
-        }
-    }
 
     fn name(self) -> &'static str {
         match self {

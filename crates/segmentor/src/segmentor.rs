@@ -15,6 +15,7 @@ use crate::SegmentorConfig;
     reason = "made once per network, never moved in a loop"
 )]
 #[derive(Module, Debug)]
+#[non_exhaustive]
 pub enum DecodeHead {
     /// Fully convolutional.
     Fcn(FcnHead),
@@ -44,6 +45,7 @@ pub struct Segmentor {
 
 /// Class logits at the heads' own sizes.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct TrainLogits {
     /// `[n, classes, h', w']`, at an eighth of the image's size (DeepLabV3+: a quarter).
     pub decode: Tensor<4>,
@@ -53,6 +55,7 @@ pub struct TrainLogits {
 
 /// Losses of a batch, each f32 `[1]`.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Losses {
     /// What training minimises: `decode + aux`.
     pub total: Tensor<1>,
@@ -131,7 +134,7 @@ impl Segmentor {
     /// Class logits of both heads at their own sizes, with dropout drawn from `rng`.
     ///
     /// # Panics
-    /// If the batch is smaller than [`Method::min_train_batch`](crate::Method::min_train_batch).
+    /// If the batch is smaller than [`SegmentorConfig::min_train_batch`].
     pub fn forward_train(&self, x: Tensor<4>, rng: &mut impl Rng) -> TrainLogits {
         let Stages { c2, c4, c5, .. } = self.backbone.forward(x);
         let decode = match &self.decode_head {
@@ -154,13 +157,14 @@ impl Segmentor {
     /// [`halfseg_layers::cross_entropy`] about the denominator.
     ///
     /// # Panics
-    /// If the batch is smaller than [`Method::min_train_batch`](crate::Method::min_train_batch).
+    /// If the batch is smaller than [`SegmentorConfig::min_train_batch`].
     pub fn loss(&self, x: Tensor<4>, labels: Tensor<3, Int>, rng: &mut impl Rng) -> Losses {
         let logits = self.forward_train(x, rng);
         let align_corners = self.config.align_corners;
         let SegmentationLoss {
             loss: decode,
             accuracy,
+            ..
         } = segmentation_loss(logits.decode, labels.clone(), align_corners);
         let Some(logits) = logits.aux else {
             let aux = decode.clone().inner().zeros_like();

@@ -1,8 +1,8 @@
 //! Checkpoints: what goes in comes out, and what is wrong with a file is said.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
@@ -52,8 +52,17 @@ fn tensors(model: &Segmentor) -> BTreeMap<String, TensorData> {
     visitor.found
 }
 
-/// Writes `tensors` as safetensors, each value made by `bytes`.
+/// Writes `tensors` as safetensors.
 fn write(path: &Path, tensors: &BTreeMap<String, TensorData>, dtype: Dtype) {
+    write_with(path, tensors, dtype, None);
+}
+
+fn write_with(
+    path: &Path,
+    tensors: &BTreeMap<String, TensorData>,
+    dtype: Dtype,
+    metadata: Option<HashMap<String, String>>,
+) {
     let bytes: BTreeMap<&String, (Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, data)| {
@@ -72,7 +81,7 @@ fn write(path: &Path, tensors: &BTreeMap<String, TensorData>, dtype: Dtype) {
         let view = TensorView::new(dtype, shape.clone(), bytes).expect("sizes fit");
         (name.as_str(), view)
     });
-    let file = safetensors::serialize(views, None).expect("tensors can be written");
+    let file = safetensors::serialize(views, metadata).expect("tensors can be written");
     fs::write(path, file).expect("a temporary file can be written");
 }
 
@@ -161,7 +170,16 @@ fn wrappers_and_prefixes_are_recognised() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = tiny(Method::DeepLabV3);
     let model = config.init(&Device::flex());
-    for prefix in ["state_dict.", "module.", "state_dict.module."] {
+    for prefix in [
+        "state_dict.",
+        "module.",
+        "state_dict.module.",
+        "_orig_mod.",
+        "module._orig_mod.",
+        // Lightning's, of a module that is called `model`, and compiled.
+        "state_dict.model.",
+        "state_dict.model._orig_mod.",
+    ] {
         let path = folder.path().join("wrapped.safetensors");
         let mut wrapped: BTreeMap<String, TensorData> = tensors(&model)
             .into_iter()
@@ -178,7 +196,46 @@ fn wrappers_and_prefixes_are_recognised() {
             "{report}"
         );
         assert_eq!(tensors(&back), tensors(&model));
+        assert!(!report.to_string().contains("below"), "{report}");
     }
+}
+
+#[test]
+fn an_unknown_prefix_is_named_and_so_are_those_of_other_networks() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("prefixed.safetensors");
+    let config = tiny(Method::Fcn);
+    let model = config.init(&Device::flex());
+    let named = |prefixes: &[&str]| -> BTreeMap<String, TensorData> {
+        let names = |prefix: &&str| {
+            let prefix = (*prefix).to_owned();
+            let tensors = tensors(&model).into_iter();
+            tensors.map(move |(name, data)| (format!("{prefix}{name}"), data))
+        };
+        prefixes.iter().flat_map(names).collect()
+    };
+    for (prefixes, remark) in [
+        (&["segmenter."][..], "taken is what is below `segmenter.`"),
+        (
+            &["state_dict.", "ema_state_dict.module."],
+            "other networks, not used: below `ema_state_dict.`",
+        ),
+    ] {
+        write(&path, &named(prefixes), Dtype::F32);
+        let (back, report) = load(&path, None, &Device::flex()).expect("it can be read");
+        assert!(report.is_complete(), "{report}");
+        assert!(report.to_string().contains(remark), "{report}");
+        assert_eq!(tensors(&back), tensors(&model));
+    }
+    write(&path, &named(&["teacher.", "student."]), Dtype::F32);
+    let error = error(&path).to_string();
+    assert!(error.contains("below `student.`, `teacher.`"), "{error}");
+    // The same name twice: nobody can tell which is meant.
+    write(&path, &named(&["", "module."]), Dtype::F32);
+    assert!(matches!(
+        self::error(&path),
+        CheckpointError::Damaged { .. }
+    ));
 }
 
 #[test]
@@ -557,4 +614,254 @@ fn a_plain_resnet_is_told_from_v1c() {
         matches!(error, CheckpointError::NotASegmentor { .. }),
         "{error}"
     );
+}
+
+/// A copy of a recording, in which bytes of its pickle are others of the same number.
+fn changed(file: &str, from: &str, to: &str) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let replace = |bytes: &mut [u8]| {
+        let found = bytes
+            .windows(from.len())
+            .rposition(|window| window == from.as_bytes());
+        let at = found.unwrap_or_else(|| panic!("{file} has no {from}"));
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    };
+    let mut bytes = fs::read(recording(file)).expect("the recording is there");
+    if !bytes.starts_with(b"PK") {
+        replace(&mut bytes);
+        return bytes;
+    }
+    let mut archive = zip::ZipArchive::new(std::io::Cursor::new(bytes)).expect("an archive");
+    let mut copy = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let options =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index).expect("an entry");
+        let name = entry.name().expect("a name").into_owned();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).expect("its content");
+        if name.ends_with("data.pkl") {
+            replace(&mut content);
+        }
+        copy.start_file(name, options)
+            .expect("memory can be written");
+        copy.write_all(&content).expect("memory can be written");
+    }
+    copy.finish().expect("memory can be written").into_inner()
+}
+
+/// Strides, dilations and grids change no tensor's shape: such files load as another network.
+#[test]
+fn what_changes_no_shape_but_the_network_is_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("other.pth");
+    let strides = "strides=(\n            1,\n            2,\n            1,";
+    let dilations = "dilations=(\n            1,\n            1,\n            2,\n            4,";
+    for (file, from, to, key) in [
+        (
+            "deeplabv3/model.pth",
+            strides,
+            "strides=(\n            1,\n            2,\n            2,",
+            "backbone.strides",
+        ),
+        (
+            "deeplabv3plus/model.pth",
+            dilations,
+            "dilations=(\n            1,\n            1,\n            1,\n            2,",
+            "backbone.dilations",
+        ),
+        (
+            "pspnet/model.pth",
+            "norm_eval=False,",
+            "multi_grid=(1,),",
+            "backbone.multi_grid",
+        ),
+        (
+            "pspnet/model.pth",
+            "contract_dilation=True",
+            "contract_dilat_on=True",
+            "backbone.contract_dilation",
+        ),
+        (
+            "pspnet/model.pth",
+            "style='pytorch'",
+            "style='caffeee'",
+            "backbone.style",
+        ),
+        (
+            "fcn/model.pth",
+            "in_index=3,",
+            "dilation=6,",
+            "decode_head.dilation",
+        ),
+        (
+            "fcn/model.pth",
+            "in_index=2,",
+            "dilation=6,",
+            "auxiliary_head.dilation",
+        ),
+    ] {
+        fs::write(&path, changed(file, from, to)).expect("a file");
+        let config = read_architecture(recording(file)).expect("it is supported");
+        for error in [
+            read_architecture(&path).expect_err(key),
+            load(&path, None, &Device::flex()).expect_err(key),
+            load(&path, Some(&config), &Device::flex()).expect_err(key),
+        ] {
+            let CheckpointError::Unsupported { key: found, .. } = &error else {
+                panic!("{key}: {error}")
+            };
+            assert_eq!(found, key, "{error}");
+        }
+        // Training can begin with its weights, and says what was different.
+        let model = config.init(&Device::flex());
+        let (_, report) = model.load_pretrained(&path).expect("its shapes fit");
+        assert!(report.to_string().contains(key), "{report}");
+    }
+}
+
+#[test]
+fn what_a_file_does_not_say_is_said_to_be_assumed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("bare.safetensors");
+    let config = tiny(Method::DeepLabV3);
+    let model = config.init(&Device::flex());
+    write(&path, &tensors(&model), Dtype::F32);
+    let (_, report) = load(&path, None, &Device::flex()).expect("it can be read");
+    let text = report.to_string();
+    for said in [
+        "no configuration",
+        "output stride 8",
+        "[1, 12, 24, 36]",
+        "align_corners = false",
+    ] {
+        assert!(text.contains(said), "{text}");
+    }
+    // Recordings and this project's files say everything.
+    for file in ["deeplabv3/model.pth", "pspnet/model.pth"] {
+        let (_, report) = load(recording(file), None, &Device::flex()).expect("it can be read");
+        assert_eq!(report.remarks, [""; 0], "{file}");
+    }
+    model
+        .save_safetensors(&path, BTreeMap::new())
+        .expect("it can be written");
+    let (_, report) = load(&path, None, &Device::flex()).expect("it can be read");
+    assert_eq!(report.remarks, [""; 0]);
+    // What is asked for is another network than the file's.
+    let mut other = config;
+    (other.dilations, other.align_corners) = (vec![1, 2, 3, 4], true);
+    let (_, report) = load(&path, Some(&other), &Device::flex()).expect("its shapes fit");
+    let text = report.to_string();
+    assert!(text.contains("the file's were [1, 12, 24, 36]"), "{text}");
+    assert!(
+        text.contains("align_corners is true, the file's was false"),
+        "{text}"
+    );
+}
+
+#[test]
+fn metadata_that_tensors_contradict_is_refused_before_anything_is_allocated() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("metadata.safetensors");
+    let config = tiny(Method::DeepLabV3Plus);
+    let values = tensors(&config.init(&Device::flex()));
+    let saved = serde_json::to_value(&config).expect("a configuration is valid JSON");
+    let many: Vec<usize> = (1..1000).collect();
+    for (key, value, said) in [
+        ("num_classes", 0.into(), "num_classes = 0 is not possible"),
+        ("num_classes", 1.into(), "num_classes = 1 is not possible"),
+        (
+            "num_classes",
+            5.into(),
+            "num_classes = 5, as its metadata says",
+        ),
+        ("num_classes", (-4).into(), "halfseg.model"),
+        (
+            "head_channels",
+            100_000_000.into(),
+            "head_channels = 100000000 is not possible",
+        ),
+        ("head_channels", u64::MAX.into(), "head_channels"),
+        (
+            "head_channels",
+            65_536.into(),
+            "head_channels = 65536, as its metadata says",
+        ),
+        (
+            "base_channels",
+            65_536.into(),
+            "base_channels = 65536, as its metadata says",
+        ),
+        (
+            "stem_channels",
+            3.into(),
+            "stem_channels = 3 is not possible",
+        ),
+        (
+            "aux_channels",
+            65_536.into(),
+            "aux_channels = 65536, as its metadata says",
+        ),
+        (
+            "c1_channels",
+            65_536.into(),
+            "c1_channels = 65536, as its metadata says",
+        ),
+        ("dilations", many.into(), "dilations"),
+        (
+            "dilations",
+            vec![1, 2].into(),
+            "the number of dilations = 2",
+        ),
+        ("dropout", 1.5.into(), "dropout = 1.5 is not possible"),
+        ("backbone", "resnet152".into(), "backbone = resnet152"),
+        (
+            "method",
+            "deeplabv3".into(),
+            "method = deeplabv3, as its metadata says",
+        ),
+        ("colour", "red".into(), "unknown field"),
+    ] {
+        let mut metadata = saved.clone();
+        metadata[key] = value;
+        let metadata = HashMap::from([("halfseg.model".to_owned(), metadata.to_string())]);
+        write_with(&path, &values, Dtype::F32, Some(metadata));
+        for error in [
+            read_architecture(&path).expect_err(key),
+            load(&path, None, &Device::flex()).expect_err(key),
+        ] {
+            assert!(error.to_string().contains(said), "{error}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_regular_file_is_told_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let error_of = |path: &Path| {
+        let error = error(path);
+        assert!(
+            matches!(error, CheckpointError::NotACheckpoint { .. }),
+            "{error}"
+        );
+        error.to_string()
+    };
+    assert!(error_of(folder.path()).contains("found a folder"));
+    #[cfg(unix)]
+    {
+        let pipe = folder.path().join("pipe.pth");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        if made.is_ok_and(|status| status.success()) {
+            assert!(error_of(&pipe).contains("a pipe or a device"));
+        }
+        assert!(error_of(Path::new("/dev/zero")).contains("a pipe or a device"));
+    }
+    // A header that no network needs.
+    let path = folder.path().join("header.safetensors");
+    let mut bytes = (32u64 << 20).to_le_bytes().to_vec();
+    bytes.push(b'{');
+    bytes.resize(8 + (32 << 20), b' ');
+    fs::write(&path, bytes).expect("a file");
+    let error = error(&path).to_string();
+    assert!(error.contains("a header of at most"), "{error}");
 }

@@ -3,25 +3,18 @@
 
 mod atomic;
 mod audit;
-mod cost;
 mod error;
 mod learner;
-mod memory_plan;
-mod parameters;
 mod poly;
 mod recipe;
 mod run;
 mod sgd;
 mod source;
 mod start;
-mod tensors;
 
 pub use audit::{Audit, audit};
-pub use cost::{Cost, PartCost, training_memory};
 pub use error::Error;
 pub use learner::{Learner, Step};
-pub use memory_plan::MemoryPlan;
-pub use parameters::parameters;
 pub use poly::PolySchedule;
 pub use recipe::values::{DataSource, LossScale, ParseValueError, RunPrecision};
 pub use recipe::{
@@ -35,4 +28,3 @@ pub use run::results::draw_curves;
 pub use sgd::Sgd;
 pub use source::{Splits, class_names, open_split, pipeline};
 pub use start::bound_policy;
-pub use tensors::write_logits;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor, TensorData};
+use halfseg_amp::parameter_paths;
 use halfseg_kernels::{AnyTensor, SgdParameter, SgdStep, handles_lists, sgd_step, sgd_step_list};
 
 /// Stochastic gradient descent with momentum and weight decay, without dampening.
@@ -71,7 +72,7 @@ impl Sgd {
     pub fn buffers<M: Module>(&self, model: &M) -> BTreeMap<String, TensorData> {
         let mut visitor = Export {
             sgd: self,
-            path: Vec::new(),
+            paths: paths(model),
             found: BTreeMap::new(),
         };
         model.visit(&mut visitor);
@@ -79,8 +80,9 @@ impl Sgd {
     }
 
     /// Replaces the momentum buffers by those of `buffers`, keyed by module path as
-    /// [`buffers`](Self::buffers) does. Returns the paths that `model` has no parameter of the
-    /// same shape for.
+    /// [`buffers`](Self::buffers) does; variants of enums in a path, such as `Fcn` in
+    /// `decode_head.Fcn.conv_seg.bias`, do not count. Returns the paths that `model` has no parameter
+    /// of the same shape for.
     pub fn restore<M: Module>(
         &mut self,
         model: &M,
@@ -88,10 +90,13 @@ impl Sgd {
         device: &Device,
     ) -> Vec<String> {
         self.velocity = GradientsParams::new();
+        let left = buffers.into_iter();
         let mut visitor = Import {
             sgd: self,
-            path: Vec::new(),
-            left: buffers,
+            paths: paths(model),
+            left: left
+                .map(|(path, data)| (without_variants(&path), data))
+                .collect(),
             device,
         };
         model.visit(&mut visitor);
@@ -199,49 +204,52 @@ impl Tracking {
     }
 }
 
+/// The path of each parameter, the first of those that are shared.
+fn paths<M: Module>(model: &M) -> HashMap<ParamId, String> {
+    let mut paths = HashMap::new();
+    for parameter in parameter_paths(model) {
+        paths.entry(parameter.id).or_insert(parameter.path);
+    }
+    paths
+}
+
+/// A path without the parts that begin with a capital, which no field does.
+fn without_variants(path: &str) -> String {
+    let is_field = |part: &&str| !part.starts_with(|c: char| c.is_ascii_uppercase());
+    path.split('.')
+        .filter(is_field)
+        .collect::<Vec<_>>()
+        .join(".")
+}
+
 struct Export<'a> {
     sgd: &'a Sgd,
-    path: Vec<String>,
+    paths: HashMap<ParamId, String>,
     found: BTreeMap<String, TensorData>,
 }
 
 impl ModuleVisitor for Export<'_> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(velocity) = self.sgd.velocity.get::<D>(param.id) {
-            self.found.insert(self.path.join("."), velocity.into_data());
+            let path = self.paths[&param.id].clone();
+            self.found.insert(path, velocity.into_data());
         }
     }
 }
 
 struct Import<'a> {
     sgd: &'a mut Sgd,
-    path: Vec<String>,
+    paths: HashMap<ParamId, String>,
     left: BTreeMap<String, TensorData>,
     device: &'a Device,
 }
 
 impl ModuleVisitor for Import<'_> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
+        let path = &self.paths[&param.id];
         let fits = |data: &TensorData| *data.shape() == param.lazy_shape();
-        if self.left.get(&path).is_some_and(fits)
-            && let Some(data) = self.left.remove(&path)
+        if self.left.get(path).is_some_and(fits)
+            && let Some(data) = self.left.remove(path)
         {
             self.sgd
                 .velocity
@@ -345,5 +353,30 @@ mod tests {
             ("other".to_owned(), TensorData::from([1.0f32])),
         ]);
         assert_eq!(sgd.restore(&model, buffers, &device), ["other", "weight"]);
+    }
+
+    /// Paths in states that were written with the names of enum variants in them.
+    #[test]
+    fn a_path_with_enum_variants_is_the_one_without() {
+        #[derive(Module, Debug)]
+        enum Head {
+            Fcn(Line),
+        }
+        #[derive(Module, Debug)]
+        struct Network {
+            decode_head: Vec<Head>,
+        }
+        let device = Device::flex();
+        let model = Network {
+            decode_head: vec![Head::Fcn(line([1.0, 2.0], &device))],
+        };
+        let data = TensorData::from([3.0f32, 4.0]);
+        for path in ["decode_head.0.Fcn.weight", "decode_head.0.weight"] {
+            let mut sgd = Sgd::new(0.9, 0.0);
+            let buffers = BTreeMap::from([(path.to_owned(), data.clone())]);
+            assert!(sgd.restore(&model, buffers, &device).is_empty(), "{path}");
+            let expected = BTreeMap::from([("decode_head.0.weight".to_owned(), data.clone())]);
+            assert_eq!(sgd.buffers(&model), expected);
+        }
     }
 }

@@ -7,9 +7,9 @@ use burn::tensor::Device;
 use halfseg_amp::Policy;
 use halfseg_data::Crop;
 use halfseg_devices::{Bytes, DeviceChoice, available_memory};
-use halfseg_segmentor::{LoadReport, Segmentor};
+use halfseg_segmentor::{LoadReport, Segmentor, training_memory};
 
-use crate::{Error, Recipe, training_memory};
+use crate::{Error, Recipe};
 
 /// Pixels of a crop for each of the logits, along a side; DeepLabV3+ has half as many.
 const OUTPUT_STRIDE: usize = 8;
@@ -61,13 +61,7 @@ impl Start {
 
 /// The lower bound of a step's memory, which the host must have if it computes.
 pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
-    let needed = training_memory(
-        &recipe.model,
-        recipe.data.crop,
-        recipe.train.batch,
-        recipe.precision.dtype,
-        recipe.train.gradient_checkpointing,
-    );
+    let needed = Bytes(training_memory(&recipe.model, &recipe.training_step()));
     // The memory of a GPU is not known before its first use.
     let on_host = recipe.device == DeviceChoice::Flex;
     let needed = match on_host {

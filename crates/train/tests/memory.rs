@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use halfseg_data::Crop;
-use halfseg_segmentor::{Depth, Method};
-use halfseg_train::{Learner, MemoryPlan, Recipe, RunPrecision};
+use halfseg_segmentor::{Depth, MemoryPlan, Method};
+use halfseg_train::{Learner, Recipe, RunPrecision};
 
 /// The system's allocator, counted.
 struct Counted;
@@ -87,7 +87,7 @@ fn a_steps_memory_is_what_was_predicted() {
         let (height, width) = (96, 192);
         recipe.data.crop = Crop { height, width };
         recipe.train.gradient_checkpointing = checkpointing;
-        let plan = MemoryPlan::of(&recipe);
+        let plan = MemoryPlan::of(&recipe.model, &recipe.training_step());
         let (saved, peak) = measured(&recipe);
         let case = format!("{method} {depth} {precision}, checkpointing {checkpointing}");
         for (name, found, predicted) in [("kept", saved, plan.saved), ("peak", peak, plan.peak)] {

@@ -1,10 +1,11 @@
 //! `halfseg info`.
 
 use anyhow::Result;
-use halfseg_data::Crop;
 use halfseg_devices::Bytes;
-use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{Cost, MemoryPlan, PartCost, RunPrecision, training_memory};
+use halfseg_segmentor::{
+    Cost, Depth, MemoryPlan, Method, PartCost, SegmentorConfig, TrainingStep, training_memory,
+};
+use halfseg_train::RunPrecision;
 use serde_json::{Map, Value, json};
 
 use crate::args::InfoArgs;
@@ -24,7 +25,8 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         }
     };
     config.validate()?;
-    let cost = Cost::of(&config, args.size);
+    let size = [args.size.height, args.size.width];
+    let cost = Cost::of(&config, size);
     let mut table = format!(
         "{} on {}, {} classes, one {} image\n{:<18}{:>12}{:>12}{:>16}\n",
         config.method,
@@ -48,7 +50,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         "", "weights", "momentum", "gradients", "maps", "work", "peak"
     );
     for (precision, checkpointing) in plans() {
-        let plan = MemoryPlan::new(&config, args.size, batch, precision, checkpointing);
+        let plan = MemoryPlan::of(&config, &step(size, batch, precision, checkpointing));
         let name = match checkpointing {
             true => format!("{precision}, checkpointing"),
             false => precision.to_string(),
@@ -71,7 +73,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             .iter()
             .map(|(name, part)| ((*name).to_owned(), object(part)))
             .collect();
-        let memory = |precision| training_memory(&config, args.size, 1, precision, false).0;
+        let memory = |precision| training_memory(&config, &step(size, 1, precision, false));
         let json = json!({
             "method": config.method.to_string(),
             "backbone": config.backbone.to_string(),
@@ -81,7 +83,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "inference": object(&cost.total(false)),
             "training": object(&cost.total(true)),
             "batch": batch,
-            "memory": memory_plans(&config, args.size, batch),
+            "memory": memory_plans(&config, size, batch),
             "training_bytes": {
                 "f32": memory(RunPrecision::F32),
                 "f16": memory(RunPrecision::F16),
@@ -100,9 +102,23 @@ fn plans() -> impl Iterator<Item = (RunPrecision, bool)> {
     precisions.into_iter().flat_map(both)
 }
 
-fn memory_plans(config: &SegmentorConfig, size: Crop, batch: usize) -> Vec<Value> {
+fn step(
+    size: [usize; 2],
+    images: usize,
+    precision: RunPrecision,
+    recomputes: bool,
+) -> TrainingStep {
+    TrainingStep {
+        size,
+        images,
+        element_bytes: precision.element_bytes(),
+        recomputes,
+    }
+}
+
+fn memory_plans(config: &SegmentorConfig, size: [usize; 2], batch: usize) -> Vec<Value> {
     let plan = |(precision, checkpointing): (RunPrecision, bool)| {
-        let plan = MemoryPlan::new(config, size, batch, precision, checkpointing);
+        let plan = MemoryPlan::of(config, &step(size, batch, precision, checkpointing));
         let mut object = memory_plan(&plan);
         object["precision"] = precision.to_string().into();
         object["gradient_checkpointing"] = checkpointing.into();

@@ -2,21 +2,182 @@
 
 use halfseg_backbone::{Depth, ResNetConfig};
 
-use super::file::CheckpointFile;
-use super::mmseg_config::HeadSettings;
+use super::file::{CheckpointFile, quoted};
+use super::load::Mode;
+use super::mmseg_config::{self, Configuration, Unsupported};
 use super::{CONFIG_KEY, CheckpointError};
 use crate::{Method, SegmentorConfig};
 
 impl CheckpointFile {
     /// The architecture of the segmentor in this file.
     pub(crate) fn architecture(&self) -> Result<SegmentorConfig, CheckpointError> {
-        match self.metadata.get(CONFIG_KEY) {
-            Some(json) => serde_json::from_str(json)
-                .map_err(|error| self.not_a_segmentor("a configuration in its metadata", error)),
-            None => self.architecture_from_shapes(),
-        }
+        let shown = self.architecture_from_shapes()?;
+        let config = match self.saved_architecture()? {
+            Some(saved) => {
+                self.check_saved(&saved, &shown)?;
+                saved
+            }
+            None => self.with_settings(shown)?,
+        };
+        config
+            .validate()
+            .map_err(|error| self.not_a_segmentor("tensors of a possible size", error))?;
+        Ok(config)
     }
 
+    /// The architecture in the metadata that halfseg writes.
+    pub(crate) fn saved_architecture(&self) -> Result<Option<SegmentorConfig>, CheckpointError> {
+        let Some(json) = self.metadata.get(CONFIG_KEY) else {
+            return Ok(None);
+        };
+        let expected = format!("a configuration under `{CONFIG_KEY}` in its metadata");
+        let config: SegmentorConfig =
+            serde_json::from_str(json).map_err(|error| self.not_a_segmentor(&expected, error))?;
+        config
+            .validate()
+            .map_err(|error| self.not_a_segmentor(&expected, error))?;
+        Ok(Some(config))
+    }
+
+    /// Whether metadata and tensors agree in what both of them say.
+    fn check_saved(
+        &self,
+        saved: &SegmentorConfig,
+        shown: &SegmentorConfig,
+    ) -> Result<(), CheckpointError> {
+        let pairs = |config: &SegmentorConfig| {
+            let mut pairs = vec![
+                ("method", config.method.to_string()),
+                ("backbone", config.backbone.to_string()),
+                ("num_classes", config.num_classes.to_string()),
+                ("stem_channels", config.stem_channels.to_string()),
+                ("base_channels", config.base_channels.to_string()),
+                ("head_channels", config.head_channels.to_string()),
+            ];
+            // An auxiliary head may be missing.
+            if saved.aux_head && shown.aux_head {
+                pairs.push(("aux_channels", config.aux_channels.to_string()));
+            }
+            if matches!(config.method, Method::DeepLabV3 | Method::DeepLabV3Plus) {
+                pairs.push((
+                    "the number of dilations",
+                    config.dilations.len().to_string(),
+                ));
+            }
+            if config.method == Method::DeepLabV3Plus {
+                pairs.push(("c1_channels", config.c1_channels.to_string()));
+            }
+            pairs
+        };
+        for ((key, saved), (_, shown)) in pairs(saved).into_iter().zip(pairs(shown)) {
+            if saved != shown {
+                return Err(CheckpointError::Damaged {
+                    path: self.path.clone(),
+                    expected: format!("{key} = {saved}, as its metadata says"),
+                    found: format!("tensors of {key} = {shown}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// `config`, with what MMSegmentation's configuration says and tensors do not show.
+    fn with_settings(
+        &self,
+        mut config: SegmentorConfig,
+    ) -> Result<SegmentorConfig, CheckpointError> {
+        let Configuration::Model(model) = &self.configuration else {
+            return Ok(config);
+        };
+        let unsupported = |error| self.unsupported(error);
+        let settings = mmseg_config::settings(model, config.method).map_err(unsupported)?;
+        config.align_corners = settings.align_corners;
+        if let Some(dilations) = settings.dilations {
+            if dilations.len() != config.dilations.len() {
+                return Err(self.unsupported(Unsupported {
+                    key: "decode_head.dilations".to_owned(),
+                    expected: format!("{} numbers, one a branch", config.dilations.len()),
+                    found: format!("{dilations:?}"),
+                }));
+            }
+            config.dilations = dilations;
+        }
+        Ok(config)
+    }
+
+    /// What was assumed because the file does not say it, and what it says otherwise than `config`.
+    pub(crate) fn remarks(
+        &self,
+        config: &SegmentorConfig,
+        mode: Mode,
+    ) -> Result<Vec<String>, CheckpointError> {
+        let mut remarks = Vec::new();
+        if !self.prefix.is_known() {
+            remarks.push(format!("taken is what is below `{}`", self.prefix.before));
+        }
+        if !self.prefix.others.is_empty() {
+            let others = quoted(&self.prefix.others);
+            remarks.push(format!(
+                "there are other networks, not used: below {others}"
+            ));
+        }
+        let theirs = match (self.saved_architecture()?, &self.configuration) {
+            (Some(saved), _) => saved,
+            (None, Configuration::Model(model)) => {
+                match mmseg_config::settings(model, config.method) {
+                    Ok(_) => {}
+                    // Training may go on with other strides and dilations.
+                    Err(error) if mode == Mode::Pretrained => {
+                        let Unsupported {
+                            key,
+                            expected,
+                            found,
+                        } = error;
+                        remarks.push(format!("trained with {key} = {found}, here {expected}"));
+                        return Ok(remarks);
+                    }
+                    Err(error) => return Err(self.unsupported(error)),
+                }
+                if let Some(found) = mmseg_config::other_colors(model) {
+                    remarks.push(found);
+                }
+                self.with_settings(config.clone())?
+            }
+            (None, _) if mode == Mode::Pretrained => return Ok(remarks),
+            (None, configuration) => {
+                let why = match configuration {
+                    Configuration::Unreadable => "has a configuration that cannot be read",
+                    _ => "has no configuration",
+                };
+                let head = match config.method {
+                    Method::Fcn => "a head without dilation".to_owned(),
+                    Method::PspNet => "pools of 1, 2, 3 and 6".to_owned(),
+                    _ => format!("dilations {:?}", config.dilations),
+                };
+                let align_corners = config.align_corners;
+                remarks.push(format!(
+                    "assumed, since the file {why}: output stride 8, {head}, \
+                     align_corners = {align_corners}"
+                ));
+                return Ok(remarks);
+            }
+        };
+        let pyramid = matches!(config.method, Method::DeepLabV3 | Method::DeepLabV3Plus);
+        let (ours, theirs) = (config, &theirs);
+        if pyramid && ours.dilations != theirs.dilations {
+            let (ours, theirs) = (&ours.dilations, &theirs.dilations);
+            remarks.push(format!(
+                "dilations are {ours:?}, the file's were {theirs:?}"
+            ));
+        }
+        if ours.align_corners != theirs.align_corners {
+            let (ours, theirs) = (ours.align_corners, theirs.align_corners);
+            remarks.push(format!("align_corners is {ours}, the file's was {theirs}"));
+        }
+        Ok(remarks)
+    }
+
+    /// What the tensors show; the rest is as published.
     fn architecture_from_shapes(&self) -> Result<SegmentorConfig, CheckpointError> {
         let backbone = self.backbone()?;
         let method = self.method()?;
@@ -36,14 +197,6 @@ impl CheckpointFile {
         if branches > 0 && branches != config.dilations.len() {
             config.dilations = (0..branches).map(|branch| (12 * branch).max(1)).collect();
         }
-        let settings = HeadSettings::of_checkpoint(&self.path);
-        config.align_corners = settings.align_corners.unwrap_or(config.align_corners);
-        if let Some(dilations) = settings.dilations.filter(|list| list.len() == branches) {
-            config.dilations = dilations;
-        }
-        config
-            .validate()
-            .map_err(|error| self.not_a_segmentor("tensors of a possible size", error))?;
         Ok(config)
     }
 
@@ -134,6 +287,15 @@ impl CheckpointFile {
             path: self.path.clone(),
             expected: expected.to_owned(),
             found: found.to_string(),
+        }
+    }
+
+    fn unsupported(&self, error: Unsupported) -> CheckpointError {
+        CheckpointError::Unsupported {
+            path: self.path.clone(),
+            key: error.key,
+            expected: error.expected,
+            found: error.found,
         }
     }
 }

@@ -3,14 +3,14 @@
 use std::io;
 use std::path::PathBuf;
 
-use burn_store::pytorch::PytorchError;
+use pytorch_reader::PytorchError;
 
 /// A checkpoint that cannot be read, does not fit, or cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
     /// The file cannot be opened or read.
-    #[error("cannot read the checkpoint {path}: {source}")]
+    #[error("cannot read the checkpoint {path}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -91,8 +91,24 @@ pub enum CheckpointError {
         /// The file's type.
         found: String,
     },
+    /// The file's own configuration describes a network that this crate does not have, although all
+    /// tensors' shapes would fit.
+    #[error(
+        "the network in {path} is not supported: expected {key} = {expected}, \
+         found {found} in the configuration that it carries"
+    )]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The setting, as MMSegmentation names it.
+        key: String,
+        /// The only value that is supported.
+        expected: String,
+        /// The file's value.
+        found: String,
+    },
     /// The file cannot be written.
-    #[error("cannot write the checkpoint {path}: {source}")]
+    #[error("cannot write the checkpoint {path}")]
     Write {
         /// The file.
         path: PathBuf,

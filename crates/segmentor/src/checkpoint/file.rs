@@ -1,29 +1,38 @@
 //! Tensors in a file of either format, read one at a time.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
-use burn_store::pytorch::PytorchReader;
+use pytorch_reader::PytorchReader;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use super::CheckpointError;
+use super::mmseg_config::Configuration;
+use super::prefix::Prefix;
 
 /// What checkpoints from before PyTorch 1.6 begin with: a pickled magic number.
 const OLD_MAGIC: &[u8] = b"\x80\x02\x8a\nl\xfc\x9cF\xf9";
 
-/// The longest header that the safetensors format allows, in bytes.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// The longest header of a safetensors file that is read, in bytes: a network of a thousand tensors has
+/// one of a hundred thousand.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// A checkpoint whose tensors' names and shapes are known and whose values are still in the file.
 pub(crate) struct CheckpointFile {
     pub(crate) path: PathBuf,
+    /// The file's length.
+    pub(crate) bytes: u64,
     /// By MMSegmentation's names, without wrappers and prefixes.
     pub(crate) tensors: BTreeMap<String, StoredTensor>,
     pub(crate) metadata: BTreeMap<String, String>,
+    /// What MMSegmentation says of the network.
+    pub(crate) configuration: Configuration,
+    /// What was before the names.
+    pub(super) prefix: Prefix,
 }
 
 /// A tensor in a file.
@@ -47,14 +56,23 @@ impl CheckpointFile {
             path: path.to_owned(),
             source,
         };
+        let about = fs::metadata(path).map_err(read)?;
+        if !about.is_file() {
+            return Err(CheckpointError::NotACheckpoint {
+                path: path.to_owned(),
+                found: match about.is_dir() {
+                    true => "a folder".to_owned(),
+                    false => "a pipe or a device, which cannot be read twice".to_owned(),
+                },
+            });
+        }
         let mut file = File::open(path).map_err(read)?;
-        let length = file.metadata().map_err(read)?.len();
         (&mut file).take(9).read_to_end(&mut start).map_err(read)?;
         let mut checkpoint = match start.get(8) {
-            Some(b'{') => Self::open_safetensors(path, file, length)?,
-            _ => Self::open_pytorch(path, start == OLD_MAGIC)?,
+            Some(b'{') => Self::open_safetensors(path, file, about.len())?,
+            _ => Self::open_pytorch(path, about.len(), start == OLD_MAGIC)?,
         };
-        checkpoint.strip_prefixes();
+        checkpoint.strip_prefix()?;
         checkpoint
             .tensors
             .retain(|name, _| !name.ends_with(".num_batches_tracked"));
@@ -85,10 +103,16 @@ impl CheckpointFile {
         let mut header_bytes = [0; 8];
         file.read_exact(&mut header_bytes).map_err(read)?;
         let header_bytes = u64::from_le_bytes(header_bytes);
-        if header_bytes > MAX_HEADER_BYTES.min(file_bytes - 8) {
+        if header_bytes > file_bytes.saturating_sub(8) {
             return Err(damaged(
                 format!("a header of {header_bytes} bytes"),
                 format!("a file of {file_bytes} bytes"),
+            ));
+        }
+        if header_bytes > MAX_HEADER_BYTES {
+            return Err(damaged(
+                format!("a header of at most {MAX_HEADER_BYTES} bytes"),
+                format!("one of {header_bytes} bytes"),
             ));
         }
         let mut header = vec![0; header_bytes as usize];
@@ -101,8 +125,8 @@ impl CheckpointFile {
         let mut end = data_start;
         for (name, info) in header.tensors() {
             let (from, to) = info.data_offsets;
-            end = end.max(data_start + to as u64);
-            let (at, bytes) = (data_start + from as u64, to - from);
+            end = end.max(data_start.saturating_add(to as u64));
+            let (at, bytes) = (data_start.saturating_add(from as u64), to - from);
             let path = path.to_owned();
             let read = move || {
                 let mut file = File::open(&path)?;
@@ -139,13 +163,20 @@ impl CheckpointFile {
             .collect();
         Ok(Self {
             path: path.to_owned(),
+            bytes: file_bytes,
             tensors,
             metadata,
+            configuration: Configuration::Absent,
+            prefix: Prefix::default(),
         })
     }
 
-    fn open_pytorch(path: &Path, old_magic: bool) -> Result<Self, CheckpointError> {
-        use burn_store::pytorch_reader::DType as Torch;
+    fn open_pytorch(
+        path: &Path,
+        file_bytes: u64,
+        old_magic: bool,
+    ) -> Result<Self, CheckpointError> {
+        use pytorch_reader::DType as Torch;
         let reader = PytorchReader::new(path)
             .map_err(|error| CheckpointError::from_pytorch(path.to_owned(), error, old_magic))?;
         let tensors = reader.into_tensors().into_iter().map(|(name, tensor)| {
@@ -168,47 +199,36 @@ impl CheckpointFile {
         });
         Ok(Self {
             path: path.to_owned(),
+            bytes: file_bytes,
             tensors: tensors.collect(),
             metadata: BTreeMap::new(),
+            configuration: Configuration::of_checkpoint(path),
+            prefix: Prefix::default(),
         })
     }
 
-    /// Unwraps `state_dict` (dropping what lies beside it, such as an optimizer's state), drops
-    /// `module.` and puts `backbone.` before the names of a backbone alone.
-    fn strip_prefixes(&mut self) {
-        const WRAPPERS: [&str; 2] = ["state_dict.", "model."];
-        for wrapper in WRAPPERS {
-            if self.tensors.keys().any(|name| name.starts_with(wrapper)) {
-                self.rename(|name| name.strip_prefix(wrapper).map(str::to_owned));
+    /// Gives tensors the network's names and drops what is none of the network's, such as an
+    /// optimizer's state beside it.
+    fn strip_prefix(&mut self) -> Result<(), CheckpointError> {
+        self.prefix =
+            Prefix::of(self.tensors.keys()).map_err(|prefixes| CheckpointError::NotASegmentor {
+                path: self.path.clone(),
+                expected: "the tensors of one network, or of one below `state_dict`".to_owned(),
+                found: format!("networks below {}", quoted(&prefixes)),
+            })?;
+        for (name, tensor) in std::mem::take(&mut self.tensors) {
+            let Some(stripped) = self.prefix.strip(&name) else {
+                continue;
+            };
+            if self.tensors.insert(stripped.clone(), tensor).is_some() {
+                return Err(CheckpointError::Damaged {
+                    path: self.path.clone(),
+                    expected: format!("one tensor {stripped}"),
+                    found: format!("several, one of which is {name}"),
+                });
             }
         }
-        while self.tensors.keys().all(|name| name.starts_with("module."))
-            && !self.tensors.is_empty()
-        {
-            self.rename(|name| name.strip_prefix("module.").map(str::to_owned));
-        }
-        let is_backbone = |name: &str| {
-            ["stem.", "layer1.", "layer2.", "layer3.", "layer4."]
-                .iter()
-                .any(|part| name.starts_with(part))
-        };
-        if !self
-            .tensors
-            .keys()
-            .any(|name| name.starts_with("backbone."))
-        {
-            self.rename(|name| match is_backbone(name) {
-                true => Some(format!("backbone.{name}")),
-                false => Some(name.to_owned()),
-            });
-        }
-    }
-
-    fn rename(&mut self, to: impl Fn(&str) -> Option<String>) {
-        self.tensors = std::mem::take(&mut self.tensors)
-            .into_iter()
-            .filter_map(|(name, tensor)| Some((to(&name)?, tensor)))
-            .collect();
+        Ok(())
     }
 
     /// The values of a tensor, in f32 whatever the file has.
@@ -241,4 +261,10 @@ impl CheckpointFile {
         })?;
         Ok(TensorData::from_bytes_vec(bytes, tensor.shape.clone(), dtype).convert::<f32>())
     }
+}
+
+/// Prefixes as a sentence lists them.
+pub(super) fn quoted(prefixes: &[String]) -> String {
+    let quoted = prefixes.iter().map(|prefix| format!("`{prefix}`"));
+    quoted.collect::<Vec<_>>().join(", ")
 }

@@ -3,19 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{DType, Tensor};
 
 use super::CheckpointError;
 use super::file::CheckpointFile;
-use super::names::mmseg_name;
+use crate::cost::tensor_shapes;
 use crate::{Segmentor, SegmentorConfig};
 
 /// How many tensors an error names at most, of each kind.
 const NAMED: usize = 4;
 
+/// By how much a network in f32 may be larger than twice its file, in bytes.
+const SLACK_BYTES: u64 = 64 << 20;
+
 /// What became of a checkpoint's tensors, by MMSegmentation's names.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct LoadReport {
     /// Tensors that the network now has from the file.
     pub loaded: Vec<String>,
@@ -25,10 +29,13 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
     /// Classifiers that stay as drawn because the file's have another number of classes.
     pub reinitialised: Vec<Reinitialised>,
+    /// What was assumed because the file does not say it, and what it says otherwise than the network is.
+    pub remarks: Vec<String>,
 }
 
 /// A tensor that was not loaded because its number of classes differs.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Reinitialised {
     /// The tensor.
     pub name: String,
@@ -76,6 +83,9 @@ impl fmt::Display for LoadReport {
                 "\n  re-initialised: {name} is {expected:?}, the file's is {found:?}"
             )?;
         }
+        for remark in &self.remarks {
+            write!(f, "\n  {remark}")?;
+        }
         Ok(())
     }
 }
@@ -89,35 +99,42 @@ pub(crate) enum Mode {
     Pretrained,
 }
 
-pub(crate) fn load_into(
+/// Puts the tensors that `report` says are loaded into `model`, one at a time.
+pub(crate) fn fill(
     model: Segmentor,
     file: &CheckpointFile,
-    mode: Mode,
+    report: LoadReport,
 ) -> Result<(Segmentor, LoadReport), CheckpointError> {
-    let shapes = shapes(&model);
-    let report = compare(&shapes, model.config(), file, mode)?;
-    let mut values = BTreeMap::new();
-    for name in &report.loaded {
-        values.insert(name.clone(), file.read_f32(name)?);
+    let mut loader = Loader {
+        names: model.names(),
+        file,
+        left: report.loaded.iter().map(String::as_str).collect(),
+        error: None,
+    };
+    let model = model.map(&mut loader);
+    match loader.error {
+        Some(error) => Err(error),
+        None => {
+            assert!(
+                loader.left.is_empty(),
+                "not in the network: {:?}",
+                loader.left
+            );
+            Ok((model, report))
+        }
     }
-    let mut path = Vec::new();
-    let model = model.map(&mut Loader {
-        path: &mut path,
-        values,
-    });
-    Ok((model, report))
 }
 
-/// Decides what is loaded, before anything is.
-fn compare(
-    shapes: &BTreeMap<String, Vec<usize>>,
-    config: &SegmentorConfig,
+/// Decides what of a file is loaded into a network of `config`, before there is one.
+pub(crate) fn compare(
     file: &CheckpointFile,
+    config: &SegmentorConfig,
     mode: Mode,
 ) -> Result<LoadReport, CheckpointError> {
+    let shapes = tensor_shapes(config);
     let mut report = LoadReport::default();
     let mut wrong = Vec::new();
-    for (name, expected) in shapes {
+    for (name, expected) in &shapes {
         let Some(stored) = file.tensors.get(name) else {
             report.missing.push(name.clone());
             continue;
@@ -165,14 +182,39 @@ fn compare(
             unexpected,
         });
     }
-    match wrong.first() {
-        Some((name, expected, found)) => Err(CheckpointError::WrongShape {
+    if let Some((name, expected, found)) = wrong.first() {
+        return Err(CheckpointError::WrongShape {
             path: file.path.clone(),
             name: (*name).clone(),
             expected: (*expected).clone(),
             found: (*found).clone(),
+        });
+    }
+    if mode == Mode::Whole {
+        check_size(file, &shapes)?;
+    }
+    report.remarks = file.remarks(config, mode)?;
+    Ok(report)
+}
+
+/// Whether a network of these shapes can come from a file of this size: tensors may repeat values, and
+/// an auxiliary head may be missing.
+fn check_size(
+    file: &CheckpointFile,
+    shapes: &BTreeMap<String, Vec<usize>>,
+) -> Result<(), CheckpointError> {
+    let values: u64 = shapes
+        .values()
+        .map(|shape| shape.iter().map(|extent| *extent as u64).product::<u64>())
+        .sum();
+    let bytes = 4 * values;
+    match bytes <= file.bytes.saturating_mul(2).saturating_add(SLACK_BYTES) {
+        true => Ok(()),
+        false => Err(CheckpointError::Damaged {
+            path: file.path.clone(),
+            expected: format!("the values of a network that takes {bytes} bytes in f32"),
+            found: format!("a file of {} bytes", file.bytes),
         }),
-        None => Ok(report),
     }
 }
 
@@ -193,48 +235,78 @@ fn summary(config: &SegmentorConfig) -> String {
     format!("{} on {}", config.method, config.backbone)
 }
 
-fn shapes(model: &Segmentor) -> BTreeMap<String, Vec<usize>> {
-    #[derive(Default)]
-    struct Shapes {
-        path: Vec<String>,
-        shapes: BTreeMap<String, Vec<usize>>,
-    }
-    impl ModuleVisitor for Shapes {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.shapes
-                .insert(mmseg_name(&self.path), param.dims().to_vec());
-        }
-    }
-    let mut visitor = Shapes::default();
-    model.visit(&mut visitor);
-    visitor.shapes
-}
-
 struct Loader<'a> {
-    path: &'a mut Vec<String>,
-    values: BTreeMap<String, burn::tensor::TensorData>,
+    names: BTreeMap<ParamId, String>,
+    file: &'a CheckpointFile,
+    /// What is still to be loaded.
+    left: BTreeSet<&'a str>,
+    error: Option<CheckpointError>,
 }
 
 impl ModuleMapper for Loader<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_owned());
-    }
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(data) = self.values.remove(&mmseg_name(self.path)) else {
+        let name = self.names[&param.id].as_str();
+        if self.error.is_some() || !self.left.remove(name) {
             return param;
+        }
+        let data = match self.file.read_f32(name) {
+            Ok(data) => data,
+            Err(error) => {
+                self.error = Some(error);
+                return param;
+            }
         };
         let tracked = param.is_require_grad();
         let device = param.val().device();
         let value = Tensor::from_data(data, (&device, DType::F32)).set_require_grad(tracked);
         param.map(|_| value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use burn::tensor::Device;
+
+    use super::*;
+
+    /// A tensor of any shape can be one value that is repeated: of a small file, a network of any size.
+    #[test]
+    fn a_network_much_larger_than_its_file_is_refused() {
+        let config = SegmentorConfig::deeplabv3_r101_d8();
+        let mut pickle = String::from("(d");
+        for (name, shape) in tensor_shapes(&config) {
+            let shape: String = shape.iter().map(|extent| format!("I{extent}\n")).collect();
+            let strides = "I0\n".repeat(shape.lines().count());
+            pickle += &format!(
+                "V{name}\nctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\n\
+                 Vcpu\nI1\ntQI0\n({shape}t({strides}tI00\n(dtRs"
+            );
+        }
+        pickle += ".";
+        let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        let options = zip::write::SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Stored);
+        for (name, bytes) in [
+            ("data.pkl", pickle.as_bytes()),
+            ("byteorder", b"little"),
+            ("data/0", &1f32.to_le_bytes()),
+            ("version", b"3\n"),
+        ] {
+            archive
+                .start_file(format!("model/{name}"), options)
+                .unwrap();
+            archive.write_all(bytes).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("repeated.pth");
+        fs::write(&path, archive.finish().unwrap().into_inner()).unwrap();
+        assert_eq!(crate::read_architecture(&path).unwrap().num_classes, 19);
+        let error = crate::load(&path, None, &Device::flex())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("found a file of"), "{error}");
     }
 }

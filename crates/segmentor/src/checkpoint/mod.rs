@@ -6,7 +6,10 @@ mod file;
 mod load;
 mod mmseg_config;
 mod names;
+mod prefix;
+mod python;
 mod save;
+mod tensors;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +20,7 @@ use halfseg_backbone::ResNetConfig;
 
 pub use error::CheckpointError;
 pub use load::{LoadReport, Reinitialised};
+pub use tensors::TensorFile;
 
 use crate::{Segmentor, SegmentorConfig};
 use file::CheckpointFile;
@@ -31,7 +35,8 @@ pub const CONFIG_KEY: &str = "halfseg.model";
 /// What else tensors do not show has the published models' values: dropout and the auxiliary weight.
 ///
 /// # Errors
-/// If the file cannot be read or holds no segmentor of the four methods, such as a backbone alone.
+/// If the file cannot be read, holds no segmentor of the four methods, such as a backbone alone, or
+/// carries a configuration of a network that this crate does not have.
 pub fn read_architecture(path: impl AsRef<Path>) -> Result<SegmentorConfig, CheckpointError> {
     CheckpointFile::open(path.as_ref())?.architecture()
 }
@@ -56,14 +61,16 @@ pub fn read_metadata(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>,
 /// Loads a whole segmentor for inference or further training, from MMSegmentation's `.pth` (zip or
 /// pre-1.6 format) or from `.safetensors` with the same names.
 ///
-/// `state_dict` wrappers and `module.` prefixes are recognised, f16 and bf16 weights become f32
+/// What other programs put before names is recognised (`state_dict`, `model.` of Lightning, `module.`,
+/// `_orig_mod.` of `torch.compile`), f16 and bf16 weights become f32
 /// master weights, `num_batches_tracked` is ignored. No code in a pickle is ever executed. An
 /// auxiliary head that the file lacks is the only part that may stay as drawn; the report names it.
 ///
 /// Without `config` the architecture is [read off the file](read_architecture).
 ///
 /// # Errors
-/// If the file cannot be read, is no checkpoint, or holds another architecture than `config`.
+/// If the file cannot be read, is no checkpoint, or holds another architecture than `config`. Nothing of
+/// the network's size is allocated before the file is known to hold it.
 pub fn load(
     path: impl AsRef<Path>,
     config: Option<&SegmentorConfig>,
@@ -74,7 +81,8 @@ pub fn load(
         Some(config) => config.clone(),
         None => file.architecture()?,
     };
-    load::load_into(config.init(device), &file, load::Mode::Whole)
+    let report = load::compare(&file, &config, load::Mode::Whole)?;
+    load::fill(config.init(device), &file, report)
 }
 
 impl Segmentor {
@@ -92,7 +100,8 @@ impl Segmentor {
         path: impl AsRef<Path>,
     ) -> Result<(Self, LoadReport), CheckpointError> {
         let file = CheckpointFile::open(path.as_ref())?;
-        load::load_into(self, &file, load::Mode::Pretrained)
+        let report = load::compare(&file, self.config(), load::Mode::Pretrained)?;
+        load::fill(self, &file, report)
     }
 
     /// MMSegmentation's name of every parameter and running statistic, by its id here.

@@ -10,45 +10,23 @@
 //! | `downsample.conv`, `downsample.bn` | `downsample.0`, `downsample.1` | it is a sequence |
 //! | `psp_modules.i`, `image_pool` | `psp_modules.i.1`, `image_pool.1` | the pooling is part 0 of a sequence |
 //! | `aspp.` | nothing | the pyramid is no module of its own |
-//! | variants of enums, such as `Bottleneck.` | nothing | there are no such layers |
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::Tensor;
+use burn::module::{Module, ParamId};
+use halfseg_amp::parameter_paths;
 
 /// The names of all float tensors of `module`.
 pub(crate) fn by_id(module: &impl Module) -> BTreeMap<ParamId, String> {
-    #[derive(Default)]
-    struct Names {
-        path: Vec<String>,
-        names: BTreeMap<ParamId, String>,
-    }
-    impl ModuleVisitor for Names {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.names.insert(param.id, mmseg_name(&self.path));
-        }
-    }
-    let mut visitor = Names::default();
-    module.visit(&mut visitor);
-    visitor.names
+    let parameters = parameter_paths(module).into_iter();
+    parameters
+        .map(|parameter| (parameter.id, mmseg_name(&parameter.path)))
+        .collect()
 }
 
 /// The name in MMSegmentation's checkpoints of the tensor at `path`.
-pub(crate) fn mmseg_name(path: &[String]) -> String {
-    // Burn puts the variant of an enum into the path; fields are lower case.
-    let is_variant = |part: &str| part.starts_with(|c: char| c.is_ascii_uppercase());
-    let parts: Vec<&str> = path
-        .iter()
-        .map(String::as_str)
-        .filter(|part| !is_variant(part))
-        .collect();
+fn mmseg_name(path: &str) -> String {
+    let parts: Vec<&str> = path.split('.').collect();
     let mut name: Vec<String> = Vec::with_capacity(parts.len() + 1);
     let mut rest = parts.as_slice();
     while let Some(&first) = rest.first() {
@@ -91,43 +69,43 @@ mod tests {
                 "backbone.stem.7.running_var",
             ),
             (
-                "backbone.layer1.0.Bottleneck.conv3.conv.weight",
+                "backbone.layer1.0.conv3.conv.weight",
                 "backbone.layer1.0.conv3.weight",
             ),
             (
-                "backbone.layer4.2.Basic.conv2.bn.bias",
+                "backbone.layer4.2.conv2.bn.bias",
                 "backbone.layer4.2.bn2.bias",
             ),
             (
-                "backbone.layer2.0.Basic.downsample.conv.weight",
+                "backbone.layer2.0.downsample.conv.weight",
                 "backbone.layer2.0.downsample.0.weight",
             ),
             (
-                "backbone.layer2.0.Basic.downsample.bn.bias",
+                "backbone.layer2.0.downsample.bn.bias",
                 "backbone.layer2.0.downsample.1.bias",
             ),
             (
-                "decode_head.Fcn.convs.1.bn.weight",
+                "decode_head.convs.1.bn.weight",
                 "decode_head.convs.1.bn.weight",
             ),
             (
-                "decode_head.Fcn.conv_cat.conv.weight",
+                "decode_head.conv_cat.conv.weight",
                 "decode_head.conv_cat.conv.weight",
             ),
             (
-                "decode_head.PspNet.psp_modules.3.conv.weight",
+                "decode_head.psp_modules.3.conv.weight",
                 "decode_head.psp_modules.3.1.conv.weight",
             ),
             (
-                "decode_head.DeepLabV3.aspp.image_pool.bn.running_mean",
+                "decode_head.aspp.image_pool.bn.running_mean",
                 "decode_head.image_pool.1.bn.running_mean",
             ),
             (
-                "decode_head.DeepLabV3Plus.aspp.aspp_modules.1.Separable.depthwise_conv.bn.weight",
+                "decode_head.aspp.aspp_modules.1.depthwise_conv.bn.weight",
                 "decode_head.aspp_modules.1.depthwise_conv.bn.weight",
             ),
             (
-                "decode_head.DeepLabV3Plus.sep_bottleneck.0.pointwise_conv.conv.weight",
+                "decode_head.sep_bottleneck.0.pointwise_conv.conv.weight",
                 "decode_head.sep_bottleneck.0.pointwise_conv.conv.weight",
             ),
             (
@@ -135,8 +113,7 @@ mod tests {
                 "auxiliary_head.conv_seg.bias",
             ),
         ] {
-            let path: Vec<String> = path.split('.').map(str::to_owned).collect();
-            assert_eq!(mmseg_name(&path), name);
+            assert_eq!(mmseg_name(path), name);
         }
     }
 }

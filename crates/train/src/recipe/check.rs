@@ -135,10 +135,12 @@ impl Recipe {
             let expected = format!("a multiple of {devices}, the number of devices");
             return refuse("train.batch", &expected, self.train.batch.to_string());
         }
-        let smallest = self.model.method.min_train_batch();
+        let crop = self.data.crop;
+        let smallest = self.model.min_train_batch([crop.height, crop.width]);
         if self.train.batch < smallest {
             let expected = format!(
-                "at least {smallest} for {}, which normalises maps of one pixel over the batch",
+                "at least {smallest} for {} at a crop of {crop}, where it normalises maps of one \
+                 pixel over the batch",
                 self.model.method
             );
             return refuse("train.batch", &expected, self.train.batch.to_string());

@@ -13,7 +13,7 @@ use halfseg_amp::{Op, Precision as OpPrecision};
 use halfseg_data::{Crop, Scale};
 use halfseg_devices::DeviceChoice;
 use halfseg_predict::PredictorConfig;
-use halfseg_segmentor::{Depth, Method, SegmentorConfig};
+use halfseg_segmentor::{Depth, Method, SegmentorConfig, TrainingStep};
 use serde::{Deserialize, Serialize};
 
 use crate::PolySchedule;
@@ -173,6 +173,16 @@ impl Recipe {
             min_lr: self.schedule.min_lr,
             power: self.schedule.power,
             iterations: self.schedule.iterations,
+        }
+    }
+
+    /// A step of a run, as far as its memory depends on it.
+    pub fn training_step(&self) -> TrainingStep {
+        TrainingStep {
+            size: [self.data.crop.height, self.data.crop.width],
+            images: self.train.batch,
+            element_bytes: self.precision.dtype.element_bytes(),
+            recomputes: self.train.gradient_checkpointing,
         }
     }
 

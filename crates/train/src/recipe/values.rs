@@ -37,6 +37,14 @@ impl RunPrecision {
             Self::Bf16 => Policy::bf16(),
         }
     }
+
+    /// Bytes of an element of the maps.
+    pub fn element_bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
 }
 
 /// By what the loss is multiplied before the backward pass, so that small gradients survive half

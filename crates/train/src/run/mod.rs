@@ -16,13 +16,11 @@ use halfseg_data::{IGNORE, Loader, LoaderConfig, check_labels};
 use halfseg_devices::{Bytes, resident_memory};
 use halfseg_eval::{ConfusionMatrix, by_class, confusion_svg, scores_json};
 use halfseg_predict::{Predictor, PredictorSettings, draw_prediction};
-use halfseg_segmentor::LoadReport;
+use halfseg_segmentor::{LoadReport, count_parameters};
 use serde_json::json;
 
 use crate::start::{Start, check_memory, open_further};
-use crate::{
-    DataSource, Error, Learner, Log, Recipe, Splits, Step, class_names, parameters, pipeline,
-};
+use crate::{DataSource, Error, Learner, Log, Recipe, Splits, Step, class_names, pipeline};
 use folder::{
     Best, Evaluation, Existing, Folder, ITERATION_KEY, MIOU_KEY, Mark, RECIPE_KEY, can_resume,
     check_free, holds_run, read_recipe,
@@ -346,7 +344,7 @@ impl Trainer {
             iteration: self.learner.iteration(),
             train_images: self.data.train.len(),
             val_images: self.data.val.as_ref().map_or(0, |val| val.len()),
-            parameters: parameters(self.learner.model()),
+            parameters: count_parameters(self.learner.model()),
             loaded: self.loaded.as_ref(),
             memory: self.memory,
             route: self.learner.route(),

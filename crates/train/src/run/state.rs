@@ -1,16 +1,16 @@
 //! What a checkpoint holds besides the weights.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use burn::tensor::TensorData;
 use halfseg_amp::GradScaler;
+use halfseg_segmentor::TensorFile;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::tensors::write_tensors;
 
 /// Key of the metadata that holds everything but tensors, as JSON.
 const KEY: &str = "halfseg.state";
@@ -83,15 +83,16 @@ impl Position {
 
 impl RunState {
     /// Writes the state to a temporary file that takes the place of `path`.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
+    pub fn save(self, path: &Path) -> Result<(), Error> {
         let json = serde_json::to_string(&self.position).expect("plain numbers and texts");
-        let metadata = HashMap::from([(KEY.to_owned(), json)]);
-        let tensors: Vec<_> = self
-            .momentum
-            .iter()
-            .map(|(name, data)| (name.as_str(), data))
-            .collect();
-        write_tensors(path, metadata, &tensors)
+        let mut file = TensorFile::new(BTreeMap::from([(KEY.to_owned(), json)]));
+        for (name, data) in self.momentum {
+            file.push_data(name, data);
+        }
+        file.write(path).map_err(|source| Error::Write {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// Reads what [`save`](Self::save) wrote.
@@ -164,7 +165,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.state.safetensors");
         let saved = state();
-        saved.save(&path).unwrap();
+        state().save(&path).unwrap();
         let loaded = RunState::load(&path).unwrap();
         assert_eq!(loaded.position, saved.position);
         assert_eq!(loaded.momentum, saved.momentum);

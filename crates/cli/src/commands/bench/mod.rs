@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use halfseg_devices::{Bytes, DeviceChoice, resident_memory};
 use halfseg_predict::Predictor;
-use halfseg_segmentor::{Depth, Method, SegmentorConfig};
-use halfseg_train::{Cost, Learner, MemoryPlan, Recipe, parameters};
+use halfseg_segmentor::{Cost, Depth, MemoryPlan, Method, SegmentorConfig, count_parameters};
+use halfseg_train::{Learner, Recipe};
 use serde_json::json;
 
 use self::peak::measure_gflops;
@@ -32,7 +32,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let recipe = recipe(args)?;
     let (method, depth) = (recipe.model.method, recipe.model.backbone);
     let batch = recipe.train.batch;
-    check(args, method, batch)?;
+    check(args, &recipe.model, batch)?;
     start_threads(args.threads)?;
     let threads = rayon::current_num_threads();
     // Before the network, so that the machine is as cool for it as it will be.
@@ -62,7 +62,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         allocated,
         saved,
     } = measured;
-    let plan = args.train.then(|| MemoryPlan::of(&recipe));
+    let plan = args
+        .train
+        .then(|| MemoryPlan::of(&recipe.model, &recipe.training_step()));
     let times = Times::of(seconds);
 
     let macs = macs(&recipe.model, args, batch);
@@ -156,11 +158,14 @@ fn recipe(args: &BenchArgs) -> Result<Recipe> {
 }
 
 /// What clap cannot see.
-fn check(args: &BenchArgs, method: Method, batch: usize) -> Result<()> {
-    let fewest = method.min_train_batch();
+fn check(args: &BenchArgs, model: &SegmentorConfig, batch: usize) -> Result<()> {
+    let size = args.size;
+    let fewest = model.min_train_batch([size.height, size.width]);
     if args.train && batch < fewest {
-        let why =
-            format!("--batch: training {method} needs at least {fewest} images, found {batch}");
+        let method = model.method;
+        let why = format!(
+            "--batch: training {method} at {size} needs at least {fewest} images, found {batch}"
+        );
         return Err(Usage(why).into());
     }
     match args.peak_gflops {
@@ -176,7 +181,11 @@ fn check(args: &BenchArgs, method: Method, batch: usize) -> Result<()> {
 /// both gradients.
 fn macs(model: &SegmentorConfig, args: &BenchArgs, batch: usize) -> u64 {
     let passes = if args.train { 3 } else { 1 };
-    passes * batch as u64 * Cost::of(model, args.size).total(args.train).macs
+    passes
+        * batch as u64
+        * Cost::of(model, [args.size.height, args.size.width])
+            .total(args.train)
+            .macs
 }
 
 /// What one measurement found.
@@ -244,7 +253,7 @@ fn measure_inference(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
     let batch = recipe.train.batch;
     let device = recipe.device.open()?;
     let model = recipe.model.init(&device);
-    let parameters = parameters(&model);
+    let parameters = count_parameters(&model);
     let predictor = Predictor::new(&model, args.precision.policy(), recipe.eval.clone());
     drop(model);
     let images = images(args, batch, &device);
@@ -259,7 +268,7 @@ fn measure_training(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
     let batch = recipe.train.batch;
     let device = recipe.device.open()?.autodiff();
     let model = recipe.model.init(&device);
-    let parameters = parameters(&model);
+    let parameters = count_parameters(&model);
     let mut learner = Learner::new(model, recipe.precision.policy(), recipe);
     let images = images(args, batch, &device);
     let classes = Distribution::Uniform(0.0, recipe.model.num_classes as f64);
@@ -374,7 +383,7 @@ mod tests {
         };
         let recipe = recipe(&args).unwrap();
         let measured = measure_training(&args, &recipe).unwrap();
-        let plan = MemoryPlan::of(&recipe);
+        let plan = MemoryPlan::of(&recipe.model, &recipe.training_step());
         let check = |found: Option<Bytes>, predicted: u64| {
             let ratio = found.expect("tests count allocations").0 as f64 / predicted as f64;
             assert!(

@@ -8,8 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use halfseg_data::{LabelMap, RgbImage, read_image};
 use halfseg_eval::argmax;
-use halfseg_predict::{Predictor, write_maps};
-use halfseg_train::write_logits;
+use halfseg_predict::{Predictor, write_logits, write_maps};
 
 use self::inputs::{Input, Inputs, LOGITS, SUFFIXES};
 use super::left_out::{LeftOut, class_map};
