@@ -1,5 +1,8 @@
 //! Sliding-window and multi-scale inference over any network.
 
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+
 use burn::tensor::{DType, Tensor, TensorData, activation::softmax};
 use halfseg_data::{IGNORE, LabelMap};
 
@@ -22,47 +25,151 @@ pub fn slide(
     crop: [usize; 2],
     stride: [usize; 2],
 ) -> Tensor<4> {
-    assert!(
-        crop.iter().chain(&stride).all(|&v| v > 0),
-        "crop and stride must not be 0"
-    );
-    assert!(
-        stride[0] <= crop[0] && stride[1] <= crop[1],
-        "windows of {crop:?} at a stride of {stride:?} leave gaps"
-    );
-    let [n, _, height, width] = image.dims();
-    let starts = |size: usize, crop: usize, stride: usize| -> Vec<usize> {
-        let steps = size.saturating_sub(crop).div_ceil(stride) + 1;
-        (0..steps)
-            .map(|i| (i * stride).min(size.saturating_sub(crop)))
-            .collect()
+    let [n, channels, height, width] = image.dims();
+    let windows = Windows {
+        size: [height, width],
+        crop,
+        stride,
     };
-    let device = image.device();
-    let mut sums: Option<Tensor<4>> = None;
-    let mut counts = vec![0f32; height * width];
-    for &y in &starts(height, crop[0], stride[0]) {
-        for &x in &starts(width, crop[1], stride[1]) {
-            let (bottom, right) = ((y + crop[0]).min(height), (x + crop[1]).min(width));
-            let logits = network(image.clone().slice([0..n, 0..3, y..bottom, x..right]));
-            let classes = logits.dims()[1];
-            let window = [0..n, 0..classes, y..bottom, x..right];
-            let all = sums.unwrap_or_else(|| {
-                Tensor::zeros([n, classes, height, width], (&device, logits.dtype()))
+    let logits = |[rows, columns]: [Range<usize>; 2]| {
+        network(image.clone().slice([0..n, 0..channels, rows, columns]))
+    };
+    windows.logits(&logits)
+}
+
+/// Overlapping windows over an image; sizes are height and width in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// Of the image.
+    pub size: [usize; 2],
+    /// Of a window; one larger than the image is cut to it.
+    pub crop: [usize; 2],
+    /// From one window to the next. Windows at the right and lower edge shift inward.
+    pub stride: [usize; 2],
+}
+
+/// Rows whose logits [`Windows::for_each_band`] hands over at once, at most.
+const BAND_ROWS: usize = 64;
+
+/// Rows that the same windows cover.
+struct Band {
+    rows: Range<usize>,
+    /// Sums of logits, once a window has been here.
+    sums: Option<Tensor<4>>,
+}
+
+impl Windows {
+    /// The logits of the image: `window` gives those of the rows and columns that it is called with,
+    /// as [`slide`] does.
+    ///
+    /// # Panics
+    /// As [`slide`].
+    pub fn logits(&self, window: &dyn Fn([Range<usize>; 2]) -> Tensor<4>) -> Tensor<4> {
+        let [height, width] = self.size;
+        let mut all: Option<Tensor<4>> = None;
+        self.for_each_band(window, |rows, band| {
+            let [n, classes, ..] = band.dims();
+            let whole = all.take().unwrap_or_else(|| {
+                let shape = [n, classes, height, width];
+                Tensor::zeros(shape, (&band.device(), band.dtype()))
             });
-            let part = all.clone().slice(window.clone()) + logits;
-            sums = Some(all.slice_assign(window, part));
-            for row in y..bottom {
-                counts[row * width + x..row * width + right]
-                    .iter_mut()
-                    .for_each(|c| *c += 1.0);
+            all = Some(whole.slice_assign([0..n, 0..classes, rows, 0..width], band));
+        });
+        all.expect("there is at least one window")
+    }
+
+    /// The same logits from top to bottom, a band of rows after the other: `finished` is called with the
+    /// rows and their logits `[n, classes, rows, width]` as soon as no window further down adds to
+    /// them. So there are never more logits in memory than those of as many rows as a window has.
+    ///
+    /// # Panics
+    /// As [`slide`].
+    pub fn for_each_band(
+        &self,
+        window: &dyn Fn([Range<usize>; 2]) -> Tensor<4>,
+        mut finished: impl FnMut(Range<usize>, Tensor<4>),
+    ) {
+        let (crop, stride) = (self.crop, self.stride);
+        assert!(
+            crop.iter().chain(&stride).all(|&v| v > 0),
+            "crop and stride must not be 0"
+        );
+        assert!(
+            stride[0] <= crop[0] && stride[1] <= crop[1],
+            "windows of {crop:?} at a stride of {stride:?} leave gaps"
+        );
+        let [down, across] = [self.along(0), self.along(1)];
+        let width = self.size[1];
+        let mut counts = vec![0f32; width];
+        for columns in &across {
+            counts[columns.clone()].iter_mut().for_each(|c| *c += 1.0);
+        }
+        let mut bands = Band::below_each_other(&down);
+        for (i, rows) in down.iter().enumerate() {
+            for columns in &across {
+                let logits = window([rows.clone(), columns.clone()]);
+                for band in bands.iter_mut().take_while(|b| b.rows.start < rows.end) {
+                    band.add(&logits, rows.start, columns.clone(), width);
+                }
+            }
+            let next = down.get(i + 1).map_or(rows.end, |next| next.start);
+            while let Some(done) = bands.pop_front_if(|band| band.rows.end <= next) {
+                let covering = down.iter().filter(|rows| rows.contains(&done.rows.start));
+                let often = covering.count() as f32;
+                let counts = counts.iter().map(|count| count * often).collect();
+                let sums = done.sums.expect("windows leave no gaps");
+                let counts = TensorData::new(counts, [1, 1, 1, width]);
+                let counts = Tensor::<4>::from_data(counts, &sums.device());
+                finished(done.rows, sums / counts);
             }
         }
     }
-    let counts = Tensor::<1>::from_data(TensorData::new(counts, [height * width]), &device);
-    let Some(sums) = sums else {
-        unreachable!("there is at least one window")
-    };
-    sums / counts.reshape([1, 1, height, width])
+
+    /// Where the windows are along a side of the image.
+    fn along(&self, side: usize) -> Vec<Range<usize>> {
+        let (size, crop) = (self.size[side], self.crop[side]);
+        let last = size.saturating_sub(crop);
+        let steps = last.div_ceil(self.stride[side]) + 1;
+        let starts = (0..steps).map(|i| (i * self.stride[side]).min(last));
+        starts
+            .map(|start| start..(start + crop).min(size))
+            .collect()
+    }
+}
+
+impl Band {
+    /// All rows of an image over which windows lie, parted where one begins or ends.
+    fn below_each_other(down: &[Range<usize>]) -> VecDeque<Self> {
+        let ends: BTreeSet<usize> = down
+            .iter()
+            .flat_map(|rows| [rows.start, rows.end])
+            .collect();
+        let parts = ends.iter().zip(ends.iter().skip(1));
+        let bands = parts.flat_map(|(&start, &end)| {
+            (start..end).step_by(BAND_ROWS).map(move |first| Self {
+                rows: first..(first + BAND_ROWS).min(end),
+                sums: None,
+            })
+        });
+        bands.collect()
+    }
+
+    /// Adds the band's rows of the logits of a window that begins at the row `top` and has `columns` of
+    /// `width`.
+    fn add(&mut self, logits: &Tensor<4>, top: usize, columns: Range<usize>, width: usize) {
+        let [n, classes, ..] = logits.dims();
+        let rows = self.rows.start - top..self.rows.end - top;
+        let logits_here = logits
+            .clone()
+            .slice([0..n, 0..classes, rows, 0..columns.len()]);
+        let sums = self.sums.take().unwrap_or_else(|| {
+            let shape = [n, classes, self.rows.len(), width];
+            Tensor::zeros(shape, (&logits.device(), logits.dtype()))
+        });
+        let place = [0..n, 0..classes, 0..self.rows.len(), columns];
+        let sum = sums.clone().slice(place.clone()) + logits_here;
+        self.sums = Some(sums.slice_assign(place, sum));
+    }
 }
 
 /// Class probabilities averaged over scales and mirrorings, at the size of `image`
@@ -203,6 +310,83 @@ mod tests {
         let windows = slide(&network, image, [10, 16], [7, 9]);
         let error = (windows - expected).abs().max().into_scalar::<f32>();
         assert!(error < 1e-6, "{error}");
+    }
+
+    /// Sums in the order of the windows and one division, pixel by pixel.
+    fn summed(
+        windows: Windows,
+        classes: usize,
+        value: impl Fn(usize, usize, usize) -> f32,
+    ) -> Vec<f32> {
+        let [height, width] = windows.size;
+        let mut out = vec![0f32; classes * height * width];
+        let mut counts = vec![0f32; height * width];
+        for rows in windows.along(0) {
+            for columns in windows.along(1) {
+                // Each window gives other logits for the same pixel.
+                let salt = rows.start * 31 + columns.start;
+                for (y, x) in rows
+                    .clone()
+                    .flat_map(|y| columns.clone().map(move |x| (y, x)))
+                {
+                    counts[y * width + x] += 1.0;
+                    for k in 0..classes {
+                        out[(k * height + y) * width + x] += value(salt + k, y, x);
+                    }
+                }
+            }
+        }
+        let area = height * width;
+        out.iter_mut()
+            .enumerate()
+            .for_each(|(i, v)| *v /= counts[i % area]);
+        out
+    }
+
+    #[test]
+    fn bands_are_what_sums_over_whole_images_are() {
+        let value = |salt: usize, y: usize, x: usize| {
+            let hash = (salt * 7919 + y * 104_729 + x * 1_299_709) % 10_007;
+            hash as f32 / 97.0 - 50.0
+        };
+        for (size, crop, stride) in [
+            ([150, 37], [70, 16], [33, 9]),
+            ([64, 64], [64, 64], [64, 64]),
+            ([20, 30], [512, 1024], [341, 683]),
+            ([201, 11], [130, 11], [1, 5]),
+            ([5, 7], [2, 3], [2, 3]),
+            ([1, 1], [1, 1], [1, 1]),
+        ] {
+            let windows = Windows { size, crop, stride };
+            let window = |[rows, columns]: [Range<usize>; 2]| {
+                let salt = rows.start * 31 + columns.start;
+                let shape = [1, 3, rows.len(), columns.len()];
+                let values = (0..3)
+                    .flat_map(|k| rows.clone().map(move |y| (k, y)))
+                    .flat_map(|(k, y)| columns.clone().map(move |x| value(salt + k, y, x)));
+                let data = TensorData::new(values.collect::<Vec<_>>(), shape);
+                Tensor::<4>::from_data(data, &Device::flex())
+            };
+            let expected = summed(windows, 3, value);
+            let found = windows.logits(&window).into_data();
+            assert_eq!(found.as_slice::<f32>().unwrap(), expected, "{windows:?}");
+
+            let next = std::cell::Cell::new(0);
+            windows.for_each_band(
+                &|[rows, columns]| {
+                    assert!(
+                        rows.end - next.get() <= crop[0],
+                        "more rows than a window has"
+                    );
+                    window([rows, columns])
+                },
+                |rows, band| {
+                    assert_eq!(rows.start, next.replace(rows.end));
+                    assert_eq!(band.dims(), [1, 3, rows.len(), size[1]]);
+                },
+            );
+            assert_eq!(next.get(), size[0]);
+        }
     }
 
     #[test]

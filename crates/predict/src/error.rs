@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use halfseg_devices::Bytes;
+
 /// Errors of pictures, checkpoints and the files that are written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -37,6 +39,22 @@ pub enum PredictError {
         /// Number of values.
         values: usize,
     },
+    /// A picture would need more memory than there is.
+    #[error(
+        "{picture}, run {how}, needs at least {needed}, but {available} are available; {advice}"
+    )]
+    Memory {
+        /// Its name or its size.
+        picture: String,
+        /// How it was to be run.
+        how: String,
+        /// What it needs at least.
+        needed: Bytes,
+        /// What the process may still take.
+        available: Bytes,
+        /// What would fit.
+        advice: String,
+    },
     /// A picture or a label map could not be read, written or used.
     #[error(transparent)]
     Data(#[from] halfseg_data::DataError),
@@ -46,4 +64,14 @@ pub enum PredictError {
     /// Scoring failed.
     #[error(transparent)]
     Eval(#[from] halfseg_eval::EvalError),
+}
+
+impl PredictError {
+    /// The same with the picture's `name`, where the error is about a picture in memory.
+    pub fn of(mut self, name: &str) -> Self {
+        if let Self::Memory { picture, .. } = &mut self {
+            picture.insert_str(0, &format!("{name}: "));
+        }
+        self
+    }
 }

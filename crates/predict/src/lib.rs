@@ -4,6 +4,7 @@
 mod config;
 mod error;
 mod logits;
+mod memory;
 mod pictures;
 mod predictor;
 mod settings;

@@ -1,5 +1,6 @@
 //! A trained network applied to pictures of any size.
 
+use std::ops::Range;
 use std::path::Path;
 
 use burn::module::Module;
@@ -7,18 +8,20 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::{Policy, autocast};
 use halfseg_data::{
-    CropBox, Dataset, IGNORE, LabelMap, RgbImage, check_labels, flip, normalize, ratio_size,
-    resize_bilinear, scaled_size,
+    CropBox, Dataset, IGNORE, LabelMap, RgbImage, check_labels, crop, flip, normalize, ratio_size,
+    resize_bilinear,
 };
-use halfseg_eval::{ConfusionMatrix, Prediction, argmax, multi_scale_flip, slide};
+use halfseg_devices::Bytes;
+use halfseg_eval::{ConfusionMatrix, Prediction, Windows, argmax, multi_scale_flip};
 use halfseg_layers::{most_likely_classes, resize_with};
 use halfseg_segmentor::Segmentor;
 
-use crate::{EvalMode, EvalScale, PredictError, PredictorConfig, PredictorSettings};
+use crate::memory::{Plan, fitted};
+use crate::{EvalMode, PredictError, PredictorConfig, PredictorSettings};
 
 /// Ratios of the multi-scale views, each also mirrored
 /// (`configs/_base_/datasets/cityscapes.py` of MMSegmentation).
-const RATIOS: [f64; 6] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75];
+pub(crate) const RATIOS: [f64; 6] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75];
 
 /// A network for inference, with the precision and the way that pictures pass through it.
 ///
@@ -27,8 +30,7 @@ const RATIOS: [f64; 6] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75];
 #[derive(Debug)]
 pub struct Predictor {
     model: Segmentor,
-    policy: Policy,
-    config: PredictorConfig,
+    settings: PredictorSettings,
     device: Device,
 }
 
@@ -41,8 +43,7 @@ impl Predictor {
         let device = model.devices().into_iter().next();
         Self {
             model,
-            policy,
-            config,
+            settings: PredictorSettings::new(policy, config),
             device: device.expect("a network has parameters").inner(),
         }
     }
@@ -83,12 +84,12 @@ impl Predictor {
 
     /// How operations are cast.
     pub fn policy(&self) -> &Policy {
-        &self.policy
+        &self.settings.policy
     }
 
     /// How pictures pass through the network.
     pub fn config(&self) -> &PredictorConfig {
-        &self.config
+        &self.settings.config
     }
 
     /// Class scores at the picture's size: logits, or mean probabilities for `ms_flip`;
@@ -98,26 +99,19 @@ impl Predictor {
     /// to its input's size, then to the picture's own, as the peer does.
     ///
     /// # Errors
-    /// A picture without pixels, or whose values do not fit its size.
+    /// A picture without pixels, or whose values do not fit its size, and one that memory cannot hold.
     pub fn scores(&self, image: &RgbImage) -> Result<Tensor<4>, PredictError> {
-        let pixels = image.width.checked_mul(image.height).unwrap_or(0);
-        if pixels == 0 || pixels.checked_mul(3) != Some(image.data.len()) {
-            return Err(PredictError::Picture {
-                width: image.width,
-                height: image.height,
-                values: image.data.len(),
-            });
-        }
-        let own = (image.width, image.height);
-        let fitted = match self.config.scale {
-            EvalScale::Own => own,
-            EvalScale::Fit(scale) => scaled_size(own, (scale.width, scale.height)),
-        };
-        if !self.config.ms_flip {
-            return Ok(self.view(image, fitted, false));
+        self.plan(true).check(picture_size(image)?)?;
+        Ok(self.all_scores(image))
+    }
+
+    fn all_scores(&self, image: &RgbImage) -> Tensor<4> {
+        let fitted = fitted(self.config(), (image.width, image.height));
+        if !self.config().ms_flip {
+            return self.view(image, fitted, false);
         }
         let at = |ratio: f64, mirror: bool| self.view(image, ratio_size(fitted, ratio), mirror);
-        Ok(multi_scale_flip(&at, &RATIOS, &[false, true]))
+        multi_scale_flip(&at, &RATIOS, &[false, true])
     }
 
     /// The probability of each class at each pixel, f32 `[1, classes, height, width]`.
@@ -126,7 +120,7 @@ impl Predictor {
     /// As [`scores`](Self::scores).
     pub fn probabilities(&self, image: &RgbImage) -> Result<Tensor<4>, PredictError> {
         let scores = self.scores(image)?;
-        Ok(match self.config.ms_flip {
+        Ok(match self.config().ms_flip {
             true => scores,
             false => softmax(scores, 1),
         })
@@ -134,10 +128,41 @@ impl Predictor {
 
     /// The most likely class of each pixel.
     ///
+    /// In windows at the picture's own size this takes the memory of as many rows of scores as a window
+    /// has, else that of the scores of all pixels.
+    ///
     /// # Errors
     /// As [`scores`](Self::scores).
     pub fn predict(&self, image: &RgbImage) -> Result<Prediction, PredictError> {
-        Ok(argmax(self.scores(image)?).swap_remove(0))
+        let own = picture_size(image)?;
+        let plan = self.plan(false);
+        plan.check(own)?;
+        if !plan.in_bands(own) {
+            return Ok(argmax(self.all_scores(image)).swap_remove(0));
+        }
+        let mut found = Prediction {
+            map: LabelMap::filled(own.0, own.1, [IGNORE]),
+            not_finite: 0,
+        };
+        let window = |[rows, columns]: [Range<usize>; 2]| self.window(image, rows, columns);
+        self.windows(image).for_each_band(&window, |rows, scores| {
+            let band = argmax(scores).swap_remove(0);
+            let place = rows.start * own.0..rows.end * own.0;
+            found.map.data[place].copy_from_slice(&band.map.data);
+            found.not_finite += band.not_finite;
+        });
+        Ok(found)
+    }
+
+    /// Memory of the host that [`predict`](Self::predict) needs at least for a picture of `width` and
+    /// `height` in pixels, besides the picture and the network: what is counted is there at the same
+    /// time in any case. [`PredictError::Memory`] is returned where less is available.
+    pub fn needed_memory(&self, width: usize, height: usize) -> Bytes {
+        Bytes(self.plan(false).needed((width, height)))
+    }
+
+    fn plan(&self, scores: bool) -> Plan<'_> {
+        Plan::new(self.model.config(), &self.settings, &self.device, scores)
     }
 
     /// The most likely class of each pixel of a batch that is normalised already: `[n, 3, h, w]` on
@@ -147,7 +172,7 @@ impl Predictor {
     /// On GPUs the last two are one kernel, and only class maps come back to the host.
     pub fn segment(&self, images: Tensor<4>) -> Vec<LabelMap> {
         let [_, _, height, width] = images.dims();
-        let logits = autocast(&self.policy, || self.model.head_logits(images));
+        let logits = autocast(&self.settings.policy, || self.model.head_logits(images));
         let (size, align_corners) = ([height, width], self.model.config().align_corners);
         match most_likely_classes(&logits, size, align_corners) {
             Some(maps) => {
@@ -161,7 +186,7 @@ impl Predictor {
                 maps.collect()
             }
             None => {
-                let scores = autocast(&self.policy, || {
+                let scores = autocast(&self.settings.policy, || {
                     resize_with(logits.cast(FloatDType::F32), size, align_corners)
                 });
                 argmax(scores).into_iter().map(|one| one.map).collect()
@@ -174,8 +199,8 @@ impl Predictor {
     /// back.
     ///
     /// # Errors
-    /// A picture that cannot be read, labels beyond the network's classes, or scores that are not
-    /// finite.
+    /// A picture that cannot be read or that memory cannot hold, labels beyond the network's classes, or
+    /// scores that are not finite.
     pub fn evaluate(
         &self,
         dataset: &dyn Dataset,
@@ -190,9 +215,9 @@ impl Predictor {
                     format!("the label map of {}", dataset.source(index))
                 })?;
             }
-            let map = self
-                .predict(&sample.image)?
-                .finite(&dataset.source(index))?;
+            let predicted = self.predict(&sample.image);
+            let predicted = predicted.map_err(|error| error.of(&dataset.source(index)))?;
+            let map = predicted.finite(&dataset.source(index))?;
             if let Some(label) = &sample.label {
                 matrix.update(&map.data, &label.data, IGNORE)?;
             }
@@ -210,8 +235,32 @@ impl Predictor {
         Ok(matrix)
     }
 
-    fn network(&self, x: Tensor<4>) -> Tensor<4> {
-        autocast(&self.policy, || self.model.forward(x))
+    /// The windows over `image`.
+    fn windows(&self, image: &RgbImage) -> Windows {
+        let (crop, stride) = (self.config().slide_crop, self.config().slide_stride);
+        Windows {
+            size: [image.height, image.width],
+            crop: [crop.height, crop.width],
+            stride: [stride.height, stride.width],
+        }
+    }
+
+    /// Logits of some rows and columns of `image`, of which only these are normalised.
+    fn window(&self, image: &RgbImage, rows: Range<usize>, columns: Range<usize>) -> Tensor<4> {
+        let part = CropBox {
+            left: columns.start,
+            top: rows.start,
+            width: columns.len(),
+            height: rows.len(),
+        };
+        let all = (part.width, part.height) == (image.width, image.height);
+        let values = match all {
+            true => normalize(image),
+            false => normalize(&crop(image, part)),
+        };
+        let values = TensorData::new(values, [1, 3, part.height, part.width]);
+        let values = Tensor::<4>::from_data(values, &self.device);
+        autocast(&self.settings.policy, || self.model.forward(values))
     }
 
     /// Logits of the picture resized to `size` (width, height) and mirrored or not, at the
@@ -228,23 +277,31 @@ impl Predictor {
         if let Some(input) = input.as_mut().filter(|_| mirror) {
             flip(input);
         }
-        let values = normalize(input.as_ref().unwrap_or(image));
-        let values = TensorData::new(values, [1, 3, size.1, size.0]);
-        let values = Tensor::<4>::from_data(values, &self.device);
-        let network = |x| self.network(x);
-        let logits = match self.config.mode {
-            EvalMode::Whole => network(values),
-            EvalMode::Slide => {
-                let (crop, stride) = (self.config.slide_crop, self.config.slide_stride);
-                let (crop, stride) = ([crop.height, crop.width], [stride.height, stride.width]);
-                slide(&network, values, crop, stride)
-            }
+        let input = input.as_ref().unwrap_or(image);
+        let window = |[rows, columns]: [Range<usize>; 2]| self.window(input, rows, columns);
+        let logits = match self.config().mode {
+            EvalMode::Whole => window([0..size.1, 0..size.0]),
+            EvalMode::Slide => self.windows(input).logits(&window),
         };
         if size == own {
             return logits;
         }
         let align_corners = self.model.config().align_corners;
         resize_with(logits, [own.1, own.0], align_corners)
+    }
+}
+
+/// Width and height of a picture that has pixels, and a value for each.
+fn picture_size(image: &RgbImage) -> Result<(usize, usize), PredictError> {
+    let size = (image.width, image.height);
+    let pixels = size.0.checked_mul(size.1).unwrap_or(0);
+    match pixels > 0 && pixels.checked_mul(3) == Some(image.data.len()) {
+        true => Ok(size),
+        false => Err(PredictError::Picture {
+            width: size.0,
+            height: size.1,
+            values: image.data.len(),
+        }),
     }
 }
 

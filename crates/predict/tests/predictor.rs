@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::thread;
 
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use halfseg_amp::{Op, Policy, Precision};
 use halfseg_data::{Dataset, RgbImage, SyntheticStreets};
@@ -83,7 +84,7 @@ fn a_checkpoint_that_says_nothing_runs_in_f32_at_once() {
     let model = network(Method::Fcn);
     save(&model, &path, None);
     let loaded = Predictor::load(&path, &Device::flex()).unwrap();
-    assert_eq!(loaded.policy(), &Policy::disabled());
+    assert!(!loaded.policy().is_enabled());
     assert_eq!(loaded.config(), &PredictorConfig::default());
 }
 
@@ -166,5 +167,61 @@ fn a_picture_without_pixels_is_refused() {
         };
         let error = predictor.predict(&image).unwrap_err().to_string();
         assert!(error.contains(&format!("{width}x{height}")), "{error}");
+    }
+}
+
+/// `model` with logits a billion times as large, which f16 cannot hold.
+fn overflowing(model: Segmentor) -> Segmentor {
+    #[derive(Default)]
+    struct Larger(Vec<String>);
+    impl ModuleMapper for Larger {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            match self.0.iter().any(|name| name == "conv_seg") {
+                true => param.map(|value| value * 1e9),
+                false => param,
+            }
+        }
+    }
+    model.map(&mut Larger::default())
+}
+
+#[test]
+fn scores_that_are_not_finite_are_counted_and_refused_by_name() {
+    let model = overflowing(network(Method::Fcn));
+    let streets = SyntheticStreets::new(64, 48, 2, 5);
+    let single = Predictor::new(&model, Policy::disabled(), windows());
+    single.evaluate(&streets, |_| Ok(true)).unwrap();
+
+    for config in [PredictorConfig::default(), windows()] {
+        let predictor = Predictor::new(&model, Policy::f16(), config);
+        let error = predictor.evaluate(&streets, |_| Ok(true)).unwrap_err();
+        let (text, name) = (error.to_string(), streets.source(0));
+        let begin = format!("{name}: expected finite scores");
+        assert!(text.starts_with(&begin), "{text}");
+
+        let found = predictor.predict(&picture(5, 64, 48)).unwrap();
+        let without_class = found.map.data.iter().filter(|&&class| class == 255);
+        assert_eq!(without_class.count(), found.not_finite);
+        assert!(found.not_finite > 0);
+    }
+}
+
+#[test]
+fn windows_find_the_class_of_the_largest_score() {
+    let model = network(Method::DeepLabV3Plus);
+    for policy in [Policy::disabled(), Policy::f16()] {
+        let predictor = Predictor::new(&model, policy, windows());
+        for (width, height) in [(64, 48), (131, 97), (20, 30), (48, 150)] {
+            let image = picture(9, width, height);
+            let scores = predictor.scores(&image).unwrap();
+            let expected = halfseg_eval::argmax(scores).swap_remove(0);
+            assert_eq!(predictor.predict(&image).unwrap(), expected);
+        }
     }
 }

@@ -12,7 +12,9 @@ pub use checkpoint::{
     read_backbone, read_metadata,
 };
 pub use config::{ConfigError, SegmentorConfig};
-pub use cost::{Cost, MemoryPlan, PartCost, TrainingStep, count_parameters, training_memory};
+pub use cost::{
+    Cost, MemoryPlan, PartCost, TrainingStep, count_parameters, inference_memory, training_memory,
+};
 pub use halfseg_backbone::{Depth, ResNet, ResNetConfig, UnknownDepth};
 pub use halfseg_heads::{DeepLabV3Head, DeepLabV3PlusHead, FcnHead, PspHead};
 pub use method::{Method, UnknownMethod};

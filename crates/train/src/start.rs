@@ -5,8 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
 use halfseg_amp::Policy;
-use halfseg_data::Crop;
+use halfseg_data::{Crop, Dataset, Sample};
 use halfseg_devices::{Bytes, DeviceChoice, available_memory};
+use halfseg_predict::PredictorSettings;
 use halfseg_segmentor::{LoadReport, Segmentor, training_memory};
 
 use crate::{Error, Recipe};
@@ -84,6 +85,25 @@ pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
 fn resize_matrices(crop: Crop) -> u64 {
     let matrix = |side: usize| 4 * side as u64 * side.div_ceil(OUTPUT_STRIDE) as u64;
     matrix(crop.height) + matrix(crop.width)
+}
+
+/// Whether the host could hold a picture in evaluation, by the first of `val`: a run that could not would
+/// end at its first evaluation.
+pub(crate) fn check_evaluation(
+    recipe: &Recipe,
+    val: Option<&dyn Dataset>,
+    device: &Device,
+) -> Result<(), Error> {
+    let Some(val) = val.filter(|val| !val.is_empty()) else {
+        return Ok(());
+    };
+    // What cannot be read is told where it is evaluated.
+    let Ok(Sample { image, .. }) = val.get(0) else {
+        return Ok(());
+    };
+    let settings = PredictorSettings::new(recipe.precision.policy(), recipe.eval.clone());
+    let checked = settings.check_memory(&recipe.model, device, image.width, image.height);
+    Ok(checked.map_err(|error| error.of(&val.source(0)))?)
 }
 
 /// The devices that share batches with the first, with autodiff.

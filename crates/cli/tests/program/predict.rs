@@ -400,3 +400,39 @@ fn scores_that_are_not_finite_fail_or_are_ignored_by_name() {
         &["street_000000", "ignored"],
     );
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_picture_beyond_memory_is_refused_with_what_would_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let (scene, side) = (folder.path().join("scene.png"), 12_000);
+    let size = (side as u32, side as u32);
+    write_png(
+        &scene,
+        size,
+        png::ColorType::Grayscale,
+        &vec![64; side * side],
+    );
+    let out = folder.path().join("pictures");
+    // Its scores would be 11 GB.
+    let output = std::process::Command::new("sh")
+        .args(["-c", "ulimit -v 8000000 && exec \"$@\"", "sh"])
+        .args([
+            env!("CARGO_BIN_EXE_halfseg"),
+            "predict",
+            "--out",
+            text(&out),
+        ])
+        .args(["--checkpoint", text(&checkpoint), text(&scene)])
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for expected in [
+        "scene.png: a picture of 12000x12000 pixels",
+        "`--mode slide` takes it",
+    ] {
+        assert!(said.contains(expected), "expected `{expected}` in:\n{said}");
+    }
+}

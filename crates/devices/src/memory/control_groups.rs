@@ -130,11 +130,19 @@ fn unescaped(text: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(text.len());
     let mut rest = text;
     while let [first, after @ ..] = rest {
-        let digits = after.get(..3).filter(|_| *first == b'\\');
-        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => (path.push(byte), rest = &after[3..]).1,
-            None => (path.push(*first), rest = after).1,
+        let digits = after
+            .get(..3)
+            .and_then(|text| std::str::from_utf8(text).ok());
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match (first, byte) {
+            (b'\\', Some(byte)) => {
+                path.push(byte);
+                rest = &after[3..];
+            }
+            _ => {
+                path.push(*first);
+                rest = after;
+            }
         }
     }
     OsString::from_vec(path).into()

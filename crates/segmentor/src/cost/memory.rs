@@ -1,6 +1,6 @@
 //! How much memory a training step will take.
 
-use super::convolutions::{Layer, layers};
+use super::convolutions::{AUXILIARY, Layer, layers};
 use crate::{Method, SegmentorConfig};
 
 /// A training step, as far as its memory depends on it.
@@ -51,6 +51,21 @@ pub fn training_memory(model: &SegmentorConfig, step: &TrainingStep) -> u64 {
     let loss = 3 * F32 * model.num_classes as u128 * pixels;
     let bytes = step.images() * image + 3 * F32 * parameters + loss;
     u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+/// A lower bound of the memory that inference on one image takes besides the image and the network, in
+/// bytes: the map that a convolution reads and the one that it writes, where they are largest. `size` is
+/// height and width in pixels, and an element of a map has `element_bytes`.
+pub fn inference_memory(model: &SegmentorConfig, size: [usize; 2], element_bytes: u64) -> u64 {
+    let elements = layers(model, size)
+        .into_iter()
+        .filter(|layer| layer.part != AUXILIARY)
+        .map(|layer| match layer.joined_input {
+            // Its parts need not be put together.
+            true => layer.output,
+            false => layer.input.saturating_add(layer.output),
+        });
+    elements.max().unwrap_or(0).saturating_mul(element_bytes)
 }
 
 /// What a training step is expected to have in memory, in bytes.

@@ -13,7 +13,7 @@ use crate::SegmentorConfig;
 use convolutions::{AUXILIARY, layers};
 
 pub(crate) use convolutions::tensor_shapes;
-pub use memory::{MemoryPlan, TrainingStep, training_memory};
+pub use memory::{MemoryPlan, TrainingStep, inference_memory, training_memory};
 
 /// The cost of one part of a network, for one image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use halfseg_predict::{Predictor, PredictorSettings, draw_prediction};
 use halfseg_segmentor::{LoadReport, count_parameters};
 use serde_json::json;
 
-use crate::start::{Start, check_memory, open_further};
+use crate::start::{Start, check_evaluation, check_memory, open_further};
 use crate::{DataSource, Error, Learner, Log, Recipe, Splits, Step, class_names, pipeline};
 use folder::{
     Best, Evaluation, Existing, Folder, ITERATION_KEY, MIOU_KEY, Mark, RECIPE_KEY, can_resume,
@@ -96,6 +96,7 @@ impl Trainer {
             check_free(out, &recipe)?;
         }
         let memory = check_memory(&recipe)?;
+        check_evaluation(&recipe, data.val.as_deref(), device)?;
         let Start {
             model,
             policy,
@@ -170,6 +171,7 @@ impl Trainer {
         check_continues(&position, &recipe, data.train.len())?;
 
         let device = recipe.device.open()?;
+        check_evaluation(&recipe, data.val.as_deref(), &device)?;
         let start = Start::resumed(&recipe, &weights, &device.clone().autodiff())?;
         let further = open_further(&recipe)?;
         let mut learner =

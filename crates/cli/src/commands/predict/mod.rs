@@ -88,10 +88,14 @@ fn segment(
     input: &Input,
 ) -> Result<(RgbImage, LabelMap)> {
     let image = read_image(&input.path)?;
-    let scores = predictor.scores(&image)?;
-    let logits = args.logits.then(|| scores.clone());
-    let prediction = argmax(scores).swap_remove(0);
     let name = input.path.display().to_string();
+    let (prediction, logits) = match args.logits {
+        false => (predictor.predict(&image).map_err(|e| e.of(&name))?, None),
+        true => {
+            let scores = predictor.scores(&image).map_err(|e| e.of(&name))?;
+            (argmax(scores.clone()).swap_remove(0), Some(scores))
+        }
+    };
     let map = class_map(prediction, &name, args.batch.allow_nonfinite)?;
     if let Some(logits) = logits {
         let path = logits_path(args, input);
