@@ -33,6 +33,7 @@ fn escaped(path: &Path) -> String {
 mod tests {
     use super::*;
 
+    #[cfg(unix)]
     #[test]
     fn a_shell_reads_back_the_path() {
         let words = [
