@@ -230,9 +230,13 @@ impl Observer for Console {
     }
 
     fn not_finite(&mut self, name: &str, pixels: usize) {
-        self.print(&format!(
-            "warning: {name}: the scores of {pixels} pixels are not finite, which count as missed"
-        ));
+        let warn = || {
+            warning!("{name}: the scores of {pixels} pixels are not finite, which count as missed");
+        };
+        match &self.training {
+            Some(shown) => shown.above(warn),
+            None => warn(),
+        }
     }
 
     fn saved(&mut self, path: &Path) {

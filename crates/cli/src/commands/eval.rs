@@ -239,7 +239,8 @@ impl Predictions {
             .map(|folder| folder.join(file_name(&sample.name)));
         match kept.filter(|path| args.batch.skip_existing && path.is_file()) {
             None => {
-                let prediction = predictor.predict(&sample.image)?;
+                let prediction = predictor.predict(&sample.image);
+                let prediction = prediction.map_err(|error| error.of(&sample.name))?;
                 class_map(prediction, &sample.name, args.batch.allow_nonfinite)
             }
             Some(path) => {
