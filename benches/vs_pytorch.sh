@@ -20,6 +20,6 @@ if ! "$python" -c 'import torch, cv2, numpy, PIL' 2>/dev/null; then
 fi
 
 # The whole workspace, so that Burn is built once with one set of features.
-cargo build --release --workspace --bins >&2
+cargo build --locked --release --workspace --bins >&2
 export HALFSEG_BIN=${CARGO_TARGET_DIR:-target}/release
 exec "$python" benches/peer/compare.py "$@"

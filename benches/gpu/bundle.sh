@@ -37,13 +37,13 @@ case $out in /*) ;; *) out=$PWD/$out ;; esac
 cd "$root"
 
 if [ -n "$features" ]; then
-  cargo fetch -q
+  cargo fetch -q --locked
   bash benches/gpu/offline-llvm.sh
-  cargo build --release -p halfseg-cli -p halfseg-benches --bins \
+  cargo build --locked --release -p halfseg-cli -p halfseg-benches --bins \
     --features halfseg-cli/cuda,halfseg-benches/cuda
 else
   # The whole workspace, so that Burn is built once with one set of features.
-  cargo build --release --workspace --bins
+  cargo build --locked --release --workspace --bins
 fi
 built=${CARGO_TARGET_DIR:-$root/target}/release
 
