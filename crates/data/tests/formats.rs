@@ -79,6 +79,8 @@ fn segments_and_fill_bytes_before_the_picture_change_nothing() {
         vec![0xFF; 5],
         vec![0; 7],
         b"\0stray bytes \xFF\0 of another program".to_vec(),
+        // Many of them cost no more than their bytes.
+        [&segment(0xFE, b"")[..], b"\0"].concat().repeat(500_000),
         thumbnail,
     ];
     for between in others {

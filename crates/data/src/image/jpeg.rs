@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 
-use super::reader::{ImageReader, check_memory, guarded, open, undecodable, zeros};
+use super::reader::{ImageReader, check_memory, guarded, open, room, undecodable, zeros};
 use crate::orientation::Orientation;
 use crate::{DataError, RgbImage};
 
@@ -144,8 +144,15 @@ impl Jpeg {
         let orientation = exif.and_then(Orientation::from_exif);
         bytes.truncate(layout.end);
         // Readers of other programs pass over such bytes, and the decoder does not.
-        for stray in layout.stray.into_iter().rev() {
-            bytes.drain(stray);
+        if !layout.stray.is_empty() {
+            let mut kept = room(path, bytes.len())?;
+            let mut from = 0;
+            for stray in layout.stray {
+                kept.extend_from_slice(&bytes[from..stray.start]);
+                from = stray.end;
+            }
+            kept.extend_from_slice(&bytes[from..]);
+            bytes = kept;
         }
         // Each block has a code of one bit at least.
         if frame.blocks() / 8 > bytes.len() {
