@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::paths::paths_by_id;
 use crate::scope::{Forced, with_forced};
 use crate::statistics::Snapshot;
-use crate::{Op, OpClass, Policy, Precision, Site, autocast};
+use crate::{Op, Policy, Precision, Site, autocast};
 
 thread_local! {
     static AUDIT: RefCell<Option<Audit>> = const { RefCell::new(None) };
@@ -287,8 +287,6 @@ impl AuditReport {
         bad.fold(self.policy.clone(), |policy, row| {
             if row.is_module {
                 policy.with_module(&row.site, Precision::F32)
-            } else if row.op.class() == OpClass::Widest {
-                policy
             } else {
                 policy.with_op(row.op, Precision::F32)
             }

@@ -10,7 +10,7 @@ use burn::tensor::{DType, FloatDType, Gradients, Tensor};
 use crate::cast::{castable, convert};
 use crate::paths::parameter_paths;
 use crate::report::count_hit;
-use crate::scope::{in_scope, target};
+use crate::scope::{keeps_casts, target};
 use crate::{Op, OpClass};
 
 /// The casts of every thread that made any: a backward pass and a step concern the casts of all
@@ -117,7 +117,7 @@ pub fn cast_param<const D: usize>(op: Op, param: &Param<Tensor<D>>) -> Tensor<D>
         return param.val();
     }
     let dtype = FloatDType::from(dtype);
-    if !in_scope() || is_reparameterized(param) {
+    if !keeps_casts() || is_reparameterized(param) {
         return convert(param.val(), dtype);
     }
 

@@ -5,29 +5,41 @@ use burn::tensor::{DType, FloatDType, Tensor};
 use crate::Op;
 use crate::report::count_cast;
 use crate::scope::target;
+use crate::support::require;
 
 /// Whether casts apply to a dtype: f64 and quantized values are left alone.
 pub(crate) fn castable(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Flex32)
 }
 
+/// Whether a dtype holds each value as a float of its own, as all do but the quantized ones.
+pub(crate) fn is_plain(dtype: DType) -> bool {
+    castable(dtype) || dtype == DType::F64
+}
+
 /// Casts and counts, if there is something to cast.
+///
+/// # Panics
+///
+/// If the device does not compute in `dtype`.
 pub(crate) fn convert<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
     let from = x.dtype();
     if from == DType::from(dtype) || !castable(from) {
         return x;
     }
+    require(&x.device(), dtype);
     count_cast(x.shape().num_elements() * DType::from(dtype).size());
     x.cast(dtype)
 }
 
 /// Casts an activation to what the current policy prescribes for `op`.
 ///
-/// f64 stays f64. Under a disabled policy this returns `x` itself.
+/// f64 and quantized values stay as they are. Under a disabled policy this returns `x` itself.
 ///
 /// # Panics
 ///
-/// For [`Op::BinaryCrossEntropy`] under an enabled policy.
+/// For [`Op::BinaryCrossEntropy`] under an enabled policy, and where the device does not compute in
+/// the dtype, which [`Policy::check`](crate::Policy::check) tells beforehand.
 pub fn cast<const D: usize>(op: Op, x: Tensor<D>) -> Tensor<D> {
     match target(op) {
         Some(dtype) => convert(x, dtype),

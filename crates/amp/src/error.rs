@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::Precision;
+
 /// An error of this crate. Misuse in code (a forgotten call, mixed-up gradients) panics instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -58,6 +60,34 @@ pub enum AmpError {
         /// The text.
         found: String,
     },
+    /// A device does not compute in a precision that a policy asks for.
+    #[error(
+        "{device} does not compute in {precision}, only in {}: take a policy for one of these, or \
+         `Policy::disabled()`",
+        list(supported)
+    )]
+    Unsupported {
+        /// The device, as Burn prints it.
+        device: String,
+        /// The precision.
+        precision: Precision,
+        /// The precisions that the device computes in.
+        supported: Vec<Precision>,
+    },
+    /// A scaler's state has no counterpart in `torch.amp.GradScaler`.
+    #[error("a `torch.amp.GradScaler` has no counterpart of {what}")]
+    NotInTorch {
+        /// What only the scaler here has.
+        what: &'static str,
+    },
+    /// A scaler's state was written by a later version of this crate.
+    #[error("the scaler's state has version {found}, this program reads up to {supported}")]
+    Version {
+        /// The version of the state.
+        found: u32,
+        /// The newest version that can be read.
+        supported: u32,
+    },
     /// A setting of a scaler is out of its range.
     #[error("loss scaling: {setting} is {found}, expected {expected}")]
     Setting {
@@ -68,4 +98,10 @@ pub enum AmpError {
         /// The range.
         expected: &'static str,
     },
+}
+
+/// Precisions, separated by commas.
+fn list(precisions: &[Precision]) -> String {
+    let names: Vec<_> = precisions.iter().map(Precision::to_string).collect();
+    names.join(", ")
 }

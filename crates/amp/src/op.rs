@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// The classes follow PyTorch's CUDA autocast lists (`aten/src/ATen/autocast_mode.h`). Deviations:
 /// `Mean` is in the f32 class here, because Burn's mean may accumulate in its input's dtype, and
-/// `Attention`, `Rnn` and `PRelu` stand for the functions of that name.
+/// `Attention`, `Rnn` and `PRelu` stand for the functions of that name. Variances count as means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -28,6 +28,7 @@ pub enum Op {
     /// Cells of recurrent networks.
     Rnn,
     /// Parametric ReLU.
+    #[serde(rename = "prelu", alias = "p_relu")]
     PRelu,
     /// Exponential, and `expm1`, `sinh`, `cosh`, `tan`, which grow as fast.
     Exp,
@@ -35,7 +36,7 @@ pub enum Op {
     InverseTrig,
     /// Logarithms of any base.
     Log,
-    /// Powers, reciprocals and reciprocal square roots.
+    /// Powers, squares among them, and reciprocals.
     Pow,
     /// Softmax and softmin.
     Softmax,
@@ -45,13 +46,13 @@ pub enum Op {
     Softplus,
     /// Sums and cumulative sums.
     Sum,
-    /// Means.
+    /// Means and variances.
     Mean,
     /// Products and cumulative products.
     Prod,
     /// Vector norms, distances and cosine similarity.
     Norm,
-    /// Layer normalisation.
+    /// Layer normalisation, and that by the root mean square.
     LayerNorm,
     /// Group and instance normalisation.
     GroupNorm,
@@ -65,6 +66,8 @@ pub enum Op {
     BatchNorm,
     /// Pooling.
     Pool,
+    /// Rows of a table that indices choose.
+    Embedding,
     /// Sums, products, comparisons, concatenations, cross products, sampling and scattering: whatever
     /// combines several operands that are not in the lists above.
     Promote,
@@ -116,6 +119,7 @@ impl Op {
         Op::Interpolate,
         Op::BatchNorm,
         Op::Pool,
+        Op::Embedding,
         Op::Promote,
     ];
 
@@ -146,7 +150,7 @@ impl Op {
             | Op::GroupNorm
             | Op::Loss
             | Op::Interpolate => OpClass::Full,
-            Op::BatchNorm | Op::Pool => OpClass::Input,
+            Op::BatchNorm | Op::Pool | Op::Embedding => OpClass::Input,
             Op::Promote => OpClass::Widest,
             Op::BinaryCrossEntropy => OpClass::Rejected,
         }

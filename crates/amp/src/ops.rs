@@ -100,6 +100,18 @@ pub fn powf_scalar<const D: usize>(x: Tensor<D>, exponent: f32) -> Tensor<D> {
     })
 }
 
+/// Each element to the whole power `exponent`, in f32.
+pub fn powi_scalar<const D: usize>(x: Tensor<D>, exponent: i32) -> Tensor<D> {
+    observe(Op::Pow, "powi_scalar", x, |x| {
+        cast(Op::Pow, x).powi_scalar(exponent)
+    })
+}
+
+/// Square of each element, in f32: that of 256 is infinite in f16.
+pub fn square<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    observe(Op::Pow, "square", x, |x| cast(Op::Pow, x).square())
+}
+
 /// Reciprocal of each element, in f32.
 pub fn recip<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     observe(Op::Pow, "recip", x, |x| cast(Op::Pow, x).recip())
@@ -158,6 +170,11 @@ pub fn mean_dim<const D: usize>(x: Tensor<D>, dim: usize) -> Tensor<D> {
     observe(Op::Mean, "mean_dim", x, |x| cast(Op::Mean, x).mean_dim(dim))
 }
 
+/// Variance along `dim`, which keeps length 1, in f32, with the divisor `n - 1` as [`Tensor::var`].
+pub fn var<const D: usize>(x: Tensor<D>, dim: usize) -> Tensor<D> {
+    observe(Op::Mean, "var", x, |x| cast(Op::Mean, x).var(dim))
+}
+
 /// Product of all elements, in f32.
 pub fn prod<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     observe(Op::Prod, "prod", x, |x| cast(Op::Prod, x).prod())
@@ -173,11 +190,57 @@ pub fn cumprod<const D: usize>(x: Tensor<D>, dim: usize) -> Tensor<D> {
     observe(Op::Prod, "cumprod", x, |x| cast(Op::Prod, x).cumprod(dim))
 }
 
-/// Euclidean norm of all elements, in f32.
+/// Euclidean norm of all elements, in f32. Its gradient at the zero vector is zero.
 pub fn norm<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     observe(Op::Norm, "norm", x, |x| {
         let x = cast(Op::Norm, x);
-        x.clone().mul(x).sum().sqrt()
+        root(x.clone().mul(x).sum(), Tensor::sqrt)
+    })
+}
+
+/// The norm along `dim`, which keeps length 1, in f32: `(sum |x|^p)^(1/p)`, for `p` infinite the
+/// largest absolute value. Its gradient at zero vectors is zero.
+///
+/// # Panics
+///
+/// If `p` is not positive.
+pub fn vector_norm<const D: usize>(x: Tensor<D>, p: f32, dim: usize) -> Tensor<D> {
+    assert!(p > 0.0, "the order of a norm must be positive, got {p}");
+    observe(Op::Norm, "vector_norm", x, |x| {
+        let x = cast(Op::Norm, x);
+        match p {
+            1.0 => x.abs().sum_dim(dim),
+            2.0 => root(x.clone().mul(x).sum_dim(dim), Tensor::sqrt),
+            f32::INFINITY => x.abs().max_dim(dim),
+            _ => root(x.abs().powf_scalar(p).sum_dim(dim), |sum| {
+                sum.powf_scalar(p.recip())
+            }),
+        }
+    })
+}
+
+/// A root that is steep at zero, with the gradient zero there in place of infinity times zero.
+fn root<const D: usize>(sum: Tensor<D>, root: impl Fn(Tensor<D>) -> Tensor<D>) -> Tensor<D> {
+    let zero = sum.clone().equal_scalar(0.0);
+    root(sum.mask_fill(zero.clone(), 1.0)).mask_fill(zero, 0.0)
+}
+
+/// Cosine of the angle between vectors along `dim`, which keeps length 1, in f32. Norms below `eps`
+/// count as `eps`.
+pub fn cosine_similarity<const D: usize>(
+    a: Tensor<D>,
+    b: Tensor<D>,
+    dim: usize,
+    eps: f32,
+) -> Tensor<D> {
+    observe(Op::Norm, "cosine_similarity", (a, b), |(a, b)| {
+        let (a, b) = promote(cast(Op::Norm, a), cast(Op::Norm, b));
+        let norm = |x: Tensor<D>| {
+            let squares = x.clone().mul(x).sum_dim(dim);
+            root(squares, Tensor::sqrt).clamp_min(eps)
+        };
+        let norms = norm(a.clone()).mul(norm(b.clone()));
+        a.mul(b).sum_dim(dim).div(norms)
     })
 }
 
@@ -244,7 +307,8 @@ pub fn binary_cross_entropy_with_logits<const D: usize>(
     )
 }
 
-/// Mean binary cross-entropy of probabilities.
+/// Mean binary cross-entropy of probabilities. As in PyTorch no logarithm is below -100, and the
+/// gradient is `(p - y) / max(p (1 - p), 1e-12)`, which is finite at 0 and 1 as well.
 ///
 /// # Panics
 ///
@@ -256,11 +320,17 @@ pub fn binary_cross_entropy<const D: usize>(
 ) -> Tensor<1> {
     let p = cast(Op::BinaryCrossEntropy, probabilities);
     let (p, y) = promote(p, targets);
-    // As PyTorch, no logarithm is below -100.
-    let log_p = p.clone().log().clamp_min(-100.0);
-    let log_q = p.neg().add_scalar(1.0).log().clamp_min(-100.0);
-    let q = y.clone().neg().add_scalar(1.0);
-    y.mul(log_p).add(q.mul(log_q)).mean().neg()
+    let one_minus = |x: Tensor<D>| x.neg().add_scalar(1.0);
+    let (p0, y0) = (p.clone().detach(), y.clone().detach());
+    let log_p = p0.clone().log().clamp_min(-100.0);
+    let log_q = one_minus(p0.clone()).log().clamp_min(-100.0);
+    let gain = y0.clone().mul(log_p.clone());
+    let gain = gain.add(one_minus(y0.clone()).mul(log_q.clone()));
+    // The value has no gradient of its own; differences that are zero bring those of `p` and `y`.
+    let spread = p0.clone().mul(one_minus(p0.clone())).clamp_min(1e-12);
+    let of_p = p0.clone().sub(y0.clone()).div(spread).mul(p.sub(p0));
+    let of_y = log_q.sub(log_p).mul(y.sub(y0));
+    of_p.add(of_y).sub(gain).mean()
 }
 
 /// Resizes maps `[n, c, h, w]`, in f32.

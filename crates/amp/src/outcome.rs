@@ -18,6 +18,8 @@ pub enum StepOutcome {
         grad_norm: Option<f32>,
         /// Whether clipping changed the gradients.
         clipped: bool,
+        /// The loss before scaling, the sum over micro-batches, if the scaler is enabled.
+        loss: Option<f32>,
     },
     /// Gradients were infinite or NaN; nothing was changed.
     #[non_exhaustive]
@@ -107,7 +109,7 @@ pub enum OverflowPass {
     Backward,
 }
 
-/// What [`GradScaler::update`] did to the scale.
+/// What [`GradScaler::update`](crate::GradScaler::update) did to the scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ScaleUpdate {

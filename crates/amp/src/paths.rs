@@ -58,6 +58,20 @@ pub fn parameter_paths<M: Module>(model: &M) -> Vec<ParameterPath> {
     visitor.found
 }
 
+/// What tells models apart that hold different parameters: the first, and their number.
+pub(crate) fn fingerprint<M: Module>(model: &M) -> (Option<ParamId>, usize) {
+    struct Visitor(Option<ParamId>, usize);
+    impl ModuleVisitor for Visitor {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.get_or_insert(param.id);
+            self.1 += 1;
+        }
+    }
+    let mut visitor = Visitor(None, 0);
+    model.visit(&mut visitor);
+    (visitor.0, visitor.1)
+}
+
 /// The path of each parameter, the first of those that are shared.
 pub(crate) fn paths_by_id<M: Module>(model: &M) -> HashMap<ParamId, String> {
     let mut paths = HashMap::new();

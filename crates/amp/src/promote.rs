@@ -2,13 +2,15 @@
 //!
 //! Burn does not check dtypes: some backends panic on mixed operands, and a matrix product of f16
 //! and f32 reads garbage on CUDA. These functions widen explicitly, on every backend and in every
-//! build, whether or not autocast is on.
+//! build, whether or not autocast is on. A policy that gives [`Op::Promote`] a precision has them run
+//! in that.
 
 use burn::module::Param;
 use burn::tensor::ops::GridSampleOptions;
 use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor};
 
-use crate::cast::convert;
+use crate::cast::{convert, is_plain};
+use crate::scope::promotion;
 use crate::{Op, cast, cast_param};
 
 /// The narrowest dtype that holds both: f16 and bf16 meet in f32, f64 absorbs all.
@@ -33,25 +35,41 @@ pub(crate) fn widen<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D
     }
 }
 
-/// Casts both operands to the widest dtype of the two.
+/// Casts both operands to the widest dtype of the two. Quantized values stay as they are.
 pub fn promote<const A: usize, const B: usize>(
     a: Tensor<A>,
     b: Tensor<B>,
 ) -> (Tensor<A>, Tensor<B>) {
+    if !is_plain(a.dtype()) || !is_plain(b.dtype()) {
+        return (a, b);
+    }
     let dtype = widest(a.dtype(), b.dtype());
     (widen(a, dtype), widen(b, dtype))
+}
+
+/// The operands of an operation of [`Op::Promote`].
+fn promoted<const A: usize, const B: usize>(a: Tensor<A>, b: Tensor<B>) -> (Tensor<A>, Tensor<B>) {
+    match promotion() {
+        Some(dtype) => promote(convert(a, dtype), convert(b, dtype)),
+        None => promote(a, b),
+    }
 }
 
 /// An input and a weight as the policy wants them for `op`, and in one dtype in any case: where
 /// nothing is cast (a disabled policy inside an f16 scope, say) they are promoted.
 ///
-/// What a layer should use for the operands of its matrix product or convolution.
+/// What a layer should use for the operands of its matrix product or convolution. Beside a quantized
+/// weight, which stays as it is, the input is f32, as Burn wants it.
 pub fn operands<const A: usize, const B: usize>(
     op: Op,
     x: Tensor<A>,
     weight: &Param<Tensor<B>>,
 ) -> (Tensor<A>, Tensor<B>) {
-    promote(cast(op, x), cast_param(op, weight))
+    let weight = cast_param(op, weight);
+    match is_plain(weight.dtype()) {
+        true => promote(cast(op, x), weight),
+        false => (convert(x, FloatDType::F32), weight),
+    }
 }
 
 /// The operands of a matrix product as the policy wants them, or else promoted.
@@ -65,31 +83,31 @@ pub fn matmul_operands<const A: usize, const B: usize>(
 
 /// `a + b` in the widest dtype of the two.
 pub fn add<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
-    let (a, b) = promote(a, b);
+    let (a, b) = promoted(a, b);
     a.add(b)
 }
 
 /// `a - b` in the widest dtype of the two.
 pub fn sub<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
-    let (a, b) = promote(a, b);
+    let (a, b) = promoted(a, b);
     a.sub(b)
 }
 
 /// `a * b` in the widest dtype of the two.
 pub fn mul<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
-    let (a, b) = promote(a, b);
+    let (a, b) = promoted(a, b);
     a.mul(b)
 }
 
 /// `a / b` in the widest dtype of the two.
 pub fn div<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
-    let (a, b) = promote(a, b);
+    let (a, b) = promoted(a, b);
     a.div(b)
 }
 
 /// The angle of the point (`x`, `y`) in the widest dtype of the two.
 pub fn atan2<const D: usize>(y: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
-    let (y, x) = promote(y, x);
+    let (y, x) = promoted(y, x);
     y.atan2(x)
 }
 
@@ -99,13 +117,13 @@ pub fn atan2<const D: usize>(y: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
 ///
 /// As [`Tensor::cross`].
 pub fn cross<const D: usize>(a: Tensor<D>, b: Tensor<D>, dim: usize) -> Tensor<D> {
-    let (a, b) = promote(a, b);
+    let (a, b) = promoted(a, b);
     a.cross(b, dim)
 }
 
 /// The sum of the products of two vectors' elements, in the widest dtype of the two.
 pub fn dot(a: Tensor<1>, b: Tensor<1>) -> Tensor<1> {
-    let (a, b) = promote(a, b);
+    let (a, b) = promoted(a, b);
     a.dot(b)
 }
 
@@ -116,7 +134,7 @@ pub fn grid_sample_2d(
     grid: Tensor<4>,
     options: impl Into<GridSampleOptions>,
 ) -> Tensor<4> {
-    let (x, grid) = promote(x, grid);
+    let (x, grid) = promoted(x, grid);
     x.grid_sample_2d(grid, options)
 }
 
@@ -132,7 +150,7 @@ pub fn scatter<const D: usize>(
     values: Tensor<D>,
     update: IndexingUpdateOp,
 ) -> Tensor<D> {
-    let (x, values) = promote(x, values);
+    let (x, values) = promoted(x, values);
     x.scatter(dim, indices, values, update)
 }
 
@@ -141,9 +159,11 @@ fn promote_all<const D: usize>(tensors: Vec<Tensor<D>>) -> Vec<Tensor<D>> {
         return tensors;
     };
     let first = FloatDType::from(first.dtype());
-    let dtype = tensors
-        .iter()
-        .fold(first, |dtype, x| widest(DType::from(dtype), x.dtype()));
+    let dtypes = tensors.iter().map(|x| x.dtype());
+    let dtype = match dtypes.fold(first, |dtype, x| widest(DType::from(dtype), x)) {
+        FloatDType::F64 => FloatDType::F64,
+        widest => promotion().unwrap_or(widest),
+    };
     tensors.into_iter().map(|x| widen(x, dtype)).collect()
 }
 

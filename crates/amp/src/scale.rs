@@ -1,13 +1,44 @@
 //! The scale from step to step.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{AmpError, Scaling};
+
+/// The version of a saved state. States without one are of the first.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Version(u32);
+
+impl Version {
+    const NEWEST: u32 = 1;
+}
+
+impl Default for Version {
+    fn default() -> Self {
+        Self(Self::NEWEST)
+    }
+}
+
+impl<'de> Deserialize<'de> for Version {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u32::deserialize(deserializer)? {
+            1..=Self::NEWEST => Ok(Self(Self::NEWEST)),
+            found => Err(D::Error::custom(AmpError::Version {
+                found,
+                supported: Self::NEWEST,
+            })),
+        }
+    }
+}
 
 /// What is saved of a scaler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ScaleState {
+    /// First, so that a state of a later version is told apart before a field that it added. A field
+    /// that is added needs a default, or states that were saved before cannot be read.
+    #[serde(default)]
+    version: Version,
     pub scaling: Scaling,
     pub scale: f32,
     /// Clean steps since the last growth or overflow.
@@ -27,6 +58,7 @@ impl ScaleState {
             Scaling::Dynamic(dynamic) => (dynamic.init.min(dynamic.max), dynamic.hysteresis),
         };
         Self {
+            version: Version::default(),
             scaling,
             scale,
             clean: 0,
@@ -49,6 +81,25 @@ impl ScaleState {
                 setting: "saved scale",
                 found: self.scale.into(),
                 expected: "a scale that the saved settings can lead to",
+            });
+        }
+        let (clean, hysteresis) = match &self.scaling {
+            // An overflow that backed off leaves none to forgive until the scale grows.
+            Scaling::Dynamic(dynamic) => (dynamic.interval - 1, 0..=dynamic.hysteresis),
+            _ => (0, 1..=1),
+        };
+        if self.clean > clean {
+            return Err(AmpError::Setting {
+                setting: "saved number of clean steps",
+                found: self.clean.into(),
+                expected: "fewer than the interval of the saved settings",
+            });
+        }
+        if !hysteresis.contains(&self.hysteresis_left) {
+            return Err(AmpError::Setting {
+                setting: "saved hysteresis",
+                found: self.hysteresis_left.into(),
+                expected: "at most the hysteresis of the saved settings",
             });
         }
         Ok(())

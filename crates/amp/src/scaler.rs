@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burn::module::Module;
-use burn::optim::{GradientsParams, LearningRate, ModuleOptimizer};
+use burn::module::{Module, ParamId};
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
+use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::forget_weights;
 use crate::grads::{Round, ScaledGrads, ScaledLoss, UnscaledGrads};
+use crate::paths::fingerprint;
 use crate::scale::ScaleState;
 use crate::statistics::Snapshot;
 use crate::{AmpError, DynamicScale, OverflowPass, ScaleUpdate, Scaling, StepOutcome};
@@ -53,13 +55,15 @@ use crate::{AmpError, DynamicScale, OverflowPass, ScaleUpdate, Scaling, StepOutc
 #[derive(Serialize, Deserialize)]
 #[serde(try_from = "ScaleState", into = "ScaleState")]
 pub struct GradScaler {
-    state: ScaleState,
+    pub(crate) state: ScaleState,
     open: Option<Open>,
 }
 
 /// A step between `begin` and `update`.
 struct Open {
     round: Round,
+    /// The models that the step was begun for.
+    models: Vec<(Option<ParamId>, usize)>,
     snapshot: Snapshot,
     overflow: bool,
     applied: bool,
@@ -136,22 +140,39 @@ impl GradScaler {
     ///
     /// Remembers the running statistics of `model`, which the forward pass changes and a skipped
     /// step restores. ScaleState that a module changes behind Burn's back (its own `Mutex`, say) is not
-    /// seen. Further calls within a step add models; they never replace what is remembered.
+    /// seen. Further calls within a step add models, or micro-batches of a model; they never replace
+    /// what is remembered. A step that was given up without [`abandon`](Self::abandon), so that no loss
+    /// and no gradient of it is left when the same model is begun again, is forgotten.
+    ///
+    /// # Panics
+    ///
+    /// If gradients were applied and the scale was not updated since.
     pub fn begin<M: Module>(&mut self, model: &M) {
         static ROUNDS: AtomicU64 = AtomicU64::new(0);
+        assert!(
+            self.open.as_ref().is_none_or(|open| !open.applied),
+            "`begin` after `apply` without `update`: the scale would never adapt, and a skipped step \
+             would restore the running statistics of an earlier one"
+        );
+        let begun = fingerprint(model);
+        let given_up = |open: &mut Open| open.models.contains(&begun) && !open.round.is_held();
+        self.open.take_if(given_up);
         let checked = self.is_enabled();
         let scale = self.state.scale;
         let open = self.open.get_or_insert_with(|| Open {
             round: Round {
                 id: ROUNDS.fetch_add(1, Ordering::Relaxed),
+                held: Arc::default(),
                 scale,
                 checked,
                 statistics: Arc::default(),
             },
+            models: Vec::new(),
             snapshot: Snapshot::default(),
             overflow: false,
             applied: false,
         });
+        open.models.push(begun);
         if checked {
             open.snapshot.add(model);
             open.round.statistics = Arc::new(open.snapshot.ids().into_iter().collect());
@@ -185,9 +206,15 @@ impl GradScaler {
     ///
     /// # Panics
     ///
-    /// If the gradients belong to another step.
+    /// If the gradients belong to another step, or if there are none: the step would count as clean
+    /// and change nothing.
     pub fn unscale(&mut self, grads: ScaledGrads) -> UnscaledGrads {
         self.check_round("unscale", grads.round());
+        assert!(
+            !grads.is_empty(),
+            "`unscale` without gradients: the loss depends on no parameter of this model that has not \
+             been taken already"
+        );
         grads.unscale()
     }
 
@@ -200,7 +227,7 @@ impl GradScaler {
     pub fn step<M: Module>(
         &mut self,
         optimizer: &mut ModuleOptimizer,
-        lr: LearningRate,
+        lr: impl Into<ModuleLearningRate>,
         model: M,
         grads: UnscaledGrads,
     ) -> (M, StepOutcome) {
@@ -235,7 +262,7 @@ impl GradScaler {
     pub fn apply<M: Module>(
         &mut self,
         optimizer: &mut ModuleOptimizer,
-        lr: LearningRate,
+        lr: impl Into<ModuleLearningRate>,
         model: M,
         grads: UnscaledGrads,
     ) -> (M, StepOutcome) {
@@ -255,19 +282,31 @@ impl GradScaler {
         grads: UnscaledGrads,
         update: impl FnOnce(M, GradientsParams) -> M,
     ) -> (M, StepOutcome) {
+        match self.decide(&model, grads) {
+            (outcome, Some(grads)) => (update(model, grads), outcome),
+            (outcome, None) => (model, outcome),
+        }
+    }
+
+    /// The gradients that an optimizer may have, `None` if the step is to be skipped, in which case
+    /// the running statistics of `model` are what they were.
+    pub(crate) fn decide<M: Module>(
+        &mut self,
+        model: &M,
+        grads: UnscaledGrads,
+    ) -> (StepOutcome, Option<GradientsParams>) {
         self.check_round("step", &grads.round);
-        let after_overflow = self.state.after(true);
+        let (next, at_floor) = self.state.after(true);
         let open = self.open.as_mut().expect("the round was just checked");
         open.applied = true;
         let scale = open.round.scale;
         if !grads.is_finite() {
             open.overflow = true;
-            open.snapshot.restore(&model);
+            open.snapshot.restore(model);
             let pass = match grads.forward_non_finite() {
                 true => OverflowPass::Forward,
                 false => OverflowPass::Backward,
             };
-            let (next, at_floor) = after_overflow;
             let outcome = StepOutcome::Skipped {
                 scale,
                 next_scale: next.scale,
@@ -276,17 +315,17 @@ impl GradScaler {
                 non_finite_forward: grads.non_finite_forward,
                 at_floor,
             };
-            return (model, outcome);
+            return (outcome, None);
         }
         let outcome = StepOutcome::Stepped {
             scale,
             grad_norm: grads.known_norm(),
             clipped: grads.is_clipped(),
+            loss: grads.loss(),
         };
         // Before the update, so that it finds no second owner of the weights.
-        forget_weights(&model);
-        let model = update(model, grads.into_params());
-        (model, outcome)
+        forget_weights(model);
+        (outcome, Some(grads.into_params()))
     }
 
     /// Closes a step of several optimizers: adapts the scale once, whichever of them overflowed. To
@@ -416,13 +455,13 @@ impl TryFrom<ScaleState> for GradScaler {
 #[cfg(test)]
 mod tests {
     use burn::module::Param;
-    use burn::nn::{BatchNorm, BatchNormConfig};
+    use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
     use burn::optim::SgdConfig;
     use burn::tensor::{DType, Device, FloatDType};
 
     use super::*;
     use crate::grads::READBACKS;
-    use crate::{Policy, autocast, nn, ops};
+    use crate::{Policy, autocast, cast_report, nn, ops};
 
     fn readbacks<R>(body: impl FnOnce() -> R) -> (R, usize) {
         let before = READBACKS.get();
@@ -494,6 +533,37 @@ mod tests {
                 scaler.step(&mut SgdConfig::new().init(), 0.1, model, grads)
             });
             assert_eq!(count, reads);
+        }
+    }
+    /// Fifty layers: each weight and bias is cast once, the input on its way in and the output on its way
+    /// into the mean, and the device is waited for once, for the loss as well.
+    #[test]
+    fn a_step_of_fifty_layers_casts_each_parameter_once_and_waits_once() {
+        let device = Device::flex().autodiff();
+        let layers: Vec<Linear> = (0..50)
+            .map(|_| LinearConfig::new(8, 8).init(&device))
+            .collect();
+        let forward = |layers: &Vec<Linear>| {
+            let x = Tensor::<2>::ones([4, 8], &device);
+            let x = layers.iter().fold(x, |x, layer| nn::linear(layer, x));
+            ops::mean(x)
+        };
+        for policy in [Policy::f16(), Policy::bf16(), Policy::disabled()] {
+            let mut scaler = GradScaler::dynamic(DynamicScale::torch());
+            let (grads, count) = readbacks(|| {
+                let (grads, report) =
+                    cast_report(|| scaler.gradients(&policy, &layers, |layers| forward(layers)));
+                let casts = if policy.is_enabled() { 2 * 50 + 2 } else { 0 };
+                assert_eq!((report.casts, report.cache_hits), (casts, 0));
+                grads.clip_norm(1.0)
+            });
+            assert_eq!(count, 1);
+            assert!(grads.loss().is_some_and(f32::is_finite));
+            let mut optimizer = SgdConfig::new().init();
+            let ((_, outcome), count) =
+                readbacks(|| scaler.step(&mut optimizer, 0.1, layers.clone(), grads));
+            assert!(outcome.stepped());
+            assert_eq!(count, 0);
         }
     }
 }

@@ -83,13 +83,18 @@ pub(crate) fn is_enabled() -> bool {
 }
 
 /// Whether casts are kept: only inside a scope is there an end at which they go.
-pub(crate) fn in_scope() -> bool {
+pub(crate) fn keeps_casts() -> bool {
     SCOPES.with_borrow(|scopes| !scopes.is_empty())
 }
 
 /// The override of the current policy for operations that own the parameter `id`.
 pub(crate) fn module_precision(id: ParamId) -> Option<Precision> {
     SCOPES.with_borrow(|scopes| scopes.last().and_then(|policy| policy.module_precision(id)))
+}
+
+/// What the current policy has operands of several dtypes cast to in place of their widest dtype.
+pub(crate) fn promotion() -> Option<FloatDType> {
+    SCOPES.with_borrow(|scopes| scopes.last()?.ops().get(&Op::Promote)?.dtype())
 }
 
 /// The dtype that the current scope prescribes for `op`, `None` for none.

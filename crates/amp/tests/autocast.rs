@@ -3,7 +3,7 @@
 
 mod common;
 
-use burn::module::{Lora, Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Lora, Module, Param};
 use burn::nn::conv::{
     Conv1dConfig, Conv2dConfig, Conv3dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig,
     ConvTranspose3dConfig,
@@ -18,94 +18,12 @@ use burn::tensor::ops::{
     AttentionModuleOptions, GridSampleOptions, InterpolateMode, InterpolateOptions,
 };
 use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor, activation, module};
-use common::{Net, Weights, device, floats, gradients, values, vec};
+use common::{
+    Net, Weights, check_layer, check_unary, device, exact, gradients, policies, values, vec,
+};
 use halfseg_amp::parameter_paths;
 use halfseg_amp::{AmpError, CastReport, GradScaler, Op, OpClass, Policy, Precision};
 use halfseg_amp::{autocast, cast, cast_param, cast_report, current, nn, observe, operands, ops};
-
-/// The dtype and bits of a tensor.
-fn exact<const D: usize>(x: Tensor<D>) -> (DType, Vec<u32>) {
-    // f16 and bf16 go to f32 without rounding.
-    (x.dtype(), floats(x.cast(FloatDType::F32), f32::to_bits))
-}
-
-/// Both half precisions with their policies.
-fn policies() -> [(FloatDType, Policy); 2] {
-    [
-        (FloatDType::F16, Policy::f16()),
-        (FloatDType::BF16, Policy::bf16()),
-    ]
-}
-
-/// Checks a function of one input: under autocast, from an f32 and from a half-precision input, it
-/// gives what `manual` gives for the input cast to the dtype of its class, in that dtype; without
-/// autocast, what `manual` gives for the input itself.
-fn check_unary<const D: usize, const E: usize>(
-    name: &str,
-    class: OpClass,
-    x: Tensor<D>,
-    auto: impl Fn(Tensor<D>) -> Tensor<E>,
-    manual: impl Fn(Tensor<D>) -> Tensor<E>,
-) {
-    for (half, policy) in policies() {
-        for input in [x.clone(), x.clone().cast(half)] {
-            let dtype = match class {
-                OpClass::Compute => half,
-                OpClass::Full => FloatDType::F32,
-                _ => FloatDType::from(input.dtype()),
-            };
-            let expected = exact(manual(input.clone().cast(dtype)));
-            let found = exact(autocast(&policy, || auto(input.clone())));
-            assert_eq!(found.0, DType::from(dtype), "{name} of {:?}", input.dtype());
-            assert_eq!(found, expected, "{name} of {:?} in {half:?}", input.dtype());
-        }
-    }
-    let plain = exact(manual(x.clone()));
-    assert_eq!(exact(auto(x.clone())), plain, "{name} without a scope");
-    assert_eq!(
-        exact(autocast(&Policy::disabled(), || auto(x))),
-        plain,
-        "{name} disabled"
-    );
-}
-
-/// The same for a layer with parameters, which are cast by hand for `manual`; and the gradients of
-/// its parameters are f32.
-fn check_layer<M: Module, const D: usize, const E: usize>(
-    name: &str,
-    class: OpClass,
-    layer: &M,
-    x: Tensor<D>,
-    auto: impl Fn(&M, Tensor<D>) -> Tensor<E>,
-    manual: impl Fn(&M, Tensor<D>) -> Tensor<E>,
-) {
-    struct Caster(FloatDType);
-    impl ModuleMapper for Caster {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            Param::initialized(param.id, param.val().cast(self.0))
-        }
-    }
-    struct AssertF32<'a>(&'a GradientsParams);
-    impl ModuleVisitor for AssertF32<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let grad = self
-                .0
-                .get::<D>(param.id)
-                .expect("every parameter has a gradient");
-            assert_eq!(grad.dtype(), DType::F32);
-        }
-    }
-    let manual = |x: Tensor<D>| match x.dtype() {
-        DType::F32 => manual(layer, x),
-        dtype => manual(&layer.clone().map(&mut Caster(dtype.into())), x),
-    };
-    check_unary(name, class, x.clone(), |x| auto(layer, x), manual);
-    for (_, policy) in policies() {
-        let loss = autocast(&policy, || ops::mean(auto(layer, x.clone())));
-        let grads = GradientsParams::from_grads(loss.backward(), layer);
-        layer.visit(&mut AssertF32(&grads));
-    }
-}
 
 /// A recurrent cell: two steps of `tanh(x U + h V)` on the same input.
 #[derive(Module, Debug)]
@@ -154,7 +72,7 @@ fn check_22_every_listed_operation_casts_as_pytorch_lists_it() {
         Loss,
         Interpolate,
     ];
-    let untouched = [BatchNorm, Pool, Promote];
+    let untouched = [BatchNorm, Pool, Embedding, Promote];
     let all = [&lower[..], &f32s, &untouched, &[BinaryCrossEntropy]].concat();
     assert!(Op::ALL.iter().all(|op| all.contains(op)));
     assert_eq!(Op::ALL.len(), all.len());
@@ -360,6 +278,30 @@ fn check_22_functions_that_need_range_run_in_f32() {
     );
     check_unary("norm", full, x.clone(), ops::norm, |x| {
         x.clone().mul(x).sum().sqrt()
+    });
+    check_unary("square", full, x.clone(), ops::square, |x| x.square());
+    let auto = |x: Tensor<2>| ops::powi_scalar(x, 3);
+    check_unary("powi_scalar", full, x.clone(), auto, |x| x.powi_scalar(3));
+    check_unary("var", full, x.clone(), |x| ops::var(x, 1), |x| x.var(1));
+    type Norm = fn(Tensor<2>) -> Tensor<2>;
+    let norms: [(f32, Norm); 4] = [
+        (1.0, |x| x.abs().sum_dim(1)),
+        (2.0, |x| x.clone().mul(x).sum_dim(1).sqrt()),
+        (3.0, |x| {
+            x.abs().powf_scalar(3.0).sum_dim(1).powf_scalar(1.0 / 3.0)
+        }),
+        (f32::INFINITY, |x| x.abs().max_dim(1)),
+    ];
+    for (p, manual) in norms {
+        let auto = |x: Tensor<2>| ops::vector_norm(x, p, 1);
+        check_unary("vector_norm", full, x.clone(), auto, manual);
+    }
+    let other = values([5, 7], 6, &device);
+    let auto = |x: Tensor<2>| ops::cosine_similarity(x, other.clone(), 1, 1e-8);
+    check_unary("cosine_similarity", full, x.clone(), auto, |x| {
+        let norm = |x: &Tensor<2>| x.clone().mul(x.clone()).sum_dim(1).sqrt();
+        let norms = norm(&x).mul(norm(&other));
+        x.mul(other.clone()).sum_dim(1).div(norms)
     });
 
     let layer = LayerNormConfig::new(7).init(&device);
@@ -971,4 +913,166 @@ fn parameter_and_output_dtypes_apply() {
     let x = Tensor::<2>::ones([1, 1], &device).cast(FloatDType::F16);
     assert_eq!(policy.cast_output(x.clone()).dtype(), DType::F32);
     assert_eq!(Policy::disabled().cast_output(x).dtype(), DType::F16);
+}
+
+#[test]
+fn settings_take_effect_or_are_refused() {
+    let device = device();
+    let model = Net::new(&device);
+    let x = values([2, 3, 6, 6], 1, &device);
+    let dtype = |policy: &Policy| autocast(policy, || nn::conv2d(&model.conv, x.clone()).dtype());
+    // A policy that disables all but what it names.
+    let policy = Policy::disabled().with_op(Op::Conv2d, Precision::Bf16);
+    assert!(policy.is_enabled());
+    assert_eq!(dtype(&policy), DType::BF16);
+    let mut policy = Policy::disabled().with_module("conv", Precision::F16);
+    assert_eq!(policy.bind(&model), []);
+    assert_eq!(dtype(&policy), DType::F16);
+    let y = autocast(&policy, || ops::softmax(x.clone().cast(FloatDType::F16), 1));
+    assert_eq!(y.dtype(), DType::F16);
+    let policy = Policy::disabled().with_op(Op::Conv2d, Precision::Input);
+    assert!(!policy.is_enabled());
+    assert_eq!(dtype(&policy), DType::F32);
+
+    // Operations on mixed operands obey a policy that names them.
+    let (wide, half) = (values([2, 3], 1, &device), values([2, 3], 2, &device));
+    let half = half.cast(FloatDType::F16);
+    let policy = Policy::f16().with_op(Op::Promote, Precision::F16);
+    autocast(&policy, || {
+        let low = wide.clone().cast(FloatDType::F16);
+        let sum = halfseg_amp::add(wide.clone(), half.clone());
+        assert_eq!(exact(sum), exact(low.clone().add(half.clone())));
+        let cat = halfseg_amp::cat(vec![half.clone(), wide.clone()], 0);
+        assert_eq!(exact(cat), exact(Tensor::cat(vec![half.clone(), low], 0)));
+        let wide = wide.clone().cast(FloatDType::F64);
+        assert_eq!(halfseg_amp::mul(wide, half.clone()).dtype(), DType::F64);
+    });
+    // Whether a policy is bound is no difference between policies.
+    let mut bound = Policy::f16().with_module("conv", Precision::F32);
+    let unbound = bound.clone();
+    let _ = bound.bind(&model);
+    assert_eq!(bound, unbound);
+}
+
+#[test]
+fn a_policy_holds_for_all_models_that_it_is_bound_to() {
+    let device = device();
+    let (first, second) = (Net::new(&device), Net::new(&device));
+    let x = values([2, 3, 6, 6], 1, &device);
+    let mut policy = Policy::f16().with_module("conv", Precision::F32);
+    assert_eq!(policy.bind(&first), []);
+    assert_eq!(policy.bind(&second), []);
+    let dtype = |model: &Net| autocast(&policy, || nn::conv2d(&model.conv, x.clone()).dtype());
+    assert_eq!([dtype(&first), dtype(&second)], [DType::F32; 2]);
+    // A step, a copy for validation and a move between devices leave the parameters' identity.
+    let moved = first.clone().valid().fork(&burn::tensor::Device::flex());
+    let x = values([2, 3, 6, 6], 1, &burn::tensor::Device::flex());
+    let y = autocast(&policy, || nn::conv2d(&moved.conv, x));
+    assert_eq!(y.dtype(), DType::F32);
+}
+
+#[test]
+#[should_panic(expected = "is of no model that it was bound to")]
+fn a_policy_that_was_bound_to_another_model_is_noticed() {
+    let device = device();
+    let mut policy = Policy::f16().with_module("head", Precision::F32);
+    assert_eq!(policy.bind(&Net::new(&device)), []);
+    let model = Net::new(&device);
+    autocast(&policy, || model.loss(1));
+}
+
+#[test]
+fn quantized_weights_are_left_to_burn() {
+    use burn::module::Quantizer;
+    use burn::tensor::quantization::{Calibration, QuantScheme, QuantValue};
+    let device = burn::tensor::Device::flex();
+    let layer = LinearConfig::new(32, 8).with_bias(false).init(&device);
+    let scheme = QuantScheme::default().with_value(QuantValue::Q8S);
+    let mut quantizer = Quantizer::new(Calibration::MinMax, scheme);
+    let quantized = layer.quantize_weights(&mut quantizer);
+    assert!(matches!(quantized.weight.dtype(), DType::QFloat(_)));
+    let x = values([3, 32], 1, &device);
+    let expected = exact(quantized.forward(x.clone()));
+    assert_eq!(exact(nn::linear(&quantized, x.clone())), expected);
+    for (half, policy) in policies() {
+        let found = autocast(&policy, || nn::linear(&quantized, x.clone()));
+        assert_eq!(exact(found), expected);
+        // What comes in half precision is widened.
+        let low = x.clone().cast(half);
+        let found = autocast(&policy, || nn::linear(&quantized, low.clone()));
+        assert_eq!(
+            exact(found),
+            exact(quantized.forward(low.cast(FloatDType::F32)))
+        );
+    }
+    let policy = Policy::bf16().with_param(Precision::Bf16);
+    let cast = policy.cast_params(quantized);
+    assert!(matches!(cast.weight.dtype(), DType::QFloat(_)));
+}
+
+#[test]
+fn flex_computes_in_both_half_precisions() {
+    for device in [device(), burn::tensor::Device::flex()] {
+        for policy in [Policy::f16(), Policy::bf16(), Policy::disabled()] {
+            policy.check(&device).unwrap();
+        }
+    }
+    let error = AmpError::Unsupported {
+        device: "Device<NdArray(Cpu)>".into(),
+        precision: Precision::F16,
+        supported: vec![Precision::F32],
+    };
+    assert_eq!(
+        error.to_string(),
+        "Device<NdArray(Cpu)> does not compute in f16, only in f32: take a policy for one of these, or \
+         `Policy::disabled()`"
+    );
+}
+
+/// Whatever text takes the place of a policy file, reading it gives a policy or an error.
+#[test]
+fn mutated_policy_files_do_not_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("policy.json");
+    let text = serde_json::to_string(
+        &Policy::f16()
+            .with_op(Op::Interpolate, Precision::F16)
+            .with_op(Op::PRelu, Precision::F32)
+            .with_module("head", Precision::F32),
+    )
+    .unwrap();
+    assert!(text.contains("\"prelu\""), "{text}");
+    let mut seed = 5u32;
+    let mut random = |below: usize| {
+        seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);
+        (seed >> 8) as usize % below
+    };
+    let model = Net::new(&device());
+    let mut read = 0;
+    for _ in 0..400 {
+        let mut bytes = text.clone().into_bytes();
+        for _ in 0..random(3) {
+            let place = random(bytes.len());
+            match random(3) {
+                0 => bytes[place] = random(256) as u8,
+                1 => drop(bytes.remove(place)),
+                _ => bytes.insert(place, b"{}[]\",:16fb"[random(11)]),
+            }
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        if let Ok(mut policy) = Policy::load(&path) {
+            let _ = policy.bind(&model);
+            let _ = policy.check(&device());
+            let loss = autocast(&policy, || model.loss(1));
+            assert!(vec(loss)[0].is_finite());
+            policy.save(&path).unwrap();
+            assert_eq!(Policy::load(&path).unwrap(), policy);
+            read += 1;
+        }
+    }
+    assert!(read > 50, "{read}");
+    // The name that operations had before PyTorch's.
+    std::fs::write(&path, r#"{"compute": "f16", "ops": {"p_relu": "f32"}}"#).unwrap();
+    let policy = Policy::load(&path).unwrap();
+    assert_eq!(policy.precision(Op::PRelu), Precision::F32);
 }

@@ -245,3 +245,76 @@ fn check_15_cross_entropy_of_extreme_f16_logits_is_finite() {
         assert_eq!(found, [first, -first, 0.0, 0.0, 0.0, 0.0]);
     }
 }
+
+#[test]
+fn binary_cross_entropy_of_certain_probabilities_has_a_finite_gradient() {
+    // PyTorch's formula, in f64: (p - y) / max(p (1 - p), 1e-12) / n, and log(1 - p) - log(p) for
+    // targets, no logarithm below -100.
+    let p = [0.0f32, 1.0, 0.0, 1.0, 1e-40, 0.25, 0.999];
+    let y = [0.0f32, 1.0, 1.0, 0.0, 1.0, 0.75, 0.5];
+    let device = device();
+    let probabilities = Tensor::<1>::from_floats(p, &device).require_grad();
+    let targets = Tensor::<1>::from_floats(y, &device).require_grad();
+    let loss = ops::binary_cross_entropy(probabilities.clone(), targets.clone());
+    let log = |x: f32| f64::from(x).ln().max(-100.0);
+    let n = p.len() as f64;
+    let of = |(p, y): (&f32, &f32)| f64::from(*y) * log(*p) + f64::from(1.0 - y) * log(1.0 - p);
+    let expected = -p.iter().zip(&y).map(of).sum::<f64>() / n;
+    assert!((f64::from(vec(loss.clone())[0]) / expected - 1.0).abs() < 1e-6);
+
+    let grads = loss.backward();
+    let found = vec(probabilities.grad(&grads).unwrap());
+    for ((found, p), y) in found.iter().zip(p).zip(y) {
+        let (p, y) = (f64::from(p), f64::from(y));
+        let expected = (p - y) / (p * (1.0 - p)).max(1e-12) / n;
+        let error = (f64::from(*found) - expected).abs();
+        assert!(
+            error <= 1e-5 * expected.abs(),
+            "p {p}, y {y}: {found} {expected}"
+        );
+    }
+    for ((found, p), y) in vec(targets.grad(&grads).unwrap()).iter().zip(p).zip(y) {
+        let expected = (log(1.0 - p) - log(p)) / n;
+        let error = (f64::from(*found) - expected).abs();
+        assert!(
+            error <= 1e-5 * expected.abs(),
+            "p {p}, y {y}: {found} {expected}"
+        );
+    }
+}
+
+#[test]
+fn norms_of_zero_vectors_have_the_gradient_zero() {
+    let device = device();
+    let data = [[0.0f32, 0.0, 0.0], [3.0, 0.0, -4.0]];
+    let gradient = |norm: &dyn Fn(Tensor<2>) -> Tensor<1>| {
+        let x = Tensor::<2>::from_floats(data, &device).require_grad();
+        let value = norm(x.clone());
+        (vec(value.clone()), vec(x.grad(&value.backward()).unwrap()))
+    };
+    let (value, slope) = gradient(&|x| ops::norm(x.slice([0..1, 0..3])));
+    assert_eq!((value, slope), (vec![0.0], vec![0.0; 6]));
+    for (p, rest) in [(2.0, [0.6, 0.0, -0.8]), (3.0, [0.4449, 0.0, -0.7909])] {
+        let (value, slope) = gradient(&|x| ops::vector_norm(x, p, 1).sum());
+        let norm = (3f32.powf(p) + 4f32.powf(p)).powf(1.0 / p);
+        assert!((value[0] - norm).abs() < 1e-5, "{value:?}");
+        assert_eq!(slope[..3], [0.0; 3]);
+        for (slope, expected) in slope[3..].iter().zip(rest) {
+            assert!((slope - expected).abs() < 1e-3, "{slope} {expected}");
+        }
+    }
+    let (value, slope) = gradient(&|x| ops::cosine_similarity(x.clone(), x, 1, 1e-8).sum());
+    assert_eq!(value, [1.0]);
+    assert!(slope.iter().all(|slope| slope.is_finite()), "{slope:?}");
+}
+
+#[test]
+fn squares_and_variances_of_large_f16_values_are_finite() {
+    let x = Tensor::<2>::from_floats([[300.0, -300.0]], &device()).cast(FloatDType::F16);
+    assert!(!vec(x.clone().square().cast(FloatDType::F32))[0].is_finite());
+    autocast(&Policy::f16(), || {
+        assert_eq!(vec(ops::square(x.clone())), [9e4, 9e4]);
+        assert_eq!(vec(ops::powi_scalar(x.clone(), 2)), [9e4, 9e4]);
+        assert_eq!(vec(ops::var(x, 1)), [1.8e5]);
+    });
+}

@@ -579,3 +579,66 @@ fn frozen_parameters_and_their_statistics_are_kept_out() {
     assert!(outcome.stepped());
     assert_eq!((bits(&model.conv), bits(&model.bn)), frozen);
 }
+
+#[test]
+#[should_panic(expected = "`begin` after `apply` without `update`")]
+fn a_forgotten_update_is_noticed() {
+    let mut scaler = GradScaler::dynamic(DynamicScale::torch());
+    let model = Net::new(&device());
+    let grads = scaler.gradients(&Policy::f16(), &model, |model| model.loss(1));
+    let (model, _) = scaler.apply(&mut sgd(), 0.1, model, grads);
+    scaler.begin(&model);
+}
+
+#[test]
+#[should_panic(expected = "`unscale` without gradients")]
+fn a_step_without_gradients_is_noticed() {
+    let mut scaler = GradScaler::dynamic(DynamicScale::torch());
+    let (model, other) = (Net::new(&device()), Net::new(&device()));
+    scaler.begin(&model);
+    let grads = scaler.scale(other.loss(1)).backward(&model);
+    let _ = scaler.unscale(grads);
+}
+
+#[test]
+fn gradients_that_were_taken_are_not_taken_again() {
+    let mut scaler = GradScaler::dynamic(DynamicScale::torch());
+    let model = Net::new(&device());
+    scaler.begin(&model);
+    let mut graph = scaler.scale(model.loss(1)).backward_graph();
+    assert_eq!(graph.take(&model).len(), 6);
+    assert!(graph.take(&model).is_empty());
+}
+
+#[test]
+fn a_step_that_was_given_up_is_forgotten() {
+    let mut scaler = GradScaler::dynamic(DynamicScale::torch());
+    let model = Net::new(&device());
+    // A loop that leaves the step behind at each stage of it.
+    scaler.begin(&model);
+    let _ = model.loss(1);
+    scaler.begin(&model);
+    let _ = scaler.scale(model.loss(2));
+    scaler.begin(&model);
+    let _ = scaler.gradients(&Policy::f16(), &model, |model| {
+        model.loss(3) + model.overflowing()
+    });
+    let before = bits(&model);
+    // A skipped step then restores what was before it, not before the first of those.
+    let grads = scaler.gradients(&Policy::f16(), &model, |model| {
+        model.loss(4) + model.overflowing()
+    });
+    assert_ne!(bits(&model), before);
+    let (model, outcome) = scaler.step(&mut sgd(), 0.1, model, grads);
+    assert!(!outcome.stepped());
+    assert_eq!(bits(&model), before);
+    assert_eq!((scaler.steps(), scaler.skips()), (0, 1));
+
+    // Nor does a panic in the forward pass stay open.
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        scaler.gradients(&Policy::f16(), &model, |_| panic!("on purpose"))
+    }));
+    assert!(panicked.is_err());
+    let (_, outcome) = step(&mut scaler, &mut sgd(), 0.1, model, |model| loss(model, 5));
+    assert!(outcome.stepped());
+}

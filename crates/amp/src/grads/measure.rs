@@ -153,6 +153,6 @@ pub(crate) fn measure_large(grads: &[Grad], squares: &mut [f64]) {
 }
 
 /// The global norm from the sums of squares. In f64, which the norm of no f32 gradients leaves.
-pub(crate) fn total_norm(squares: impl IntoIterator<Item = f64>) -> f64 {
+pub(crate) fn total_norm<'a>(squares: impl IntoIterator<Item = &'a f64>) -> f64 {
     squares.into_iter().sum::<f64>().sqrt()
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Device, FloatDType, Gradients, Tensor};
 
-use super::measure::{measure_large, read_back, scale_all, total_norm};
+use super::measure::{measure_large, read_back, scale_all};
 use super::round::{ForwardFlag, Round};
 use super::slot::{Grad, Slot, finite_flag};
 use super::unscaled::UnscaledGrads;
@@ -143,16 +143,19 @@ impl ScaledGraph {
         let Visitor {
             found, mut forward, ..
         } = visitor;
+        let mut losses = Vec::new();
         if self.round.checked {
             let finite = finite_flag(self.raw.clone(), &device);
             forward.push(ForwardFlag {
                 name: LOSS.to_owned(),
                 finite,
             });
+            losses.push(self.raw.clone().cast(FloatDType::F32));
         }
         ScaledGrads {
             grads: found,
             forward,
+            losses,
             round: self.round.clone(),
         }
     }
@@ -201,6 +204,8 @@ const LOSS: &str = "loss";
 pub struct ScaledGrads {
     grads: Vec<Grad>,
     forward: Vec<ForwardFlag>,
+    /// The losses before scaling, in f32, on the device of the flags.
+    losses: Vec<Tensor<1>>,
     round: Round,
 }
 
@@ -246,22 +251,24 @@ impl ScaledGrads {
             .chain(fresh)
             .collect();
         let device = self.forward.first().map(|flag| flag.finite.device());
-        self.forward
-            .extend(other.forward.into_iter().map(|flag| ForwardFlag {
-                finite: match &device {
-                    Some(device) => flag.finite.to_device(device),
-                    None => flag.finite,
-                },
-                ..flag
-            }));
+        let here = |number: Tensor<1>| match &device {
+            Some(device) => number.to_device(device),
+            None => number,
+        };
+        let flags = other.forward.into_iter().map(|flag| ForwardFlag {
+            finite: here(flag.finite),
+            ..flag
+        });
+        self.forward.extend(flags);
+        self.losses.extend(other.losses.into_iter().map(here));
         self
     }
 
     /// The gradients of several devices that each computed a part of one step with a copy of the
     /// network. `sum` gives, for a row of values of this device, the sum of the rows that all devices
     /// give in the same call, as an all-reduce does. Every device has to call this; it calls `sum` in
-    /// the same order on each, once for a gradient and once for the flags of the forward pass, which
-    /// together say afterwards whether that of any device overflowed.
+    /// the same order on each, once for a gradient and once for the flags and losses of the forward pass,
+    /// which together say afterwards whether that of any device overflowed and what the loss is.
     ///
     /// # Shapes
     /// `sum`: f32 `[values]`, without autodiff, to the same
@@ -273,10 +280,15 @@ impl ScaledGrads {
         if !self.forward.is_empty() {
             let flags = self.forward.iter().map(|flag| flag.finite.clone());
             let bad = Tensor::cat(flags.collect(), 0).sub_scalar(1.0).neg();
-            let finite = sum(bad).lower_scalar(0.5).float().cast(FloatDType::F32);
+            let (flags, losses) = (self.forward.len(), self.losses.len());
+            let row = sum(Tensor::cat([vec![bad], self.losses].concat(), 0));
+            let finite = row.clone().narrow(0, 0, flags).lower_scalar(0.5);
+            let finite = finite.float().cast(FloatDType::F32);
             for (place, flag) in self.forward.iter_mut().enumerate() {
                 flag.finite = finite.clone().narrow(0, place, 1);
             }
+            let losses = (flags..flags + losses).map(|place| row.clone().narrow(0, place, 1));
+            self.losses = losses.collect();
         }
         self
     }
@@ -308,6 +320,8 @@ impl ScaledGrads {
             round: self.round,
             culprits: Vec::new(),
             non_finite_forward: Vec::new(),
+            loss: None,
+            squares: None,
             norm: None,
             clipped: false,
         };
@@ -324,10 +338,13 @@ impl ScaledGrads {
         let known = scale_all(&mut grads.grads, inverse);
 
         let flags = self.forward.iter().map(|flag| flag.finite.clone());
+        let losses = self.losses.len();
         // After the multiplication: by the inverse of a scale below 1 a gradient may overflow.
         let measured = known.numbers(&grads.grads, &device);
-        let numbers = read_back(flags.chain(measured).collect());
-        let (forward, measured) = numbers.split_at(self.forward.len());
+        let numbers = read_back(flags.chain(self.losses).chain(measured).collect());
+        let (forward, numbers) = numbers.split_at(self.forward.len());
+        let (losses, measured) = numbers.split_at(losses);
+        grads.loss = (!losses.is_empty()).then(|| losses.iter().sum());
         for (flag, finite) in self.forward.into_iter().zip(forward) {
             if *finite == 0.0 && !grads.non_finite_forward.contains(&flag.name) {
                 grads.non_finite_forward.push(flag.name);
@@ -343,7 +360,7 @@ impl ScaledGrads {
         if grads.is_finite() {
             measure_large(&grads.grads, &mut squares);
         }
-        grads.norm = Some(total_norm(squares));
+        grads.measured(squares);
         grads
     }
 }

@@ -30,6 +30,8 @@ pub(crate) trait Slot: Send {
     /// How many values, times `scale`, become zero, subnormal and infinite in `precision`.
     fn losses(&self, precision: FloatDType, scale: f32, device: &Device) -> Tensor<1>;
     fn scale(&mut self, factor: f32);
+    /// Brings each value into `-max..=max`.
+    fn clamp(&mut self, max: f32);
     fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot>;
     /// What `change` makes of all values in one row.
     fn map(self: Box<Self>, change: &mut dyn FnMut(Tensor<1>) -> Tensor<1>) -> Box<dyn Slot>;
@@ -47,6 +49,7 @@ pub(crate) trait Slot: Send {
     fn take_listed(&mut self, device: &Device) -> Option<AnyTensor>;
     #[cfg(feature = "cube")]
     fn put_listed(&mut self, values: AnyTensor);
+    fn as_any(&self) -> &dyn Any;
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
 
@@ -103,6 +106,11 @@ impl<const D: usize> Slot for Tensor<D> {
         *self = std::mem::replace(self, nothing).mul_scalar(factor);
     }
 
+    fn clamp(&mut self, max: f32) {
+        let nothing = Tensor::empty([0; D], &Tensor::device(self));
+        *self = Tensor::clamp(std::mem::replace(self, nothing), -max, max);
+    }
+
     fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot> {
         let other = other.into_any().downcast::<Tensor<D>>();
         let other = other.expect("a parameter keeps its rank");
@@ -145,6 +153,10 @@ impl<const D: usize> Slot for Tensor<D> {
     #[cfg(feature = "cube")]
     fn put_listed(&mut self, values: AnyTensor) {
         *self = values.into_tensor();
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {

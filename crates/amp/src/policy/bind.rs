@@ -43,13 +43,19 @@ impl Policy {
     /// Resolves the module overrides to the parameters of `model`, and returns those that match
     /// nothing in it: a caller that reads policy files should report them.
     ///
-    /// Parameters keep their identity through optimizer steps; bind again after loading a
-    /// checkpoint that renames them.
+    /// A policy with module overrides must be bound to every model that runs under it; binding it to
+    /// a further model keeps the earlier ones. Parameters keep their identity through optimizer steps
+    /// and moves between devices. Bind again after loading a checkpoint, which may bring identities of
+    /// its own: an operation whose parameter the policy was not bound to panics.
     #[must_use = "overrides that match nothing have no effect: report them"]
     pub fn bind<M: Module>(&mut self, model: &M) -> Vec<UnmatchedModule> {
         let parameters = parameter_paths(model);
         let mut unmatched = Vec::new();
-        let mut bound = HashMap::new();
+        let mut bound = match &self.bound.0 {
+            Some(bound) => HashMap::clone(bound),
+            None => HashMap::new(),
+        };
+        bound.extend(parameters.iter().map(|parameter| (parameter.id, None)));
         // Shorter paths first, so that longer ones overwrite them.
         let mut modules: Vec<_> = self.modules.iter().collect();
         modules.sort_by_key(|(path, _)| path.len());
@@ -58,7 +64,7 @@ impl Policy {
             for parameter in &parameters {
                 let rest = parameter.path.strip_prefix(path.as_str());
                 if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.')) {
-                    bound.insert(parameter.id, *precision);
+                    bound.insert(parameter.id, Some(*precision));
                     found = true;
                 }
             }
@@ -74,23 +80,35 @@ impl Policy {
                 });
             }
         }
-        self.bound = Some(Bound(Arc::new(bound)));
+        self.bound = Bound(Some(Arc::new(bound)));
         unmatched.sort_by(|a, b| a.path.cmp(&b.path));
         unmatched
     }
 
     /// The override for operations that own the parameter `id`.
+    ///
+    /// # Panics
+    ///
+    /// If there are overrides and the policy was not bound to the model of the parameter.
     pub(crate) fn module_precision(&self, id: ParamId) -> Option<Precision> {
-        if self.modules.is_empty() || !self.is_enabled() {
+        if self.modules.is_empty() {
             return None;
         }
-        let Some(bound) = &self.bound else {
+        let Some(bound) = &self.bound.0 else {
             panic!(
                 "the policy has precisions for the modules {:?}, which nothing connects to a \
                  model: call `policy.bind(&model)` before `autocast`",
                 self.modules.keys().collect::<Vec<_>>()
             );
         };
-        bound.0.get(&id).copied()
+        let precision = bound.get(&id).unwrap_or_else(|| {
+            panic!(
+                "the policy has precisions for the modules {:?}, and this operation's parameter is \
+                 of no model that it was bound to: call `policy.bind(&model)` for each model, and \
+                 after a checkpoint was loaded into it",
+                self.modules.keys().collect::<Vec<_>>()
+            )
+        });
+        *precision
     }
 }

@@ -83,13 +83,14 @@ fn check_file(path: &Path, object: &serde_json::Map<String, Value>) -> Result<()
         key,
         nearest,
     };
+    let is_op = |name: &str| serde_json::from_value::<Op>(Value::String(name.to_owned())).is_ok();
     let ops: Vec<String> = Op::ALL.iter().map(Op::to_string).collect();
     for (key, found) in object {
         match (key.as_str(), found) {
             ("compute" | "param" | "output", found) => precision(key.clone(), found)?,
             ("ops" | "modules", Value::Object(entries)) => {
                 for (name, found) in entries {
-                    if key == "ops" && !ops.contains(name) {
+                    if key == "ops" && !is_op(name) {
                         let nearest = nearest(name, ops.iter().map(String::as_str));
                         return Err(unknown(format!("ops.{name}"), format!("ops.{nearest}")));
                     }

@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::cast::is_plain;
 use crate::statistics::statistics_ids;
-use crate::{Op, OpClass, Precision};
+use crate::support::unsupported;
+use crate::{AmpError, Op, OpClass, Precision};
 
 pub use bind::UnmatchedModule;
 
@@ -40,14 +42,15 @@ pub struct Policy {
     ops: BTreeMap<Op, Precision>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     modules: BTreeMap<String, Precision>,
-    /// `modules`, resolved to the parameters of one model.
+    /// `modules`, resolved to the parameters of models.
     #[serde(skip)]
-    bound: Option<Bound>,
+    bound: Bound,
 }
 
-/// The overrides that hold for each parameter. Part of no comparison: it follows from `modules`.
-#[derive(Clone, Debug)]
-struct Bound(Arc<HashMap<ParamId, Precision>>);
+/// The override that holds for each parameter of the models that a policy is bound to, which are none
+/// at first. Part of no comparison: it follows from `modules`.
+#[derive(Clone, Debug, Default)]
+struct Bound(Option<Arc<HashMap<ParamId, Option<Precision>>>>);
 
 impl PartialEq for Bound {
     fn eq(&self, _: &Self) -> bool {
@@ -69,11 +72,12 @@ impl Policy {
             output: Precision::Input,
             ops: BTreeMap::new(),
             modules: BTreeMap::new(),
-            bound: None,
+            bound: Bound::default(),
         }
     }
 
-    /// Everything stays as it is.
+    /// Everything stays as it is, but for what is named by [`with_op`](Self::with_op) and
+    /// [`with_module`](Self::with_module).
     pub fn disabled() -> Self {
         Self::preset(Precision::Input)
     }
@@ -113,7 +117,7 @@ impl Policy {
     /// Such a policy must be [bound](Self::bind) to the model before use.
     pub fn with_module(mut self, path: impl Into<String>, precision: Precision) -> Self {
         self.modules.insert(path.into(), precision);
-        self.bound = None;
+        self.bound = Bound::default();
         self
     }
 
@@ -144,7 +148,39 @@ impl Policy {
 
     /// Whether the policy casts anything.
     pub fn is_enabled(&self) -> bool {
-        self.compute != Precision::Input
+        let mut named = self.ops.values().chain(self.modules.values());
+        self.compute != Precision::Input || named.any(|precision| *precision != Precision::Input)
+    }
+
+    /// Whether `device` computes in all precisions that the policy asks for.
+    ///
+    /// Operations ask the same when they cast, once per device and dtype, and panic; call this to
+    /// know before the first batch.
+    ///
+    /// ```
+    /// use burn::tensor::Device;
+    /// use halfseg_amp::Policy;
+    ///
+    /// let policy = match Policy::bf16().check(&Device::flex()) {
+    ///     Ok(()) => Policy::bf16(),
+    ///     Err(error) => {
+    ///         eprintln!("{error}");
+    ///         Policy::disabled()
+    ///     }
+    /// };
+    /// # assert_eq!(policy, Policy::bf16());
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`AmpError::Unsupported`] names the device, the precision, and those that would work.
+    pub fn check(&self, device: &Device) -> Result<(), AmpError> {
+        let values = [&self.param, &self.compute, &self.output].into_iter();
+        let named = self.ops.values().chain(self.modules.values());
+        let mut errors = values
+            .chain(named)
+            .filter_map(|precision| unsupported(device, *precision));
+        errors.next().map_or(Ok(()), Err)
     }
 
     /// The precision of `op` outside any module override.
@@ -157,12 +193,14 @@ impl Policy {
         }
         match op.class() {
             OpClass::Compute => self.compute,
-            OpClass::Full => Precision::F32,
+            OpClass::Full if self.compute != Precision::Input => Precision::F32,
+            OpClass::Full => Precision::Input,
             OpClass::Input | OpClass::Widest | OpClass::Rejected => Precision::Input,
         }
     }
 
-    /// Casts the weights of `model` to the parameter dtype, leaving running statistics alone.
+    /// Casts the weights of `model` to the parameter dtype, leaving running statistics and quantized
+    /// weights alone.
     ///
     /// For inference. Training wants f32 master weights, which is what the presets ask for: there
     /// this changes nothing in a model that is f32 already.
@@ -173,7 +211,7 @@ impl Policy {
         }
         impl ModuleMapper for Caster {
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                if self.skip.contains(&param.id) {
+                if self.skip.contains(&param.id) || !is_plain(param.dtype()) {
                     return param;
                 }
                 let require_grad = param.is_require_grad();

@@ -1,12 +1,12 @@
 //! What several test programs share.
 #![allow(dead_code, reason = "each test program uses its part")]
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig2d};
-use burn::optim::ModuleOptimizer;
-use burn::tensor::{Device, Tensor, TensorData, activation};
-use halfseg_amp::{GradScaler, StepOutcome, UnscaledGrads, nn};
+use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, activation};
+use halfseg_amp::{GradScaler, OpClass, Policy, StepOutcome, UnscaledGrads, autocast, nn, ops};
 
 pub fn device() -> Device {
     Device::flex().autodiff()
@@ -202,4 +202,88 @@ pub fn trajectory(scaler: &mut GradScaler, pattern: &str) -> (Vec<f32>, Vec<Step
             (scaler.current_scale(), outcome)
         })
         .unzip()
+}
+
+/// The dtype and bits of a tensor.
+pub fn exact<const D: usize>(x: Tensor<D>) -> (DType, Vec<u32>) {
+    // f16 and bf16 go to f32 without rounding.
+    (x.dtype(), floats(x.cast(FloatDType::F32), f32::to_bits))
+}
+
+/// Both half precisions with their policies.
+pub fn policies() -> [(FloatDType, Policy); 2] {
+    [
+        (FloatDType::F16, Policy::f16()),
+        (FloatDType::BF16, Policy::bf16()),
+    ]
+}
+
+/// Checks a function of one input: under autocast, from an f32 and from a half-precision input, it
+/// gives what `manual` gives for the input cast to the dtype of its class, in that dtype; without
+/// autocast, what `manual` gives for the input itself.
+pub fn check_unary<const D: usize, const E: usize>(
+    name: &str,
+    class: OpClass,
+    x: Tensor<D>,
+    auto: impl Fn(Tensor<D>) -> Tensor<E>,
+    manual: impl Fn(Tensor<D>) -> Tensor<E>,
+) {
+    for (half, policy) in policies() {
+        for input in [x.clone(), x.clone().cast(half)] {
+            let dtype = match class {
+                OpClass::Compute => half,
+                OpClass::Full => FloatDType::F32,
+                _ => FloatDType::from(input.dtype()),
+            };
+            let expected = exact(manual(input.clone().cast(dtype)));
+            let found = exact(autocast(&policy, || auto(input.clone())));
+            assert_eq!(found.0, DType::from(dtype), "{name} of {:?}", input.dtype());
+            assert_eq!(found, expected, "{name} of {:?} in {half:?}", input.dtype());
+        }
+    }
+    let plain = exact(manual(x.clone()));
+    assert_eq!(exact(auto(x.clone())), plain, "{name} without a scope");
+    assert_eq!(
+        exact(autocast(&Policy::disabled(), || auto(x))),
+        plain,
+        "{name} disabled"
+    );
+}
+
+/// The same for a layer with parameters, which are cast by hand for `manual`; and the gradients of
+/// its parameters are f32.
+pub fn check_layer<M: Module, const D: usize, const E: usize>(
+    name: &str,
+    class: OpClass,
+    layer: &M,
+    x: Tensor<D>,
+    auto: impl Fn(&M, Tensor<D>) -> Tensor<E>,
+    manual: impl Fn(&M, Tensor<D>) -> Tensor<E>,
+) {
+    struct Caster(FloatDType);
+    impl ModuleMapper for Caster {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            Param::initialized(param.id, param.val().cast(self.0))
+        }
+    }
+    struct AssertF32<'a>(&'a GradientsParams);
+    impl ModuleVisitor for AssertF32<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let grad = self
+                .0
+                .get::<D>(param.id)
+                .expect("every parameter has a gradient");
+            assert_eq!(grad.dtype(), DType::F32);
+        }
+    }
+    let manual = |x: Tensor<D>| match x.dtype() {
+        DType::F32 => manual(layer, x),
+        dtype => manual(&layer.clone().map(&mut Caster(dtype.into())), x),
+    };
+    check_unary(name, class, x.clone(), |x| auto(layer, x), manual);
+    for (_, policy) in policies() {
+        let loss = autocast(&policy, || ops::mean(auto(layer, x.clone())));
+        let grads = GradientsParams::from_grads(loss.backward(), layer);
+        layer.visit(&mut AssertF32(&grads));
+    }
 }

@@ -1,0 +1,51 @@
+//! Whether a device computes in a dtype.
+
+use std::cell::RefCell;
+
+use burn::tensor::{Device, FloatDType};
+
+use crate::{AmpError, Precision};
+
+thread_local! {
+    /// The devices and dtypes that were found to work.
+    static SUPPORTED: RefCell<Vec<(Device, FloatDType)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The error that names `device`, `precision` and what would work; `None` if `precision` does.
+pub(crate) fn unsupported(device: &Device, precision: Precision) -> Option<AmpError> {
+    let works = |precision: &Precision| {
+        let dtype = precision.dtype();
+        dtype.is_none_or(|dtype| device.supports_dtype(dtype))
+    };
+    if works(&precision) {
+        return None;
+    }
+    let floats = [Precision::F16, Precision::Bf16, Precision::F32];
+    Some(AmpError::Unsupported {
+        device: format!("{device:?}"),
+        precision,
+        supported: floats.into_iter().filter(works).collect(),
+    })
+}
+
+/// Refuses a half precision that `device` does not compute in: the backend would panic in the middle
+/// of an operation, or compute garbage. Asks each device once per thread and dtype.
+///
+/// # Panics
+///
+/// If the device does not compute in `dtype`.
+pub(crate) fn require(device: &Device, dtype: FloatDType) {
+    let precision = match dtype {
+        FloatDType::F16 => Precision::F16,
+        FloatDType::BF16 => Precision::Bf16,
+        _ => return,
+    };
+    let is_known = |known: &(Device, FloatDType)| known.1 == dtype && known.0 == *device;
+    if SUPPORTED.with_borrow(|supported| supported.iter().any(is_known)) {
+        return;
+    }
+    if let Some(error) = unsupported(device, precision) {
+        panic!("{error}");
+    }
+    SUPPORTED.with_borrow_mut(|supported| supported.push((device.clone(), dtype)));
+}
