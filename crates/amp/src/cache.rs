@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, FloatDType, Gradients, Tensor};
 
-use crate::cast::{castable, convert};
+use crate::cast::convert;
 use crate::paths::parameter_paths;
+use crate::precision::castable;
 use crate::report::count_hit;
 use crate::scope::{keeps_casts, target};
 use crate::{Op, OpClass};

@@ -3,19 +3,10 @@
 use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::Op;
+use crate::precision::castable;
 use crate::report::count_cast;
 use crate::scope::target;
 use crate::support::require;
-
-/// Whether casts apply to a dtype: f64 and quantized values are left alone.
-pub(crate) fn castable(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Flex32)
-}
-
-/// Whether a dtype holds each value as a float of its own, as all do but the quantized ones.
-pub(crate) fn is_plain(dtype: DType) -> bool {
-    castable(dtype) || dtype == DType::F64
-}
 
 /// Casts and counts, if there is something to cast.
 ///

@@ -7,7 +7,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 
 use crate::StepOutcome;
-use crate::cast::is_plain;
+use crate::precision::is_plain;
 use crate::statistics::statistics_ids;
 
 /// The exponential moving average of a model's weights, in their own dtype, f32 as a rule.

@@ -1,6 +1,6 @@
 //! The dtypes that policies speak of.
 
-use burn::tensor::FloatDType;
+use burn::tensor::{DType, FloatDType};
 use serde::{Deserialize, Serialize};
 
 /// A floating-point precision as policies name it.
@@ -42,4 +42,14 @@ impl std::fmt::Display for Precision {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.serialize(f)
     }
+}
+
+/// Whether casts apply to a dtype: f64 and quantized values are left alone.
+pub(crate) fn castable(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Flex32)
+}
+
+/// Whether a dtype holds each value as a float of its own, as all do but the quantized ones.
+pub(crate) fn is_plain(dtype: DType) -> bool {
+    castable(dtype) || dtype == DType::F64
 }

@@ -9,7 +9,8 @@ use burn::module::Param;
 use burn::tensor::ops::GridSampleOptions;
 use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor};
 
-use crate::cast::{convert, is_plain};
+use crate::cast::convert;
+use crate::precision::is_plain;
 use crate::scope::promotion;
 use crate::{Op, cast, cast_param};
 

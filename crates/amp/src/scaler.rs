@@ -1,7 +1,6 @@
 //! The gradient scaler.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::module::{Module, ParamId};
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
@@ -148,7 +147,6 @@ impl GradScaler {
     ///
     /// If gradients were applied and the scale was not updated since.
     pub fn begin<M: Module>(&mut self, model: &M) {
-        static ROUNDS: AtomicU64 = AtomicU64::new(0);
         assert!(
             self.open.as_ref().is_none_or(|open| !open.applied),
             "`begin` after `apply` without `update`: the scale would never adapt, and a skipped step \
@@ -160,13 +158,7 @@ impl GradScaler {
         let checked = self.is_enabled();
         let scale = self.state.scale;
         let open = self.open.get_or_insert_with(|| Open {
-            round: Round {
-                id: ROUNDS.fetch_add(1, Ordering::Relaxed),
-                held: Arc::default(),
-                scale,
-                checked,
-                statistics: Arc::default(),
-            },
+            round: Round::new(scale, checked),
             models: Vec::new(),
             snapshot: Snapshot::default(),
             overflow: false,

@@ -1,6 +1,7 @@
 //! What the gradients of a step carry along.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::module::ParamId;
 use burn::tensor::Tensor;
@@ -20,6 +21,18 @@ pub(crate) struct Round {
 }
 
 impl Round {
+    /// What the next step of any scaler carries.
+    pub fn new(scale: f32, checked: bool) -> Self {
+        static ROUNDS: AtomicU64 = AtomicU64::new(0);
+        Self {
+            id: ROUNDS.fetch_add(1, Ordering::Relaxed),
+            held: Arc::default(),
+            scale,
+            checked,
+            statistics: Arc::default(),
+        }
+    }
+
     /// Whether some loss or gradient of the step exists beside this.
     pub fn is_held(&self) -> bool {
         Arc::strong_count(&self.held) > 1

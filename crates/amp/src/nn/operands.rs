@@ -3,8 +3,8 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{FloatDType, Tensor};
 
-use crate::cast::is_plain;
 use crate::observe::is_idle;
+use crate::precision::is_plain;
 use crate::promote::widen;
 use crate::statistics::statistics_ids;
 use crate::{Op, cast_param, operands};

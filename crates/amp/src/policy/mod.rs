@@ -10,7 +10,7 @@ use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::cast::is_plain;
+use crate::precision::is_plain;
 use crate::statistics::statistics_ids;
 use crate::support::unsupported;
 use crate::{AmpError, Op, OpClass, Precision};
