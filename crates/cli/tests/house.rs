@@ -39,7 +39,15 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ),
     (
         "predict",
-        &["segmentor", "layers", "kernels", "amp", "data", "eval"],
+        &[
+            "segmentor",
+            "layers",
+            "kernels",
+            "amp",
+            "data",
+            "eval",
+            "devices",
+        ],
     ),
     (
         "segmentor",
@@ -83,6 +91,10 @@ const LONGER: &[(&str, &str)] = &[
         "one thing: the operations of the backend",
     ),
     ("kernels/src/norm/cube.rs", "the kernels of normalisation"),
+    (
+        "train/src/run/folder.rs",
+        "one thing: which files a run has and what may be in its folder",
+    ),
     ("train/src/run/mod.rs", "one thing: the loop of a run"),
 ];
 

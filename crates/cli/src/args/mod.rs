@@ -77,7 +77,7 @@ pub struct ModelArgs {
     #[arg(long, value_parser = listed::<Depth>(DEPTHS))]
     pub backbone: Option<Depth>,
     /// Number of classes
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=255))]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..=255))]
     pub classes: Option<usize>,
 }
 

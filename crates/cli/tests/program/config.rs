@@ -61,8 +61,8 @@ fn bad_usage_ends_with_2_and_names_what_is_meant() {
     check(&["config", "--precision", "f8"], 2, &["f32, f16 or bf16"]);
     check(&["config", "--crop", "512"], 2, &["HEIGHTxWIDTH"]);
     check(&["config", "--lr", "0"], 2, &["`optimizer.lr`"]);
-    for classes in ["0", "256"] {
-        check(&["config", "--classes", classes], 2, &[classes, "1..=255"]);
+    for classes in ["0", "1", "256"] {
+        check(&["config", "--classes", classes], 2, &[classes, "2..=255"]);
     }
     let nearest = "nearest valid key is `optimizer.momentum`";
     check(

@@ -110,11 +110,7 @@ fn images_that_cannot_be_predicted_are_named() {
     check(
         &[&base[..], &gaps, &[text(&broken)]].concat(),
         2,
-        &[
-            "`eval.slide_stride`",
-            "at most eval.slide_crop, 16x16",
-            "8x20",
-        ],
+        &["`eval.slide_stride`", "at most slide_crop, 16x16", "8x20"],
     );
 }
 
