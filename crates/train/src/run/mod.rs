@@ -424,7 +424,8 @@ impl Trainer {
         let (mut matrix, mut not_finite) = (ConfusionMatrix::new(classes), 0);
         for index in 0..val.len() {
             let sample = val.get(index)?;
-            let prediction = predictor.predict(&sample.image)?;
+            let prediction = predictor.predict(&sample.image);
+            let prediction = prediction.map_err(|error| error.of(&val.source(index)))?;
             if prediction.not_finite > 0 {
                 not_finite += prediction.not_finite;
                 observer.not_finite(&val.source(index), prediction.not_finite);
