@@ -179,7 +179,8 @@ fn equal_names_of_two_cities_tell_the_city() {
                 let path = entry.unwrap().path();
                 let name = path.file_name().unwrap().to_str().unwrap();
                 let name = name.replacen(city, "frame", 1);
-                std::fs::rename(&path, folder.join(name)).unwrap();
+                std::fs::copy(&path, folder.join(name)).unwrap();
+                std::fs::remove_file(path).unwrap();
             }
         }
     }
