@@ -18,7 +18,7 @@ use crate::values::{DEPTHS, DEVICES, LOSS_SCALES, METHODS, PRECISIONS, listed};
 /// Semantic segmentation of street scenes in mixed precision.
 ///
 /// Results go to stdout, progress and messages to stderr; `--json -` leaves stdout to the JSON alone.
-/// Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted. Colours go with NO_COLOR.
+/// Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted. NO_COLOR turns colours off.
 #[derive(Debug, Parser)]
 #[command(
     name = "halfseg",
@@ -28,10 +28,16 @@ use crate::values::{DEPTHS, DEVICES, LOSS_SCALES, METHODS, PRECISIONS, listed};
 )]
 pub struct Cli {
     /// Say nothing but results, warnings and errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        conflicts_with = "verbose",
+        display_order = 1000
+    )]
     pub quiet: bool,
     /// Say more: what runs, with which settings, and each picture that is done
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 1001)]
     pub verbose: bool,
     /// What to do.
     #[command(subcommand)]
