@@ -93,9 +93,8 @@ const LONGER: &[(&str, &str)] = &[
     ("kernels/src/norm/cube.rs", "the kernels of normalisation"),
     (
         "train/src/run/folder.rs",
-        "one thing: which files a run has and what may be in its folder",
+        "one thing: the files of a run and the states that its folder goes through",
     ),
-    ("train/src/run/mod.rs", "one thing: the loop of a run"),
 ];
 
 /// The checkout that this package is part of.

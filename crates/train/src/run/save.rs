@@ -1,0 +1,80 @@
+//! How a run's checkpoints come about.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use halfseg_predict::PredictorSettings;
+
+use super::Trainer;
+use super::folder::{ITERATION_KEY, MIOU_KEY, Mark, RECIPE_KEY};
+use super::observer::Observer;
+use super::state::{Position, RunState};
+use crate::Error;
+
+impl Trainer {
+    pub(super) fn save_weights(&self, path: &Path) -> Result<(), Error> {
+        let policy = self.learner.policy().clone();
+        let settings = PredictorSettings::new(policy, self.recipe.eval.clone());
+        let mut metadata = BTreeMap::from([
+            (RECIPE_KEY.to_owned(), self.recipe.to_toml()),
+            (PredictorSettings::KEY.to_owned(), settings.to_json()),
+            (
+                ITERATION_KEY.to_owned(),
+                self.learner.iteration().to_string(),
+            ),
+        ]);
+        let iteration = self.learner.iteration();
+        if let Some(best) = self
+            .best
+            .as_ref()
+            .filter(|best| best.iteration == iteration)
+        {
+            metadata.insert(MIOU_KEY.to_owned(), best.miou.to_string());
+        }
+        self.learner.inference().save_safetensors(path, metadata)?;
+        Ok(())
+    }
+
+    /// Writes a checkpoint, unless this iteration's is there already.
+    pub(super) fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf, Error> {
+        let iteration = self.learner.iteration();
+        let weights = self.folder.weights(iteration);
+        if self.saved == Some(iteration) {
+            return Ok(weights);
+        }
+        self.mark()?;
+        self.save_weights(&weights)?;
+        self.save_state(&self.folder.state(iteration))?;
+        self.folder.complete(iteration)?;
+        self.folder.prune(self.recipe.train.keep);
+        self.saved = Some(iteration);
+        observer.saved(&weights);
+        Ok(weights)
+    }
+
+    /// Notes in the folder what is known at this iteration besides weights and optimizer.
+    pub(super) fn mark(&mut self) -> Result<(), Error> {
+        let mark = Mark {
+            log_bytes: self.log.sync()?,
+            line: self.line.clone(),
+            best: self.best.clone(),
+            evaluated: self.evaluated.clone(),
+            finished: self.finished,
+        };
+        self.folder.mark(self.learner.iteration(), mark)
+    }
+
+    /// Writes the training state that belongs beside the weights.
+    fn save_state(&self, path: &Path) -> Result<(), Error> {
+        let momentum = self.learner.momentum();
+        let (iteration, batch) = (self.learner.iteration(), self.recipe.train.batch);
+        let mut position = Position::new(iteration, self.recipe.seed, self.learner.scaler());
+        position.sample = iteration * batch as u64;
+        position.skipped_in_a_row = self.skipped_in_a_row;
+        position.best = self.best.as_ref().map(|best| (best.miou, best.iteration));
+        position.batch = Some(batch);
+        position.train_images = Some(self.data.train.len());
+        position.buffers = Some(momentum.len());
+        RunState { position, momentum }.save(path)
+    }
+}
