@@ -29,8 +29,11 @@ pub(crate) fn set(base: &mut Table, assignment: &str) -> Result<(), Error> {
     })?;
     let (key, text) = (key.trim(), text.trim());
     let mut value = parse(text);
-    if !value.is_str() && matches!(slot(base, key), Some(Value::String(_))) {
-        value = Value::String(text.to_owned());
+    match (slot(base, key), text.parse()) {
+        (Some(Value::String(_)), _) if !value.is_str() => value = Value::String(text.to_owned()),
+        // Whole numbers of TOML end at 64 bits.
+        (Some(Value::Float(_)), Ok(number)) => value = Value::Float(number),
+        _ => {}
     }
     for part in key.rsplit('.') {
         value = Value::Table(Table::from_iter([(part.to_owned(), value)]));
@@ -241,6 +244,7 @@ mod tests {
         check_set("seed=7", "seed = 7");
         check_set("optimizer.lr=1", "lr = 1.0");
         check_set("optimizer.lr = 0.5", "lr = 0.5");
+        check_set("optimizer.lr=1_0", "lr = 10.0");
         check_set("data.photometric=false", "photometric = false");
         check_set("data.scale=480x360", "scale = \"480x360\"");
         check_set("device=\"cuda:1\"", "device = \"cuda:1\"");
@@ -257,6 +261,13 @@ mod tests {
         ] {
             check_set(&format!("device={name}"), &format!("device = \"{name}\""));
         }
+    }
+
+    #[test]
+    fn a_number_may_have_more_digits_than_whole_numbers() {
+        let mut table = base();
+        set(&mut table, &format!("optimizer.lr={}", 1e30)).unwrap();
+        assert_eq!(table["optimizer"]["lr"].as_float(), Some(1e30));
     }
 
     #[test]
