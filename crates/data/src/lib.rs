@@ -49,8 +49,6 @@ pub use loader::{Batch, Loader, LoaderConfig};
 pub use names::unique_names;
 pub use photometric::{Photometric, bgr_from_hsv, hsv_from_rgb};
 pub use resize::{ratio_size, resize_bilinear, resize_nearest, scaled_size};
-pub use size::{Crop, ParseSizeError, Scale};
+pub use size::{Crop, CropBox, ParseSizeError, Scale};
 pub use synthetic::SyntheticStreets;
-pub use transform::{
-    Choices, CropBox, MEAN, Pipeline, STD, Transformed, crop, flip, normalize, pad,
-};
+pub use transform::{Choices, MEAN, Pipeline, STD, Transformed, crop, flip, normalize, pad};

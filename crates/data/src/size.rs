@@ -86,6 +86,38 @@ text!(
     "WIDTHxHEIGHT in pixels (1 to 1000000), such as 2048x1024"
 );
 
+/// A rectangle, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CropBox {
+    /// First column.
+    pub left: usize,
+    /// First row.
+    pub top: usize,
+    /// Width.
+    pub width: usize,
+    /// Height.
+    pub height: usize,
+}
+
+impl CropBox {
+    /// All of a picture of `size` (width, height).
+    pub fn whole(size: (usize, usize)) -> Self {
+        Self {
+            left: 0,
+            top: 0,
+            width: size.0,
+            height: size.1,
+        }
+    }
+
+    pub(crate) fn contains(self, other: Self) -> bool {
+        let inside = |start, length, from, count| from >= start && from + count <= start + length;
+        inside(self.left, self.width, other.left, other.width)
+            && inside(self.top, self.height, other.top, other.height)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

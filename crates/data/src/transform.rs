@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::resize::{Bilinear, count_nearest, resize_nearest_into, source_range};
 use crate::{
-    Crop, DataError, IGNORE, LabelMap, PartialImage, Photometric, Plane, RgbImage, Sample, Scale,
-    scaled_size,
+    Crop, CropBox, DataError, IGNORE, LabelMap, PartialImage, Photometric, Plane, RgbImage, Sample,
+    Scale, scaled_size,
 };
 
 /// Mean of each channel of ImageNet, RGB, on values from 0 to 255.
@@ -16,38 +16,6 @@ pub const STD: [f32; 3] = [58.395, 57.12, 57.375];
 
 /// Pixels of the longest side that pictures are resized to, so that areas stay below 2^63.
 const MAX_SIDE: f64 = (1u64 << 31) as f64;
-
-/// A rectangle, in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CropBox {
-    /// First column.
-    pub left: usize,
-    /// First row.
-    pub top: usize,
-    /// Width.
-    pub width: usize,
-    /// Height.
-    pub height: usize,
-}
-
-impl CropBox {
-    /// All of a picture of `size` (width, height).
-    pub fn whole(size: (usize, usize)) -> Self {
-        Self {
-            left: 0,
-            top: 0,
-            width: size.0,
-            height: size.1,
-        }
-    }
-
-    pub(crate) fn contains(self, other: Self) -> bool {
-        let inside = |start, length, from, count| from >= start && from + count <= start + length;
-        inside(self.left, self.width, other.left, other.width)
-            && inside(self.top, self.height, other.top, other.height)
-    }
-}
 
 /// Cuts `region` out.
 ///
