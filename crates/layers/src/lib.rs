@@ -24,5 +24,5 @@ pub use loss::{IGNORED_LABEL, SegmentationLoss, cross_entropy, pixel_accuracy, s
 pub use pool::{adaptive_avg_pool2d, stem_max_pool};
 pub use rand::Rng;
 pub use recompute::{branch, recomputed};
-pub use resize::{resize, resize_with};
+pub use resize::{resize, resize_memory, resize_with};
 pub use separable::{DepthwiseSeparable, DepthwiseSeparableConfig};

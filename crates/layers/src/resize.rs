@@ -44,6 +44,13 @@ pub fn resize_with(x: Tensor<4>, size: [usize; 2], align_corners: bool) -> Tenso
     })
 }
 
+/// Bytes of the matrices that [`resize`] multiplies with where there is no kernel for it, on the CPU
+/// among others: they grow with the square of a side. `from` and `to` are height and width in pixels.
+pub fn resize_memory(from: [usize; 2], to: [usize; 2]) -> u64 {
+    let matrix = |from: usize, to: usize| (4 * from as u64).saturating_mul(to as u64);
+    matrix(from[0], to[0]).saturating_add(matrix(from[1], to[1]))
+}
+
 /// The constant matrices of one resize, for backends without a kernel of `halfseg-kernels`. Burn's
 /// own interpolation has no gradient on all of them; two products with these do, and keep nothing
 /// for the backward pass.

@@ -6,6 +6,7 @@ use burn::tensor::Device;
 use halfseg_amp::Precision;
 use halfseg_data::{Scale, ratio_size, scaled_size};
 use halfseg_devices::{Bytes, available_memory, is_host};
+use halfseg_layers::resize_memory;
 use halfseg_segmentor::{SegmentorConfig, inference_memory};
 
 use crate::predictor::RATIOS;
@@ -16,6 +17,8 @@ type Size = (usize, usize);
 
 /// Bytes of a score.
 const SCORE: u64 = 4;
+/// Pixels for each of the network's logits, along a side; DeepLabV3+ has half as many.
+const OUTPUT_STRIDE: usize = 8;
 
 /// What the memory of a picture depends on, besides its size.
 #[derive(Clone, Copy)]
@@ -160,7 +163,12 @@ impl<'a> Plan<'a> {
 
     fn network(&self, size: Size) -> u64 {
         match self.on_host {
-            true => inference_memory(self.model, [size.1, size.0], self.element),
+            true => {
+                let size = [size.1, size.0];
+                let logits = size.map(|side| side.div_ceil(OUTPUT_STRIDE));
+                let network = inference_memory(self.model, size, self.element);
+                network.max(resize_memory(logits, size))
+            }
             false => 0,
         }
     }
@@ -228,6 +236,17 @@ mod tests {
 
     fn slide(config: &mut PredictorConfig) {
         config.mode = EvalMode::Slide;
+    }
+
+    /// Whose resize takes 466 GiB.
+    #[test]
+    fn a_long_and_narrow_picture_says_what_it_takes() {
+        let model = SegmentorConfig::new(Method::Fcn, Depth::R18);
+        let whole = settings(|_| ());
+        let plan = Plan::new(&model, &whole, &Device::flex(), false);
+        for size in [(1_000_000, 1), (1, 1_000_000)] {
+            assert!(plan.needed(size) > 450 * GIB, "{size:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use halfseg_amp::Policy;
 use halfseg_data::{Crop, Dataset, Sample};
 use halfseg_devices::{Bytes, DeviceChoice, available_memory};
+use halfseg_layers::resize_memory;
 use halfseg_predict::PredictorSettings;
 use halfseg_segmentor::{LoadReport, Segmentor, training_memory};
 
@@ -66,7 +67,7 @@ pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
     // The memory of a GPU is not known before its first use.
     let on_host = recipe.device == DeviceChoice::Flex;
     let needed = match on_host {
-        true => Bytes(needed.0.saturating_add(resize_matrices(recipe.data.crop))),
+        true => Bytes(needed.0.saturating_add(resize_of_logits(recipe.data.crop))),
         false => needed,
     };
     match available_memory().filter(|_| on_host) {
@@ -80,11 +81,10 @@ pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
     }
 }
 
-/// Bytes of the matrices that resize the logits of a crop on the host (`halfseg_layers::resize`), which
-/// grow with the square of a side.
-fn resize_matrices(crop: Crop) -> u64 {
-    let matrix = |side: usize| 4 * side as u64 * side.div_ceil(OUTPUT_STRIDE) as u64;
-    matrix(crop.height) + matrix(crop.width)
+/// Bytes that the host takes to resize the logits of a crop to its size.
+fn resize_of_logits(crop: Crop) -> u64 {
+    let size = [crop.height, crop.width];
+    resize_memory(size.map(|side| side.div_ceil(OUTPUT_STRIDE)), size)
 }
 
 /// Whether the host could hold a picture in evaluation, by the first of `val`: a run that could not would
