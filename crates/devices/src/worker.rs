@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 
-use crate::{Exchange, Route};
+use crate::{Exchange, HostExchange, NcclExchange, Route};
 
 thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
@@ -37,6 +37,23 @@ thread_local! {
 #[derive(Clone, Debug)]
 pub struct Worker {
     exchange: Arc<dyn Exchange>,
+}
+
+impl Route {
+    /// The workers of a new group, one for each of `devices`, in their order.
+    ///
+    /// # Panics
+    /// If `devices` is empty; with [`Route::Nccl`] if a device is named twice.
+    pub fn group(self, devices: &[Device]) -> Vec<Worker> {
+        match self {
+            Self::Host => workers(HostExchange::group(devices.len())),
+            Self::Nccl => workers(NcclExchange::group(devices)),
+        }
+    }
+}
+
+fn workers(members: Vec<impl Exchange + 'static>) -> Vec<Worker> {
+    members.into_iter().map(Worker::new).collect()
 }
 
 impl Worker {

@@ -1,15 +1,11 @@
 //! What a segmentor is made of.
 
-use burn::tensor::Device;
 use halfseg_backbone::{Depth, ResNetConfig};
-use halfseg_heads::{
-    AsppConfig, DeepLabV3HeadConfig, DeepLabV3PlusHeadConfig, FcnHeadConfig, PspHeadConfig,
-};
 use serde::{Deserialize, Serialize};
 
-use crate::{DecodeHead, Method, Segmentor};
+use crate::Method;
 
-/// Architecture of a [`Segmentor`]. Defaults are the published models'
+/// Architecture of a [`Segmentor`](crate::Segmentor). Defaults are the published models'
 /// (MMSegmentation 1.2, `configs/_base_/models/*_r50-d8.py` and `configs/*/*_r18-d8_*.py`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -234,70 +230,9 @@ impl SegmentorConfig {
         }
     }
 
-    /// Draws the weights from `device`'s random numbers (`device.seed(..)` makes them repeat), as
-    /// MMSegmentation does when it trains from scratch: Kaiming normal by fan-out for convolutions,
-    /// N(0, 0.01) for classifiers, scale 0 for the last normalisation of each residual block.
-    ///
-    /// # Panics
-    /// If [`validate`](Self::validate) refuses the values.
-    pub fn init(&self, device: &Device) -> Segmentor {
-        if let Err(error) = self.validate() {
-            panic!("{error}");
-        }
-        let backbone = self.backbone_config();
-        let [_, _, c4, _] = backbone.stage_channels();
-        let auxiliary = || {
-            FcnHeadConfig::auxiliary(c4, self.aux_channels, self.num_classes)
-                .with_dropout(self.dropout)
-                .init(device)
-        };
-        Segmentor::new(
-            backbone.init(device),
-            self.decode_head(device),
-            self.aux_head.then(auxiliary),
-            self.clone(),
-        )
-    }
-
     pub(crate) fn backbone_config(&self) -> ResNetConfig {
         ResNetConfig::new(self.backbone)
             .with_stem_channels(self.stem_channels)
             .with_base_channels(self.base_channels)
-    }
-
-    fn decode_head(&self, device: &Device) -> DecodeHead {
-        let [c2, _, _, c5] = self.backbone_config().stage_channels();
-        let (channels, classes) = (self.head_channels, self.num_classes);
-        let aspp = AsppConfig::new(c5, channels)
-            .with_dilations(self.dilations.clone())
-            .with_align_corners(self.align_corners);
-        match self.method {
-            Method::Fcn => DecodeHead::Fcn(
-                FcnHeadConfig::new(c5, channels, classes)
-                    .with_dropout(self.dropout)
-                    .init(device),
-            ),
-            Method::PspNet => DecodeHead::PspNet(
-                PspHeadConfig::new(c5, channels, classes)
-                    .with_dropout(self.dropout)
-                    .with_align_corners(self.align_corners)
-                    .init(device),
-            ),
-            Method::DeepLabV3 => DecodeHead::DeepLabV3(
-                DeepLabV3HeadConfig::new(aspp, classes)
-                    .with_dropout(self.dropout)
-                    .init(device),
-            ),
-            Method::DeepLabV3Plus => DecodeHead::DeepLabV3Plus(
-                DeepLabV3PlusHeadConfig::new(
-                    aspp.with_separable(true),
-                    c2,
-                    self.c1_channels,
-                    classes,
-                )
-                .with_dropout(self.dropout)
-                .init(device),
-            ),
-        }
     }
 }

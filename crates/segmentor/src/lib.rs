@@ -4,6 +4,7 @@
 mod checkpoint;
 mod config;
 mod cost;
+mod init;
 mod method;
 mod segmentor;
 

@@ -10,7 +10,6 @@ use burn::tensor::{Device, Tensor};
 pub use host::HostExchange;
 pub use nccl::NcclExchange;
 
-use crate::Worker;
 use crate::open::reaches_over_nccl;
 
 /// One member of a group that exchanges values.
@@ -78,19 +77,4 @@ impl Route {
             false => Self::Host,
         }
     }
-
-    /// The workers of a new group, one for each of `devices`, in their order.
-    ///
-    /// # Panics
-    /// If `devices` is empty; with [`Route::Nccl`] if a device is named twice.
-    pub fn group(self, devices: &[Device]) -> Vec<Worker> {
-        match self {
-            Self::Host => workers(HostExchange::group(devices.len())),
-            Self::Nccl => workers(NcclExchange::group(devices)),
-        }
-    }
-}
-
-fn workers(members: Vec<impl Exchange + 'static>) -> Vec<Worker> {
-    members.into_iter().map(Worker::new).collect()
 }
