@@ -1,7 +1,7 @@
 //! Whole files with the crate's error.
 
 use std::fs::File;
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
 use crate::Error;
@@ -17,11 +17,21 @@ pub(crate) fn write_atomically(
     })
 }
 
+/// All of a file, if it is one: reading a pipe would wait for its writer.
+pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    halfseg_files::open_regular(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+pub(crate) fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    write_atomically(path, |out| out.write_all(text.as_bytes()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
-    use std::io::Write;
 
     #[test]
     fn a_failed_write_leaves_the_old_file_and_nothing_else() {
@@ -38,5 +48,15 @@ mod tests {
         assert!(error.to_string().contains("file"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_a_regular_file_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = read_regular(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("expected a regular file"), "{error}");
+        let path = folder.path().join("file");
+        write_text(&path, "text").unwrap();
+        assert_eq!(read_regular(&path).unwrap(), b"text");
     }
 }

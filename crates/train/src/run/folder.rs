@@ -33,17 +33,13 @@
 //! A folder without `run.json` is that of an earlier version: it can be resumed, from what
 //! `last_checkpoint` names, and gets a manifest then.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use halfseg_eval::ConfusionMatrix;
-use serde::{Deserialize, Serialize};
-
-use super::log::LogLine;
-use crate::atomic::write_atomically;
+use super::manifest::{Manifest, Mark};
+use crate::atomic::{read_regular, write_text};
 use crate::{Error, Log, Recipe};
 
 /// The metadata key of a checkpoint that holds its [`Recipe`] as TOML.
@@ -68,9 +64,6 @@ const PICTURES: &str = "pictures";
 /// What a run leaves besides checkpoints and pictures.
 const FILES: [&str; 7] = [LAST, BEST, CONFIG, LOG, SCORES, CURVES, CONFUSION];
 
-/// Raised when an old manifest cannot be read as a new one.
-const FORMAT: u32 = 1;
-
 /// What is done with the files of another run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
@@ -78,90 +71,6 @@ pub enum Existing {
     Refused,
     /// The new run takes their place.
     Replaced,
-}
-
-/// What is known at a checkpoint besides weights and optimizer.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Mark {
-    /// Bytes of the log that belong to iterations up to this one.
-    pub log_bytes: u64,
-    /// Sums of the iterations since the last line of the log.
-    pub line: LogLine,
-    /// The best score so far.
-    pub best: Option<Best>,
-    /// The last evaluation.
-    pub evaluated: Option<Evaluation>,
-    /// Whether everything of the run is done.
-    pub finished: bool,
-}
-
-/// The best score of a run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Best {
-    pub miou: f64,
-    pub iteration: u64,
-    /// What was scored, and how; unknown of runs that earlier versions began.
-    pub of: Option<String>,
-}
-
-/// A whole evaluation.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Evaluation {
-    pub iteration: u64,
-    /// What was scored, and how.
-    pub of: String,
-    /// Unknown of runs that earlier versions wrote.
-    pub matrix: Option<ConfusionMatrix>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Manifest {
-    format: u32,
-    /// Tells runs apart.
-    run: String,
-    /// Seconds since 1970.
-    begun: u64,
-    /// Names of the run's files besides checkpoints.
-    files: BTreeSet<String>,
-    /// By iteration.
-    checkpoints: BTreeMap<u64, Mark>,
-}
-
-impl Manifest {
-    fn new() -> Self {
-        let now = SystemTime::now();
-        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let names = FILES.into_iter().chain([MANIFEST, LOCK, PICTURES]);
-        Self {
-            format: FORMAT,
-            run: format!("{:x}-{:x}", now.as_nanos(), std::process::id()),
-            begun: now.as_secs(),
-            files: names.map(str::to_owned).collect(),
-            checkpoints: BTreeMap::new(),
-        }
-    }
-
-    /// The manifest of a folder; `None` if it has none.
-    fn read(folder: &Path) -> Result<Option<Self>, Error> {
-        let path = folder.join(MANIFEST);
-        let bytes = match read_regular(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Error::Read { path, source }),
-        };
-        let wrong = |found: String| Error::State {
-            path: path.clone(),
-            expected: "the list of a run's files that halfseg writes".into(),
-            found,
-        };
-        let manifest: Self =
-            serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-        if manifest.format != FORMAT {
-            let found = format!("format {} (this is {FORMAT})", manifest.format);
-            return Err(wrong(found));
-        }
-        Ok(Some(manifest))
-    }
 }
 
 /// The folder of a run that this process has open.
@@ -188,15 +97,15 @@ impl Folder {
             check_free(path, recipe)?;
         }
         // What has the manifest's name and is none stays.
-        Manifest::read(path)?;
+        Manifest::read(&path.join(MANIFEST))?;
         remove_run(path, recipe)?;
         let folder = Self {
             path: path.to_owned(),
-            manifest: Manifest::new(),
+            manifest: new_manifest(),
             notes,
             _lock: lock,
         };
-        folder.write_manifest()?;
+        folder.manifest.write(&path.join(MANIFEST))?;
         folder.write_config(recipe)?;
         Ok(folder)
     }
@@ -214,12 +123,12 @@ impl Folder {
         let mut notes = Vec::new();
         let lock = lock(path, &mut notes)?;
         let iteration = last_iteration(path)?;
-        let manifest = Manifest::read(path)?.unwrap_or_else(|| {
+        let manifest = Manifest::read(&path.join(MANIFEST))?.unwrap_or_else(|| {
             notes.push(format!(
                 "an earlier version began this run: it left no {MANIFEST}, which is made from what is \
                  there"
             ));
-            Manifest::new()
+            new_manifest()
         });
         let mut folder = Self {
             path: path.to_owned(),
@@ -301,7 +210,7 @@ impl Folder {
     /// Lists the checkpoint of `iteration`, or replaces its mark. Comes before its files.
     pub fn mark(&mut self, iteration: u64, mark: Mark) -> Result<(), Error> {
         self.manifest.checkpoints.insert(iteration, mark);
-        self.write_manifest()
+        self.manifest.write(&self.path.join(MANIFEST))
     }
 
     /// Names the checkpoint of `iteration` the last.
@@ -354,11 +263,10 @@ impl Folder {
             ));
         }
     }
+}
 
-    fn write_manifest(&self) -> Result<(), Error> {
-        let json = serde_json::to_string(&self.manifest).expect("names and numbers are JSON");
-        write_text(&self.path.join(MANIFEST), &(json + "\n"))
-    }
+fn new_manifest() -> Manifest {
+    Manifest::new(FILES.into_iter().chain([MANIFEST, LOCK, PICTURES]))
 }
 
 /// Locks the folder at `path` for this process. A file system without locks is noted.
@@ -555,13 +463,28 @@ fn names(folder: &Path) -> impl Iterator<Item = String> {
     names.collect::<BTreeSet<_>>().into_iter()
 }
 
-/// All of a file, if it is one: reading a pipe would wait for its writer.
-fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    halfseg_files::open_regular(path)?.read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn write_text(path: &Path, text: &str) -> Result<(), Error> {
-    write_atomically(path, |out| out.write_all(text.as_bytes()))
+    #[test]
+    fn only_names_that_checkpoints_get_are_theirs() {
+        assert_eq!(checkpoint_of("iter_0.safetensors"), Some(0));
+        assert_eq!(checkpoint_of("iter_8000.state.safetensors"), Some(8000));
+        for iteration in [7, u64::MAX] {
+            assert_eq!(checkpoint_of(&weights_name(iteration)), Some(iteration));
+        }
+        for name in [
+            "iter_.safetensors",
+            "iter_08.safetensors",
+            "iter_+8.safetensors",
+            "iter_8.state.state.safetensors",
+            "iter_8-copy.safetensors",
+            "iter_8.safetensors.old",
+            "iter_18446744073709551616.safetensors",
+            "best.safetensors",
+        ] {
+            assert_eq!(checkpoint_of(name), None, "{name}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The log of a run: one JSON object per line.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use halfseg_devices::resident_memory;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::atomic::write_atomically;
+use crate::atomic::{read_regular, write_atomically};
 use crate::{Error, Step, Timing};
 
 /// Appends JSON lines to a file. Every line has an `event` (`start`, `train`, `skip`, `eval`,
@@ -81,7 +81,7 @@ impl Log {
         iteration: u64,
         keep: impl Fn(&Value) -> bool,
     ) -> Result<Self, Error> {
-        let lines = match fs::read(path) {
+        let lines = match read_regular(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             Err(source) => {
@@ -144,7 +144,7 @@ impl Log {
     ///
     /// When the file cannot be read.
     pub fn read(path: &Path, event: &str) -> Result<Vec<Value>, Error> {
-        let bytes = fs::read(path).map_err(|source| Error::Read {
+        let bytes = read_regular(path).map_err(|source| Error::Read {
             path: path.to_owned(),
             source,
         })?;
@@ -232,6 +232,8 @@ pub(crate) fn number(value: f64) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use serde_json::json;
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod folder;
 pub(crate) mod log;
+mod manifest;
 pub(crate) mod observer;
 pub(crate) mod results;
 mod resume;
@@ -22,8 +23,9 @@ use serde_json::json;
 
 use crate::start::{Start, check_evaluation, check_memory, open_further};
 use crate::{DataSource, Error, Learner, Log, Recipe, Splits, Step, class_names, pipeline};
-use folder::{Best, Evaluation, Existing, Folder, can_resume, check_free, holds_run};
+use folder::{Existing, Folder, can_resume, check_free, holds_run};
 use log::{LogLine, number};
+use manifest::{Best, Evaluation};
 use observer::{Observer, Outcome, Started, Timing};
 
 /// A run in a folder of its own.

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use halfseg_amp::GradScaler;
 
-use super::folder::{Best, Evaluation, Folder, ITERATION_KEY, Mark, RECIPE_KEY, read_recipe};
+use super::folder::{Folder, ITERATION_KEY, RECIPE_KEY, read_recipe};
+use super::manifest::{Best, Evaluation, Mark};
 use super::state::{Position, RunState};
 use super::{Trainer, scored};
 use crate::start::{Start, check_evaluation, check_memory, open_further};

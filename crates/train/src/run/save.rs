@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use halfseg_predict::PredictorSettings;
 
 use super::Trainer;
-use super::folder::{ITERATION_KEY, MIOU_KEY, Mark, RECIPE_KEY};
+use super::folder::{ITERATION_KEY, MIOU_KEY, RECIPE_KEY};
+use super::manifest::Mark;
 use super::observer::Observer;
 use super::state::{Position, RunState};
 use crate::Error;

@@ -1,0 +1,110 @@
+//! What a run's manifest, `run.json`, holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use halfseg_eval::ConfusionMatrix;
+use serde::{Deserialize, Serialize};
+
+use super::log::LogLine;
+use crate::Error;
+use crate::atomic::{read_regular, write_text};
+
+/// Raised when an old manifest cannot be read as a new one.
+const FORMAT: u32 = 1;
+
+/// Which run a folder is that of, and what is known at each of its checkpoints.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    format: u32,
+    /// Tells runs apart.
+    run: String,
+    /// Seconds since 1970.
+    begun: u64,
+    /// Names of the run's files besides checkpoints.
+    files: BTreeSet<String>,
+    /// By iteration.
+    pub checkpoints: BTreeMap<u64, Mark>,
+}
+
+/// What is known at a checkpoint besides weights and optimizer.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    /// Bytes of the log that belong to iterations up to this one.
+    pub log_bytes: u64,
+    /// Sums of the iterations since the last line of the log.
+    pub line: LogLine,
+    /// The best score so far.
+    pub best: Option<Best>,
+    /// The last evaluation.
+    pub evaluated: Option<Evaluation>,
+    /// Whether everything of the run is done.
+    pub finished: bool,
+}
+
+/// The best score of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Best {
+    pub miou: f64,
+    pub iteration: u64,
+    /// What was scored, and how; unknown of runs that earlier versions began.
+    pub of: Option<String>,
+}
+
+/// A whole evaluation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Evaluation {
+    pub iteration: u64,
+    /// What was scored, and how.
+    pub of: String,
+    /// Unknown of runs that earlier versions wrote.
+    pub matrix: Option<ConfusionMatrix>,
+}
+
+impl Manifest {
+    /// That of a new run, which has no checkpoints and these `files`.
+    pub fn new<'a>(files: impl IntoIterator<Item = &'a str>) -> Self {
+        let now = SystemTime::now();
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            format: FORMAT,
+            run: format!("{:x}-{:x}", now.as_nanos(), std::process::id()),
+            begun: now.as_secs(),
+            files: files.into_iter().map(str::to_owned).collect(),
+            checkpoints: BTreeMap::new(),
+        }
+    }
+
+    /// That at `path`; `None` if there is none.
+    pub fn read(path: &Path) -> Result<Option<Self>, Error> {
+        let bytes = match read_regular(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(Error::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        let wrong = |found: String| Error::State {
+            path: path.to_owned(),
+            expected: "the list of a run's files that halfseg writes".into(),
+            found,
+        };
+        let manifest: Self =
+            serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+        if manifest.format != FORMAT {
+            let found = format!("format {} (this is {FORMAT})", manifest.format);
+            return Err(wrong(found));
+        }
+        Ok(Some(manifest))
+    }
+
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        let json = serde_json::to_string(self).expect("names and numbers are JSON");
+        write_text(path, &(json + "\n"))
+    }
+}
