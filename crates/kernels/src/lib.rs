@@ -1,12 +1,13 @@
 #![doc = include_str!("../README.md")]
 
+mod activation;
 mod any_tensor;
 mod classes;
 mod conv;
+#[cfg(feature = "flex")]
+mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
-#[cfg(feature = "flex")]
-mod flex;
 mod lists;
 mod norm;
 mod resize;
@@ -14,11 +15,12 @@ mod sgd;
 mod sum;
 mod with_gradient;
 
+pub use activation::Activation;
 pub use any_tensor::AnyTensor;
 pub use classes::{CrossEntropyTerms, cross_entropy_terms, most_likely_classes};
 pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 pub use lists::{SgdParameter, handles_lists, measure_list, scale_list, sgd_step_list};
-pub use norm::{Activation, BatchNormOutput, BatchParts, batch_norm_shared, batch_norm_train};
+pub use norm::{BatchNormOutput, BatchParts, batch_norm_shared, batch_norm_train};
 pub use resize::resize_bilinear;
 pub use sgd::{SgdStep, sgd_step};
 pub use sum::sum;

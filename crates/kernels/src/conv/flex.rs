@@ -10,8 +10,9 @@ use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Tensor};
 
 use super::Conv2dOptions;
-use super::cpu::{self, Element, Exactness, Geometry, Tail, Weight};
-use crate::flex::{shape, tensor, values, with_element};
+use super::cpu::{self, Exactness, Geometry, Tail, Weight};
+use crate::cpu::element::Element;
+use crate::cpu::tensor::{shape, tensor, values, with_element};
 
 pub fn conv2d(
     x: Tensor<4>,

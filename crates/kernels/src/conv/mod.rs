@@ -104,7 +104,7 @@ pub fn conv2d(
     options: Conv2dOptions,
 ) -> Tensor<4> {
     #[cfg(feature = "flex")]
-    if crate::flex::handles(&x) {
+    if crate::cpu::tensor::handles(&x) {
         return flex::conv2d(x, weight, bias, options);
     }
     #[cfg(feature = "cube")]
@@ -117,7 +117,7 @@ pub fn conv2d(
 /// Whether [`conv2d`] takes an f32 weight with `x`, whatever the dtype of `x`: on the CPU.
 pub fn rounds_weight(x: &Tensor<4>) -> bool {
     #[cfg(feature = "flex")]
-    return crate::flex::handles(x);
+    return crate::cpu::tensor::handles(x);
     #[cfg(not(feature = "flex"))]
     {
         let _ = x;
@@ -148,7 +148,7 @@ pub fn conv2d_act(
     options: Conv2dOptions,
 ) -> Tensor<4> {
     #[cfg(feature = "flex")]
-    if crate::flex::handles(&x) && ![&x, &weight].iter().any(|t| t.device().is_autodiff()) {
+    if crate::cpu::tensor::handles(&x) && ![&x, &weight].iter().any(|t| t.device().is_autodiff()) {
         let relu = activation == Activation::Relu;
         return flex::conv2d_act(x, weight, [scale, shift], skip, relu, options);
     }

@@ -16,9 +16,9 @@ use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::Activation;
 use super::ops::BatchNormalisation;
 use super::passes::SharedNormalisation;
+use crate::Activation;
 use crate::cube::{Layout, Order, element, elementwise, empty};
 
 /// Units that reduce together.

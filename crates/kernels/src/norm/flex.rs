@@ -3,10 +3,10 @@
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 
-use super::Activation;
 use super::cpu::{self, Channels, Mask, Sizes, Statistics};
 use super::ops::BatchNormalisation;
-use crate::flex::{shape, tensor, with_element};
+use crate::Activation;
+use crate::cpu::tensor::{shape, tensor, with_element};
 
 fn forward(
     x: FlexTensor,

@@ -16,15 +16,7 @@ pub use shared::{BatchParts, batch_norm_shared};
 
 use burn::tensor::{DType, FloatDType, Tensor, activation::relu};
 
-/// What follows a normalisation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// Nothing.
-    #[default]
-    None,
-    /// `max(x, 0)`.
-    Relu,
-}
+use crate::Activation;
 
 /// The result of [`batch_norm_train`].
 #[derive(Clone, Debug)]
@@ -74,7 +66,7 @@ pub fn batch_norm_train(
 ) -> BatchNormOutput {
     check(&x, [&gamma, &beta], skip.as_ref());
     #[cfg(feature = "flex")]
-    if crate::flex::handles(&x) {
+    if crate::cpu::tensor::handles(&x) {
         return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
     }
     #[cfg(feature = "cube")]

@@ -12,7 +12,8 @@ use burn::tensor::Tensor;
 #[cfg(feature = "cube")]
 use burn::tensor::{DType, Shape};
 
-use super::{Activation, BatchNormOutput};
+use super::BatchNormOutput;
+use crate::Activation;
 
 /// Runs the operation; shapes and dtypes were checked, and the device is one that has it.
 pub fn batch_norm_train(

@@ -8,9 +8,9 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Shape, Tensor};
 
+use super::BatchNormOutput;
 use super::shared::{BatchParts, shared_statistics};
-use super::{Activation, BatchNormOutput};
-use crate::{AnyTensor, with_gradient};
+use crate::{Activation, AnyTensor, with_gradient};
 
 /// See [`super::batch_norm_shared`]; shapes and dtypes were checked, and the device is one that has it.
 pub fn batch_norm(

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use burn::tensor::{FloatDType, Tensor};
 
-use super::{Activation, BatchNormOutput, check};
-use crate::{AnyTensor, takes_gradients, with_gradient};
+use super::{BatchNormOutput, check};
+use crate::{Activation, AnyTensor, takes_gradients, with_gradient};
 
 /// How the parts of a batch, each on a device of its own, exchange what they know.
 pub trait BatchParts: Send + Sync {

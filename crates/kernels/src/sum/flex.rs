@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use crate::flex::{values, with_element};
+use crate::cpu::tensor::{values, with_element};
 use crate::norm::cpu::{BLOCK, Element};
 
 /// Values of a task.
@@ -15,7 +15,7 @@ const CHUNK: usize = 1 << 15;
 
 /// Whether `x` is a map that this operation takes.
 pub fn handles(x: &Tensor<4>) -> bool {
-    crate::flex::handles(x) && !x.device().is_autodiff()
+    crate::cpu::tensor::handles(x) && !x.device().is_autodiff()
 }
 
 pub fn sum(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {

@@ -2,9 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::element::convert;
-use super::isa::{Isa, Work, compiled};
-use super::{Element, Geometry, Tail, Weight, inside, rounded};
+use super::geometry::{Geometry, inside};
+use super::tail::Tail;
+use super::weight::{Weight, rounded};
+use crate::cpu::element::{Element, convert};
+use crate::cpu::isa::{Isa, dispatch};
 
 pub fn forward<E: Element, W: Element>(
     isa: Isa,
@@ -24,10 +26,14 @@ pub fn forward<E: Element, W: Element>(
             let scale = weight.scale.map(|scale| scale[channel]);
             let kernel = kernel::<E, W>(geometry, weight.values, scale, channel);
             let mut sums = vec![0f32; plane];
-            dispatch(isa, || {
-                forward_plane(geometry, &x, &kernel, &mut sums);
-                tail.store(isa, channel, index * plane, &mut sums, output);
-            });
+            dispatch(
+                isa,
+                #[inline(always)]
+                || {
+                    forward_plane(geometry, &x, &kernel, &mut sums);
+                    tail.store(isa, channel, index * plane, &mut sums, output);
+                },
+            );
         });
 }
 
@@ -46,7 +52,11 @@ pub fn input_gradient<E: Element, W: Element>(
             let gradient = widen(isa, part(gradient, geometry.output, index));
             let weight = kernel::<E, W>(geometry, weight, None, index % geometry.c_in);
             let mut sums = vec![0f32; plane];
-            dispatch(isa, || input_plane(geometry, &weight, &gradient, &mut sums));
+            dispatch(
+                isa,
+                #[inline(always)]
+                || input_plane(geometry, &weight, &gradient, &mut sums),
+            );
             narrow(isa, &sums, result);
         });
 }
@@ -68,7 +78,11 @@ pub fn weight_gradient<E: Element, W: Element>(
                 let index = image * geometry.c_in + channel;
                 let x = widen(isa, part(x, geometry.input, index));
                 let gradient = widen(isa, part(gradient, geometry.output, index));
-                dispatch(isa, || weight_plane(geometry, &x, &gradient, &mut sums));
+                dispatch(
+                    isa,
+                    #[inline(always)]
+                    || weight_plane(geometry, &x, &gradient, &mut sums),
+                );
             }
             for (result, sum) in result.iter_mut().zip(&sums) {
                 *result = convert(E::narrow(*sum as f32));
@@ -188,28 +202,18 @@ fn part<E>(values: &[E], size: [usize; 2], index: usize) -> &[E] {
 
 fn widen<E: Element>(isa: Isa, source: &[E]) -> Vec<f32> {
     let mut target = vec![0f32; source.len()];
-    dispatch(isa, || E::widen_run(isa, source, &mut target));
+    dispatch(
+        isa,
+        #[inline(always)]
+        || E::widen_run(isa, source, &mut target),
+    );
     target
 }
 
 fn narrow<E: Element>(isa: Isa, source: &[f32], target: &mut [E]) {
-    dispatch(isa, || E::narrow_run(isa, source, target));
-}
-
-struct Call<F>(F);
-
-impl<F: FnOnce()> Work for Call<F> {
-    #[inline(always)]
-    unsafe fn run(self) {
-        (self.0)();
-    }
-}
-
-/// Runs `body` compiled for `isa`, which the processor has.
-#[inline(always)]
-fn dispatch(isa: Isa, body: impl FnOnce()) {
-    // Nothing here takes tiles.
-    let isa = isa.min(Isa::Avx512);
-    // SAFETY: instruction sets are chosen by what the processor has; the body is safe.
-    unsafe { compiled(isa, Call(body)) }
+    dispatch(
+        isa,
+        #[inline(always)]
+        || E::narrow_run(isa, source, target),
+    );
 }

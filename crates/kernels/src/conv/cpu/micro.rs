@@ -1,7 +1,7 @@
 //! The innermost loops: blocks of products, one way for each instruction set.
 
-use super::Element;
-use super::isa::Isa;
+use crate::cpu::element::Element;
+use crate::cpu::isa::Isa;
 
 /// One way to multiply blocks.
 ///
@@ -49,7 +49,7 @@ pub trait Core: Send + Sync + 'static {
     /// # Safety
     /// For each run and step of `walk`, `MR` values at `left` and `NR` at `right` are readable;
     /// `BLOCK` values at `block` are readable and writable. The processor has [`ISA`](Self::ISA),
-    /// and this runs inside [`compiled`](super::isa::compiled) for it.
+    /// and this runs inside [`compiled`](crate::cpu::isa::compiled) for it.
     unsafe fn multiply(
         walk: Walk,
         left: *const Self::Value,
@@ -200,16 +200,16 @@ impl Wide for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Amx, Avx2, Avx512, Tiles, multiply_rows};
+pub use x86::{Amx, Avx2, Avx512, multiply_rows};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::*;
-    use std::marker::PhantomData;
 
-    use super::super::Element;
-    use super::super::isa::Isa;
+    use crate::cpu::element::Element;
+    use crate::cpu::isa::Isa;
+
     use super::{Core, Walk, Wide};
 
     /// Six rows of two registers leave room for the operands.
@@ -537,47 +537,6 @@ mod x86 {
                 stride = in(reg) block_stride,
                 options(nostack, preserves_flags),
             );
-        }
-    }
-
-    /// This thread's tile registers, configured; released when dropped, so that a switch of threads
-    /// need not save them.
-    pub struct Tiles(PhantomData<*const ()>);
-
-    impl Tiles {
-        /// Eight tiles of 16 rows of 64 bytes.
-        ///
-        /// # Safety
-        /// The processor has AMX, and the operating system granted it.
-        pub unsafe fn configure() -> Self {
-            #[repr(C, align(64))]
-            struct Configuration {
-                palette: u8,
-                reserved: [u8; 15],
-                bytes: [u16; 16],
-                rows: [u8; 16],
-            }
-            let mut configuration = Configuration {
-                palette: 1,
-                reserved: [0; 15],
-                bytes: [0; 16],
-                rows: [0; 16],
-            };
-            configuration.bytes[..8].fill(64);
-            configuration.rows[..8].fill(16);
-            debug_assert!(configuration.reserved == [0; 15]);
-            // SAFETY: the caller promises AMX; the configuration is valid.
-            unsafe {
-                asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, readonly, preserves_flags));
-            }
-            Self(PhantomData)
-        }
-    }
-
-    impl Drop for Tiles {
-        fn drop(&mut self) {
-            // SAFETY: there is one only where AMX is.
-            unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
         }
     }
 }

@@ -6,12 +6,13 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::isa::{Isa, Work, compiled};
+use super::geometry::{Geometry, inside};
 use super::micro::{Core, Walk};
-use super::{
-    Aligned, Element, Geometry, Shared, Tail, Weight, inside, prefetch, prefetch_to_write, rounded,
-    with_scratch,
-};
+use super::tail::Tail;
+use super::weight::{Weight, rounded};
+use crate::cpu::element::Element;
+use crate::cpu::isa::{Isa, Work, compiled};
+use crate::cpu::scratch::{Aligned, Shared, prefetch, prefetch_to_write, with_scratch};
 
 /// Values of the left operand that stay in the second-level cache beside the strip.
 const CHUNK: usize = 96 << 10;

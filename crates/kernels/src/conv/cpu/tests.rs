@@ -2,11 +2,14 @@
 
 use half::{bf16, f16};
 
-use super::isa::Isa;
+use super::super::Conv2dOptions;
 use super::{
-    Conv2dOptions, Element, Exactness, Geometry, Tail, Weight, forward_with, input_gradient_with,
-    micro, weight_gradient_with, winograd,
+    Exactness, Geometry, Tail, Weight, forward_with, input_gradient_with, micro,
+    weight_gradient_with, winograd,
 };
+use crate::cpu::element::Element;
+use crate::cpu::isa::Isa;
+use crate::cpu::scratch::Shared;
 
 /// A small generator: no two tests share state, and a failure prints its seed.
 struct Random(u64);
@@ -213,7 +216,7 @@ where
     winograd::Minimal: winograd::Scheme<TILE, WINDOW>,
 {
     let mut found = vec![E::default(); geometry.output_shape().iter().product()];
-    let target = super::Shared(found.as_mut_ptr());
+    let target = Shared(found.as_mut_ptr());
     // SAFETY: what was found has the output's size; the instruction set is available.
     unsafe {
         with_wide_core!(isa, C => {

@@ -3,11 +3,12 @@
 
 use rayon::prelude::*;
 
-use super::element::convert;
-use super::isa::{Isa, Work, compiled};
+use super::geometry::{Geometry, inside};
 use super::micro::{Amx, Core, Walk, interleave, multiply_rows};
 use super::weights::{Band, bands};
-use super::{Aligned, Element, Geometry, Shared, inside, with_scratch};
+use crate::cpu::element::{Element, convert};
+use crate::cpu::isa::{Isa, Work, compiled};
+use crate::cpu::scratch::{Aligned, Shared, with_scratch};
 
 /// Pixels that are summed in one go: an input panel's rows stay in the second-level cache.
 const PIXELS: usize = 2048;

@@ -4,10 +4,11 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::element::convert;
-use super::isa::{Isa, Work, compiled};
+use super::geometry::{Geometry, inside};
 use super::micro::{Core, Walk, interleave};
-use super::{Aligned, Element, Geometry, Shared, inside, with_scratch};
+use crate::cpu::element::{Element, convert};
+use crate::cpu::isa::{Isa, Work, compiled};
+use crate::cpu::scratch::{Aligned, Shared, with_scratch};
 
 /// Pixels that are summed in one go: six channels of the gradient stay in the first-level cache.
 const PIXELS: usize = 512;

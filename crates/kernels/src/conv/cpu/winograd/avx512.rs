@@ -6,9 +6,9 @@ use std::arch::x86_64::{
     _mm512_storeu_ps,
 };
 
-use super::super::Element;
 use super::super::micro::LANES;
 use super::Lanes;
+use crate::cpu::element::Element;
 
 /// The largest distance between lanes.
 pub const FARTHEST: usize = 8;

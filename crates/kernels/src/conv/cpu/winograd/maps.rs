@@ -9,15 +9,20 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::super::isa::{Isa, Work, compiled};
+use super::super::geometry::Geometry;
 use super::super::micro::{Core, LANES};
-use super::super::{Element, Geometry, Shared, Tail, Weight, prefetch, rounded, with_scratch};
+use super::super::tail::Tail;
+use super::super::weight::{Weight, rounded};
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
 use super::{
-    APART, Lanes, Minimal, Multiply, Room, Scheme, Tile, both_axes, direct_products, tiles,
-    tiles_along,
+    APART, Lanes, Minimal, Multiply, Scheme, Tile, both_axes, direct_products, tiles, tiles_along,
 };
+use crate::cpu::element::Element;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Work, compiled};
+use crate::cpu::scratch::{Room, Shared, prefetch, with_scratch};
 
 /// Input channels that are summed in one go: longer than in direct sums, because sums are held for
 /// all points at once and go through memory.

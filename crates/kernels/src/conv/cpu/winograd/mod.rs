@@ -15,12 +15,12 @@ pub use maps::{Kernels, forward, pays};
 pub use weights::weight_gradient;
 
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::isa::Work;
+use super::geometry::{Geometry, inside};
 use super::micro::{Core, LANES, Walk};
-use super::{Geometry, Line, Shared, inside};
+use crate::cpu::isa::Work;
+use crate::cpu::scratch::Shared;
 
 /// Values between points: at a power of two, all points of a tile would meet in one set of a cache, and
 /// in one of those that keep where pages are.
@@ -207,25 +207,6 @@ fn direct_products(geometry: &Geometry) -> usize {
             .sum()
     };
     along(0) * along(1)
-}
-
-/// Room for values, which starts with a cache line. It is not cleared: that would be a pass over memory
-/// by one thread.
-struct Room(Vec<MaybeUninit<Line>>);
-
-impl Room {
-    fn new(length: usize) -> Self {
-        let count = Line::count::<f32>(length);
-        let mut lines = Vec::with_capacity(count);
-        // SAFETY: lines that may be uninitialised need no values.
-        unsafe { lines.set_len(count) };
-        Self(lines)
-    }
-
-    /// Until the room is dropped.
-    fn values(&mut self) -> Shared<f32> {
-        Shared(self.0.as_mut_ptr().cast())
-    }
 }
 
 /// Adds the products of one point to its sums, `[panel of rows][panel of columns][MR][NR]`.

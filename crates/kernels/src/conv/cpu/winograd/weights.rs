@@ -8,11 +8,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::super::element::convert;
-use super::super::isa::{Work, compiled};
+use super::super::geometry::Geometry;
 use super::super::micro::{Core, LANES, interleave};
-use super::super::{Element, Geometry, Shared, with_scratch};
-use super::{APART, Lanes, Minimal, Multiply, Room, Scheme, both_axes, starts};
+use super::{APART, Lanes, Minimal, Multiply, Scheme, both_axes, starts};
+use crate::cpu::element::{Element, convert};
+use crate::cpu::isa::{Work, compiled};
+use crate::cpu::scratch::{Room, Shared, with_scratch};
 
 /// Outputs and inputs of a tile in each direction.
 const TILE: usize = 2;

@@ -1,4 +1,4 @@
-//! What the CPU kernels share: how they reach the values of Burn's Flex tensors.
+//! How the CPU kernels reach the values of Burn's Flex tensors.
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Device, Element, Tensor, TensorData};

@@ -2,6 +2,9 @@
 
 use std::sync::LazyLock;
 
+#[cfg(target_arch = "x86_64")]
+use super::tile_registers::{self, TileRegisters};
+
 /// Sets of instructions, each with all of those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -67,7 +70,7 @@ impl Isa {
         match (avx2, avx512) {
             (false, _) => Self::Portable,
             (true, false) => Self::Avx2,
-            (true, true) if tiles_granted() => Self::Amx,
+            (true, true) if tile_registers::granted() => Self::Amx,
             (true, true) => Self::Avx512,
         }
     }
@@ -76,45 +79,6 @@ impl Isa {
     fn detect() -> Self {
         Self::Portable
     }
-}
-
-/// Asks Linux for the tile registers, which a process has to do once before it uses them
-/// (`ARCH_REQ_XCOMP_PERM` of arch_prctl(2)).
-#[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
-fn tiles_granted() -> bool {
-    const AMX_BF16: u32 = 1 << 22;
-    const AMX_TILE: u32 = 1 << 24;
-    const LEAF: u32 = 7;
-    if std::arch::x86_64::__cpuid(0).eax < LEAF {
-        return false;
-    }
-    let found = std::arch::x86_64::__cpuid_count(LEAF, 0).edx;
-    if found & (AMX_BF16 | AMX_TILE) != AMX_BF16 | AMX_TILE {
-        return false;
-    }
-    const ARCH_PRCTL: i64 = 158;
-    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
-    const XFEATURE_XTILEDATA: i64 = 18;
-    let mut result = ARCH_PRCTL;
-    // SAFETY: the call changes nothing but what this process may use; where the kernel does not know
-    // it, it returns an error. The kernel overwrites rcx and r11.
-    unsafe {
-        std::arch::asm!(
-            "syscall",
-            inout("rax") result,
-            in("rdi") ARCH_REQ_XCOMP_PERM,
-            in("rsi") XFEATURE_XTILEDATA,
-            out("rcx") _,
-            out("r11") _,
-            options(nostack),
-        );
-    }
-    result == 0
-}
-
-#[cfg(all(target_arch = "x86_64", not(all(target_os = "linux", not(miri)))))]
-fn tiles_granted() -> bool {
-    false
 }
 
 /// What [`compiled`] runs. `run` is to be `#[inline(always)]`, so that it is compiled with the
@@ -152,7 +116,7 @@ pub unsafe fn compiled(isa: Isa, work: impl Work) {
                 Isa::Avx2 => avx2(work),
                 Isa::Avx512 => avx512(work),
                 Isa::Amx => {
-                    let _tiles = super::micro::Tiles::configure();
+                    let _tiles = TileRegisters::configure();
                     avx512(work);
                 }
             }
@@ -164,4 +128,24 @@ pub unsafe fn compiled(isa: Isa, work: impl Work) {
         // SAFETY: the caller's promises are the same.
         unsafe { work.run() }
     }
+}
+
+/// Runs `body`, compiled for `isa`, which the processor has. Nothing in it takes tiles. An
+/// `#[inline(always)]` before the closure makes sure that it is compiled with its caller's instructions.
+#[inline(always)]
+pub fn dispatch<R>(isa: Isa, body: impl FnOnce() -> R) -> R {
+    struct Call<'a, F, R>(F, &'a mut Option<R>);
+
+    impl<R, F: FnOnce() -> R> Work for Call<'_, F, R> {
+        #[inline(always)]
+        unsafe fn run(self) {
+            *self.1 = Some((self.0)());
+        }
+    }
+
+    let isa = isa.min(Isa::Avx512);
+    let mut result = None;
+    // SAFETY: instruction sets are chosen by what the processor has; the body is safe.
+    unsafe { compiled(isa, Call(body, &mut result)) };
+    result.expect("the body ran")
 }

@@ -1,0 +1,104 @@
+//! What follows the sums of a convolution on the CPU.
+
+use crate::cpu::element::Element;
+use crate::cpu::isa::Isa;
+
+/// What follows the sums before they are rounded: `act(sums + bias + skip)`.
+#[derive(Clone, Copy)]
+pub struct Tail<'a, E> {
+    /// One value per output channel.
+    pub bias: Option<&'a [f32]>,
+    /// A map of the output's shape.
+    pub skip: Option<&'a [E]>,
+    /// Whether negative values become 0. NaN stays.
+    pub relu: bool,
+}
+
+impl<E> Tail<'_, E> {
+    /// Nothing follows.
+    pub fn none() -> Self {
+        Self {
+            bias: None,
+            skip: None,
+            relu: false,
+        }
+    }
+}
+
+impl<E: Element> Tail<'_, E> {
+    /// Finishes neighbouring pixels of one output channel, the first of which is value `at` of the
+    /// output, and rounds them into `target`, which is as long. `values` may change. The processor
+    /// has `isa`.
+    #[inline(always)]
+    pub fn store(&self, isa: Isa, channel: usize, at: usize, values: &mut [f32], target: &mut [E]) {
+        assert_eq!(values.len(), target.len());
+        #[cfg(target_arch = "x86_64")]
+        if isa >= Isa::Avx512 {
+            // SAFETY: the caller promises the instructions.
+            unsafe { self.store_avx512(channel, at, values, target) };
+            return;
+        }
+        self.apply(isa, channel, at, values);
+        E::narrow_run(isa, values, target);
+    }
+
+    /// As [`Self::store`], in one pass.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn store_avx512(&self, channel: usize, at: usize, values: &[f32], target: &mut [E]) {
+        use std::arch::x86_64::{
+            _CMP_LT_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_mask_mov_ps,
+            _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+        };
+        const LANES: usize = 16;
+        let skip = self.skip.map(|skip| &skip[at..at + values.len()]);
+        for first in (0..values.len()).step_by(LANES) {
+            let mask = u16::MAX >> (LANES - LANES.min(values.len() - first));
+            // SAFETY: the mask keeps to the slices, which are as long as each other; the caller
+            // promises the instructions.
+            unsafe {
+                let mut sums = _mm512_maskz_loadu_ps(mask, values.as_ptr().add(first));
+                if let Some(bias) = self.bias {
+                    sums = _mm512_add_ps(sums, _mm512_set1_ps(bias[channel]));
+                }
+                if let Some(skip) = skip {
+                    sums = _mm512_add_ps(sums, E::load_lanes(skip.as_ptr().add(first), mask));
+                }
+                if self.relu {
+                    let zero = _mm512_setzero_ps();
+                    let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sums, zero);
+                    sums = _mm512_mask_mov_ps(sums, negative, zero);
+                }
+                E::store_lanes(sums, mask, target.as_mut_ptr().add(first));
+            }
+        }
+    }
+
+    /// As [`Self::store`], but does not round.
+    #[inline(always)]
+    pub fn apply(&self, isa: Isa, channel: usize, at: usize, values: &mut [f32]) {
+        if let Some(bias) = self.bias {
+            let bias = bias[channel];
+            values.iter_mut().for_each(|value| *value += bias);
+        }
+        if let Some(skip) = self.skip {
+            const LENGTH: usize = 16;
+            let skip = &skip[at..at + values.len()];
+            for (values, skip) in values.chunks_mut(LENGTH).zip(skip.chunks(LENGTH)) {
+                let mut wide = [0f32; LENGTH];
+                E::widen_run(isa, skip, &mut wide[..skip.len()]);
+                for (value, skip) in values.iter_mut().zip(&wide) {
+                    *value += skip;
+                }
+            }
+        }
+        if self.relu {
+            for value in values {
+                *value = if *value < 0.0 { 0.0 } else { *value };
+            }
+        }
+    }
+}

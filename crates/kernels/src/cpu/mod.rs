@@ -1,0 +1,8 @@
+//! What the CPU kernels share.
+
+pub mod element;
+pub mod isa;
+pub mod scratch;
+pub mod tensor;
+#[cfg(target_arch = "x86_64")]
+mod tile_registers;
