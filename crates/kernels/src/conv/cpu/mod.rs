@@ -1,22 +1,19 @@
 //! Convolution on the CPU: products of small blocks, read straight from `[n, c, h, w]` maps.
 //!
 //! No column buffer is made. Forward and input gradient gather a strip of pixels, tap by tap, into a
-//! buffer that fits a core's cache ([`taps`]); taps that lie in the padding of a whole strip are
-//! skipped. The weight gradient takes pixels as the inner dimension ([`weights`]). Depthwise
+//! buffer that fits a core's cache ([`direct`]); taps that lie in the padding of a whole strip are
+//! skipped. The weight gradient takes pixels as the inner dimension. Depthwise
 //! convolutions move along rows ([`depthwise`]). 3x3 kernels take fewer products where that pays
 //! ([`winograd`]). All sums are f32, whatever the maps hold. The code is
 //! generic over how blocks are multiplied ([`micro::Core`]) and compiled for each instruction set
 //! ([`isa`](crate::cpu::isa)); processors with tiles multiply bf16 without widening it.
 
 mod depthwise;
+mod direct;
 mod geometry;
 mod micro;
 mod tail;
-mod taps;
-#[cfg(target_arch = "x86_64")]
-mod tiles;
 mod weight;
-mod weights;
 mod winograd;
 
 pub use geometry::Geometry;
@@ -136,14 +133,14 @@ fn forward_with<E: Element, W: Element>(
     let kernels = winograd::Kernels::forward(&geometry, weight);
     // SAFETY: the target has room for the output.
     unsafe {
-        match filter::<E>(isa, &geometry, exactness) {
-            Filter::Direct => {
-                with_core!(isa, E, C => taps::forward::<C, E, W>(&geometry, x, weight, tail, target))
+        match algorithm::<E>(isa, &geometry, exactness) {
+            Algorithm::Direct => {
+                with_core!(isa, E, C => direct::forward::<C, E, W>(&geometry, x, weight, tail, target))
             }
-            Filter::Tiles2 => {
+            Algorithm::Winograd2 => {
                 with_wide_core!(isa, C => winograd::forward::<C, E, W, 2, 4>(&geometry, x, kernels, tail, target))
             }
-            Filter::Tiles4 => {
+            Algorithm::Winograd4 => {
                 with_wide_core!(isa, C => winograd::forward::<C, E, W, 4, 6>(&geometry, x, kernels, tail, target))
             }
         }
@@ -155,29 +152,29 @@ fn forward_with<E: Element, W: Element>(
 
 /// How the products of a convolution of maps are made.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Filter {
+enum Algorithm {
     /// One for each tap.
     Direct,
     /// F(2x2, 3x3).
-    Tiles2,
+    Winograd2,
     /// F(4x4, 3x3).
-    Tiles4,
+    Winograd4,
 }
 
-fn filter<E: Element>(isa: Isa, geometry: &Geometry, exactness: Exactness) -> Filter {
-    if multiplies_tiles::<E>(isa) {
-        Filter::Direct
+fn algorithm<E: Element>(isa: Isa, geometry: &Geometry, exactness: Exactness) -> Algorithm {
+    if has_amx_for::<E>(isa) {
+        Algorithm::Direct
     } else if exactness == Exactness::Output && winograd::pays::<4>(geometry) {
-        Filter::Tiles4
+        Algorithm::Winograd4
     } else if winograd::pays::<2>(geometry) {
-        Filter::Tiles2
+        Algorithm::Winograd2
     } else {
-        Filter::Direct
+        Algorithm::Direct
     }
 }
 
 /// Tiles of bf16 are faster than any way to save products of f32.
-fn multiplies_tiles<E: Element>(isa: Isa) -> bool {
+fn has_amx_for<E: Element>(isa: Isa) -> bool {
     isa == Isa::Amx && std::any::TypeId::of::<E>() == std::any::TypeId::of::<half::bf16>()
 }
 
@@ -218,13 +215,13 @@ fn input_gradient_with<E: Element, W: Element>(
     unsafe {
         match winograd::Kernels::input_gradient(&geometry, weight) {
             Some((turned, kernels))
-                if filter::<E>(isa, &turned, Exactness::Summed) == Filter::Tiles2 =>
+                if algorithm::<E>(isa, &turned, Exactness::Summed) == Algorithm::Winograd2 =>
             {
                 let tail = Tail::none();
                 with_wide_core!(isa, C => winograd::forward::<C, E, W, 2, 4>(&turned, gradient, kernels, tail, target));
             }
             _ => {
-                with_core!(isa, E, C => taps::input_gradient::<C, E, W>(&geometry, weight, gradient, target));
+                with_core!(isa, E, C => direct::input_gradient::<C, E, W>(&geometry, weight, gradient, target));
             }
         }
         result.set_len(length);
@@ -256,15 +253,15 @@ fn weight_gradient_with<E: Element, W: Element>(
     } else {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx if multiplies_tiles::<E>(isa) => {
+            Isa::Amx if has_amx_for::<E>(isa) => {
                 // SAFETY: the processor has tiles.
-                unsafe { tiles::weight_gradient(&geometry, x, gradient, &mut result) }
+                unsafe { direct::weight_gradient_amx(&geometry, x, gradient, &mut result) }
             }
-            _ if filter::<E>(isa, &geometry, Exactness::Summed) == Filter::Tiles2 => {
+            _ if algorithm::<E>(isa, &geometry, Exactness::Summed) == Algorithm::Winograd2 => {
                 with_weight_core!(isa, C => winograd::weight_gradient::<C, E, W>(&geometry, x, gradient, &mut result))
             }
             _ => {
-                with_weight_core!(isa, C => weights::weight_gradient::<C, E, W>(&geometry, x, gradient, &mut result))
+                with_weight_core!(isa, C => direct::weight_gradient::<C, E, W>(&geometry, x, gradient, &mut result))
             }
         }
     }

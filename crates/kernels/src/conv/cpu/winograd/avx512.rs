@@ -7,7 +7,7 @@ use std::arch::x86_64::{
 };
 
 use super::super::micro::LANES;
-use super::Lanes;
+use super::scheme::Lanes;
 use crate::cpu::element::Element;
 
 /// The largest distance between lanes.

@@ -4,8 +4,8 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::geometry::{Geometry, inside};
-use super::micro::{Core, Walk, interleave};
+use super::super::geometry::{Geometry, inside};
+use super::super::micro::{Core, Walk, interleave};
 use crate::cpu::element::{Element, convert};
 use crate::cpu::isa::{Isa, Work, compiled};
 use crate::cpu::scratch::{Aligned, Shared, with_scratch};
@@ -22,13 +22,13 @@ fn left_length<C: Core>() -> usize {
 
 /// A rectangle of the output of one image.
 #[derive(Clone, Copy)]
-pub struct Band {
+pub struct Rectangle {
     pub image: usize,
     pub rows: [usize; 2],
     pub columns: [usize; 2],
 }
 
-impl Band {
+impl Rectangle {
     /// Height and width.
     pub fn size(&self) -> [usize; 2] {
         [
@@ -127,7 +127,7 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element, W: Element>(
 }
 
 /// Rectangles of the output of at most `pixels` pixels, where rows take whole steps; a long row is cut.
-pub fn bands(geometry: &Geometry, pixels: usize, step: usize) -> Vec<Band> {
+pub fn bands(geometry: &Geometry, pixels: usize, step: usize) -> Vec<Rectangle> {
     let [height, width] = geometry.output;
     let columns = width.min(pixels);
     let rows = (pixels / columns.next_multiple_of(step)).max(1);
@@ -135,7 +135,7 @@ pub fn bands(geometry: &Geometry, pixels: usize, step: usize) -> Vec<Band> {
     for image in 0..geometry.batch {
         for y in (0..height).step_by(rows) {
             for x in (0..width).step_by(columns) {
-                bands.push(Band {
+                bands.push(Rectangle {
                     image,
                     rows: [y, height.min(y + rows)],
                     columns: [x, width.min(x + columns)],
@@ -210,7 +210,7 @@ impl<E: Element> Work for Interleave<'_, E> {
 /// The taps of one row of the kernel for one panel of input channels, in one band.
 struct Part<'a, E, C> {
     geometry: &'a Geometry,
-    band: Band,
+    band: Rectangle,
     tap_row: usize,
     source: Planes<'a, E>,
     left: &'a [f32],

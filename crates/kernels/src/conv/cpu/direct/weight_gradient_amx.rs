@@ -1,11 +1,11 @@
-//! Weight gradient of bf16 maps with tiles: as in [`weights`](super::weights), but the input's rows
-//! are multiplied where they lie, and pairs of the gradient's pixels are packed side by side.
+//! Weight gradient of bf16 maps with tiles: as in [`weight_gradient`](mod@super::weight_gradient), but the
+//! input's rows are multiplied where they lie, and pairs of the gradient's pixels are packed side by side.
 
 use rayon::prelude::*;
 
-use super::geometry::{Geometry, inside};
-use super::micro::{Amx, Core, Walk, interleave, multiply_rows};
-use super::weights::{Band, bands};
+use super::super::geometry::{Geometry, inside};
+use super::super::micro::{Amx, Core, Walk, interleave, multiply_rows};
+use super::weight_gradient::{Rectangle, bands};
 use crate::cpu::element::{Element, convert};
 use crate::cpu::isa::{Isa, Work, compiled};
 use crate::cpu::scratch::{Aligned, Shared, with_scratch};
@@ -121,7 +121,7 @@ pub unsafe fn weight_gradient<E: Element, W: Element>(
 
 /// Packs a panel of the gradient; pixels that fill the last step, and channels past the last, are zero.
 struct Pairs<'a, E> {
-    band: Band,
+    band: Rectangle,
     size: [usize; 2],
     gradient: &'a [E],
     first: usize,
@@ -165,7 +165,7 @@ impl<E: Element> Work for Pairs<'_, E> {
 /// The taps of one row of the kernel for one panel of input channels, in one band.
 struct Part<'a, E> {
     geometry: &'a Geometry,
-    band: Band,
+    band: Rectangle,
     tap_row: usize,
     x: &'a [E],
     first: usize,
@@ -179,7 +179,7 @@ struct Part<'a, E> {
 }
 
 /// How a panel of the input is copied: `[copy][channel][row][column]`.
-struct Layout {
+struct Copies {
     /// Rows of the output whose input exists.
     rows: std::ops::Range<usize>,
     /// Whether each tap has a copy of its own: pixels of a stride are not neighbours.
@@ -190,14 +190,14 @@ struct Layout {
     channel: usize,
 }
 
-impl Layout {
+impl Copies {
     fn length(&self) -> usize {
         self.copies * CHANNELS * self.channel
     }
 }
 
 impl<E: Element> Part<'_, E> {
-    fn layout(&self) -> Option<Layout> {
+    fn layout(&self) -> Option<Copies> {
         let geometry = self.geometry;
         let offset = geometry.offset(0, self.tap_row);
         let step = geometry.options.stride;
@@ -217,7 +217,7 @@ impl<E: Element> Part<'_, E> {
         // than one: rows of packed tiles are that far apart.
         const LINE: usize = 32;
         let lines = (rows.len() * row).div_ceil(LINE).max(2);
-        Some(Layout {
+        Some(Copies {
             rows,
             copies,
             row,
@@ -228,7 +228,7 @@ impl<E: Element> Part<'_, E> {
     /// Copies the panel's rows, shifted so that column 0 is the first tap's for the band's first
     /// column; what lies outside the map is zero.
     #[inline(always)]
-    fn copy(&self, layout: &Layout, left: &mut [u16]) {
+    fn copy(&self, layout: &Copies, left: &mut [u16]) {
         let geometry = self.geometry;
         let [step_y, step_x] = geometry.options.stride;
         let plane = geometry.input[0] * geometry.input[1];
@@ -273,7 +273,7 @@ impl<E: Element> Part<'_, E> {
 
 struct PartWork<'a, E> {
     part: &'a Part<'a, E>,
-    layout: &'a Layout,
+    layout: &'a Copies,
     left: &'a mut [u16],
 }
 

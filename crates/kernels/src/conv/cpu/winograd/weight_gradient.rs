@@ -10,7 +10,9 @@ use rayon::prelude::*;
 
 use super::super::geometry::Geometry;
 use super::super::micro::{Core, LANES, interleave};
-use super::{APART, Lanes, Minimal, Multiply, Scheme, both_axes, starts};
+use super::multiply::Multiply;
+use super::plan::{APART, starts};
+use super::scheme::{Lanes, Minimal, Scheme, both_axes};
 use crate::cpu::element::{Element, convert};
 use crate::cpu::isa::{Work, compiled};
 use crate::cpu::scratch::{Room, Shared, with_scratch};
@@ -28,7 +30,7 @@ const ROWS: usize = 96 << 10;
 
 /// Neighbouring rows of tiles of one interleaved map.
 #[derive(Clone, Copy)]
-struct Band {
+struct TileRows {
     image: usize,
     /// The first output row, and how many rows of tiles there are.
     y: usize,
@@ -136,17 +138,17 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element, W: Element>(
     }
 }
 
-fn tiles_of(block: &[Band], columns: &[usize]) -> usize {
+fn tiles_of(block: &[TileRows], columns: &[usize]) -> usize {
     block.iter().map(|band| band.rows).sum::<usize>() * columns.len()
 }
 
 /// All rows of tiles, in bands whose interleaved rows fit a cache, in blocks of about [`TILES`] tiles.
-fn blocks(geometry: &Geometry, columns: &[usize], lanes: usize) -> Vec<Vec<Band>> {
+fn blocks(geometry: &Geometry, columns: &[usize], lanes: usize) -> Vec<Vec<TileRows>> {
     let dilation = geometry.options.dilation[0];
     let width = geometry.output[1] + (WINDOW - 1) * geometry.options.dilation[1];
     let most = (ROWS / (width * lanes)).saturating_sub(WINDOW - TILE) / TILE;
     let most = most.min(TILES / columns.len()).max(1);
-    let mut blocks = vec![Vec::<Band>::new()];
+    let mut blocks = vec![Vec::<TileRows>::new()];
     let mut tiles = 0;
     for image in 0..geometry.batch {
         for residue in 0..dilation.min(geometry.output[0]) {
@@ -156,7 +158,7 @@ fn blocks(geometry: &Geometry, columns: &[usize], lanes: usize) -> Vec<Vec<Band>
             let cuts = all.div_ceil(most);
             for cut in 0..cuts {
                 let [first, last] = [cut, cut + 1].map(|cut| all * cut / cuts);
-                let band = Band {
+                let band = TileRows {
                     image,
                     y: residue + first * TILE * dilation,
                     rows: last - first,
@@ -227,10 +229,10 @@ impl<C: Core<Value = f32>, E: Element, const FROM: usize> Side<'_, C, E, FROM> {
     /// # Safety
     /// The target has room for `depth` tiles of every panel. The processor has the core's
     /// instructions.
-    unsafe fn transform(&self, block: &[Band], columns: &[usize], depth: usize) {
+    unsafe fn transform(&self, block: &[TileRows], columns: &[usize], depth: usize) {
         const { assert!(FROM == TILE || FROM == WINDOW) };
         let mut first = 0;
-        let bands: Vec<(Band, usize)> = block
+        let bands: Vec<(TileRows, usize)> = block
             .iter()
             .map(|&band| {
                 let at = first;
@@ -272,7 +274,7 @@ impl<C: Core<Value = f32>, E: Element, const FROM: usize> Side<'_, C, E, FROM> {
 /// A panel of channels in a band.
 struct Panel<'a, C, E, const FROM: usize> {
     side: &'a Side<'a, C, E, FROM>,
-    band: Band,
+    band: TileRows,
     columns: &'a [usize],
     panel: usize,
     /// Of the first tile, in the target.

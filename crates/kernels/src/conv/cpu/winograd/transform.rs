@@ -1,8 +1,4 @@
-//! Forward pass and input gradient.
-//!
-//! A block of tiles is transformed into `[point][panel of NR tiles][channel][NR]`, the products of each
-//! point are a task of their own, and the sums are transformed back: kernels are read once for a whole
-//! block, however many threads there are.
+//! Kernels and inputs to points, and sums of points to outputs.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -12,311 +8,26 @@ use rayon::prelude::*;
 use super::super::geometry::Geometry;
 use super::super::micro::{Core, LANES};
 use super::super::tail::Tail;
-use super::super::weight::{Weight, rounded};
+use super::super::weight::rounded;
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
-use super::{
-    APART, Lanes, Minimal, Multiply, Scheme, Tile, both_axes, direct_products, tiles, tiles_along,
-};
+use super::plan::{Kernels, Layout, Run, Tile};
+use super::scheme::{Lanes, Minimal, Scheme, both_axes};
 use crate::cpu::element::Element;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::isa::Isa;
 use crate::cpu::isa::{Work, compiled};
-use crate::cpu::scratch::{Room, Shared, prefetch, with_scratch};
+use crate::cpu::scratch::{Shared, prefetch};
 
-/// Input channels that are summed in one go: longer than in direct sums, because sums are held for
-/// all points at once and go through memory.
-const DEPTH: usize = 512;
-/// Values of the transformed inputs and of the sums of a block, which a third-level cache holds. Where
-/// channels are cut, so many times as many: kernels are transformed anew for every block and cut.
-const HELD: usize = 2 << 20;
-/// Values of kernels that share a panel of inputs in the cache.
-const CHUNK: usize = 96 << 10;
 /// Kernels of an output channel that are read in one go.
 const FETCHED: usize = 16;
 /// Channels that are fetched ahead of those that are transformed.
 const AHEAD: usize = 2;
-/// The most columns of a window.
-#[cfg(target_arch = "x86_64")]
-const MOST: usize = 6;
 /// The largest dilation of which a row is first copied whole.
 const DENSE: usize = 4;
 
-/// What the transforms of 32 channels cost, in products: measured roughly.
-const OVERHEAD: usize = 6;
-
-/// Whether F(TILE x TILE, 3x3) is faster than sums.
-pub fn pays<const TILE: usize>(geometry: &Geometry) -> bool {
-    let options = geometry.options;
-    let fits = geometry.kernel == [3, 3] && options.stride == [1, 1] && options.groups == 1;
-    if !fits || geometry.c_in < 32 || geometry.c_out < 32 {
-        return false;
-    }
-    let points = (TILE + 2) * (TILE + 2);
-    let transformed = tiles_along(geometry, 0, TILE) * tiles_along(geometry, 1, TILE) * points;
-    // A transform costs the same for few channels as for many.
-    let least = geometry.c_in.min(geometry.c_out);
-    transformed + transformed * 32 * OVERHEAD / least < direct_products(geometry)
-}
-
-/// The kernels of a convolution, as one of stride 1 sees them.
-#[derive(Clone, Copy)]
-pub struct Kernels<'a, W> {
-    weight: Weight<'a, W>,
-    /// Values from one output channel, and from one input channel, to the next.
-    strides: [usize; 2],
-    /// Whether taps are counted from the last.
-    turned: bool,
-}
-
-impl<'a, W> Kernels<'a, W> {
-    /// Of the forward pass.
-    pub fn forward(geometry: &Geometry, weight: Weight<'a, W>) -> Self {
-        Self {
-            weight,
-            strides: [geometry.c_in * 9, 9],
-            turned: false,
-        }
-    }
-
-    /// Of the convolution that makes the input's gradient from the output's, and that convolution.
-    /// None where it would have to crop.
-    pub fn input_gradient(geometry: &Geometry, weight: &'a [W]) -> Option<(Geometry, Self)> {
-        let mut options = geometry.options;
-        for (padding, dilation) in options.padding.iter_mut().zip(options.dilation) {
-            *padding = (2 * dilation).checked_sub(*padding)?;
-        }
-        let kernels = Self {
-            weight: Weight::plain(weight),
-            strides: [9, geometry.c_in * 9],
-            turned: true,
-        };
-        let geometry = Geometry {
-            c_in: geometry.c_out,
-            c_out: geometry.c_in,
-            input: geometry.output,
-            output: geometry.input,
-            options,
-            ..*geometry
-        };
-        Some((geometry, kernels))
-    }
-}
-
-/// How the buffers of a block are laid out.
-#[derive(Clone, Copy)]
-struct Layout {
-    /// Panels of tiles.
-    panels: usize,
-    /// Panels of output channels.
-    rows: usize,
-    /// Values from one point to the next.
-    inputs: usize,
-    kernels: usize,
-    sums: usize,
-}
-
-impl Layout {
-    fn new<C: Core>(panels: usize, c_out: usize, depth: usize) -> Self {
-        let rows = c_out.div_ceil(C::MR);
-        Self {
-            panels,
-            rows,
-            inputs: panels * depth * C::NR + APART,
-            kernels: rows * depth * C::MR + APART,
-            sums: rows * panels * C::BLOCK + APART,
-        }
-    }
-}
-
-/// Writes every output.
-///
-/// # Safety
-/// `output` has room for the output; the processor has the core's instructions.
-pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
-    geometry: &Geometry,
-    x: &[E],
-    kernels: Kernels<'_, W>,
-    tail: Tail<'_, E>,
-    output: Shared<E>,
-) where
-    C: Core<Value = f32>,
-    E: Element,
-    W: Element,
-    Minimal: Scheme<TILE, WINDOW>,
-{
-    const { assert!(C::MR <= LANES && C::NR.is_multiple_of(LANES)) };
-    let points = WINDOW * WINDOW;
-    let all = tiles(geometry, TILE);
-    let cuts = geometry.c_in.div_ceil(DEPTH);
-    let depth = geometry.c_in.div_ceil(cuts);
-    // Blocks of equal size.
-    let most = cuts * HELD / (points * C::NR * (depth + geometry.c_out));
-    let panels = all.len().div_ceil(C::NR);
-    let blocks = panels.div_ceil(most.max(1));
-    let panels = panels.div_ceil(blocks);
-    let layout = Layout::new::<C>(panels, geometry.c_out, depth);
-    let mut inputs = Room::new(points * layout.inputs);
-    let mut sums = Room::new(points * layout.sums);
-    let mut packed = Room::new(points * layout.kernels);
-    let [inputs, sums, packed] = [&mut inputs, &mut sums, &mut packed].map(Room::values);
-    let threads = rayon::current_num_threads();
-    #[cfg(target_arch = "x86_64")]
-    let scatter = avx512::Scatter::new(
-        TILE,
-        geometry.options.dilation[1].min(avx512::FARTHEST / TILE),
-    );
-    for block in all.chunks(panels * C::NR) {
-        let mut groups: Vec<Vec<Run>> = block
-            .chunks(LANES)
-            .map(|tiles| {
-                runs(
-                    geometry,
-                    tiles,
-                    TILE,
-                    #[cfg(target_arch = "x86_64")]
-                    &scatter,
-                )
-            })
-            .collect();
-        // The lanes of a panel that hold no tile are multiplied, too, and dropped.
-        let panels_used = block.len().div_ceil(C::NR);
-        groups.resize(panels_used * C::NR / LANES, Vec::new());
-        for cut in 0..cuts {
-            let channels = geometry.c_in * cut / cuts..geometry.c_in * (cut + 1) / cuts;
-            if cuts > 1 || block.as_ptr() == all.as_ptr() {
-                transform_kernels::<C, E, W, TILE, WINDOW>(
-                    geometry,
-                    kernels,
-                    channels.clone(),
-                    layout,
-                    packed,
-                );
-            }
-            let target = inputs;
-            let share = groups.len().div_ceil(4 * threads).max(1);
-            let line = (LANES * TILE + 2) * geometry.options.dilation[1];
-            groups
-                .par_chunks(share)
-                .enumerate()
-                .for_each(|(chunk, groups)| {
-                    let work = TransformInputs::<C, E, TILE, WINDOW> {
-                        geometry,
-                        x,
-                        channels: channels.clone(),
-                        groups,
-                        first: chunk * share,
-                        layout,
-                        target,
-                        core: PhantomData,
-                    };
-                    with_scratch([0, line], |_: &mut [f32], line| {
-                        // SAFETY: the caller promises the instructions; groups own their lanes.
-                        unsafe { compiled(C::ISA, (work, line)) };
-                    });
-                });
-            let chunk = (CHUNK / (depth * C::MR)).max(1);
-            let chunks = layout.rows.div_ceil(chunk);
-            (0..points * chunks).into_par_iter().for_each(|task| {
-                let (point, first) = (task / chunks, task % chunks * chunk);
-                let work = Multiply::<C> {
-                    left: packed.from(point * layout.kernels),
-                    right: inputs.from(point * layout.inputs),
-                    sums: sums.from(point * layout.sums),
-                    rows: first..layout.rows.min(first + chunk),
-                    panels: 0..panels_used,
-                    all_panels: layout.panels,
-                    depth: channels.len(),
-                    slice: depth,
-                    add: cut > 0,
-                    core: PhantomData,
-                };
-                // SAFETY: the caller promises the instructions; tasks own their rows of a point.
-                unsafe { compiled(C::ISA, work) };
-            });
-        }
-        let share = layout.rows.div_ceil(4 * threads);
-        (0..layout.rows.div_ceil(share))
-            .into_par_iter()
-            .for_each(|task| {
-                let work = Store::<C, E, TILE, WINDOW> {
-                    geometry,
-                    groups: &groups,
-                    rows: task * share..layout.rows.min((task + 1) * share),
-                    layout,
-                    sums,
-                    tail,
-                    output,
-                    #[cfg(target_arch = "x86_64")]
-                    scatter: &scatter,
-                    core: PhantomData,
-                };
-                // SAFETY: the caller promises the instructions and the room; tasks own their channels.
-                unsafe { compiled(C::ISA, work) };
-            });
-    }
-}
-
-/// Neighbouring tiles of one row, in lanes `first..last` of a group.
-#[derive(Clone, Copy)]
-struct Run {
-    first: usize,
-    last: usize,
-    /// Of the first tile.
-    tile: Tile,
-    /// For each column of the window, which values of a row there are; and which outputs.
-    #[cfg(target_arch = "x86_64")]
-    masks: ([avx512::Masks; MOST], avx512::Masks),
-}
-
-fn runs(
-    geometry: &Geometry,
-    tiles: &[Tile],
-    tile_size: usize,
-    #[cfg(target_arch = "x86_64")] scatter: &avx512::Scatter,
-) -> Vec<Run> {
-    let step = tile_size * geometry.options.dilation[1];
-    let mut runs: Vec<Run> = Vec::with_capacity(2);
-    for (lane, &tile) in tiles.iter().enumerate() {
-        match runs.last_mut() {
-            Some(run)
-                if run.tile.image == tile.image
-                    && run.tile.y == tile.y
-                    && run.tile.x + (run.last - run.first) * step == tile.x =>
-            {
-                run.last += 1;
-            }
-            _ => runs.push(Run {
-                first: lane,
-                last: lane + 1,
-                tile,
-                #[cfg(target_arch = "x86_64")]
-                masks: Default::default(),
-            }),
-        }
-    }
-    #[cfg(target_arch = "x86_64")]
-    if avx512::handles(step) {
-        for run in &mut runs {
-            let first = run.tile.x as isize - geometry.options.padding[1] as isize;
-            for (j, masks) in run.masks.0.iter_mut().enumerate() {
-                let offset = first + (j * geometry.options.dilation[1]) as isize;
-                *masks = avx512::masks(step, |lane| {
-                    let x = offset + (lane as isize - run.first as isize) * step as isize;
-                    (run.first..run.last).contains(&lane)
-                        && x >= 0
-                        && x < geometry.input[1] as isize
-                });
-            }
-            let count = geometry.output[1] - run.tile.x;
-            run.masks.1 = scatter.masks(step, run.first, run.last, count);
-        }
-    }
-    runs
-}
-
 /// Packs the transformed kernels of `channels`: `[point][panel of MR output channels][channel][MR]`.
-fn transform_kernels<C, E, W, const TILE: usize, const WINDOW: usize>(
+pub fn transform_kernels<C, E, W, const TILE: usize, const WINDOW: usize>(
     geometry: &Geometry,
     kernels: Kernels<'_, W>,
     channels: Range<usize>,
@@ -402,16 +113,16 @@ where
 }
 
 /// Transforms the inputs of some groups of tiles.
-struct TransformInputs<'a, C, E, const TILE: usize, const WINDOW: usize> {
-    geometry: &'a Geometry,
-    x: &'a [E],
-    channels: Range<usize>,
-    groups: &'a [Vec<Run>],
+pub struct TransformInputs<'a, C, E, const TILE: usize, const WINDOW: usize> {
+    pub geometry: &'a Geometry,
+    pub x: &'a [E],
+    pub channels: Range<usize>,
+    pub groups: &'a [Vec<Run>],
     /// Of the groups, in the block.
-    first: usize,
-    layout: Layout,
-    target: Shared<f32>,
-    core: PhantomData<C>,
+    pub first: usize,
+    pub layout: Layout,
+    pub target: Shared<f32>,
+    pub core: PhantomData<C>,
 }
 
 impl<C, E, const TILE: usize, const WINDOW: usize> Work
@@ -578,18 +289,18 @@ fn every<const STEP: usize>(line: &[f32], run: &Run, lanes: &mut Lanes) {
 }
 
 /// Transforms the sums of some channels back, adds what follows them, rounds and stores.
-struct Store<'a, C, E, const TILE: usize, const WINDOW: usize> {
-    geometry: &'a Geometry,
-    groups: &'a [Vec<Run>],
+pub struct Store<'a, C, E, const TILE: usize, const WINDOW: usize> {
+    pub geometry: &'a Geometry,
+    pub groups: &'a [Vec<Run>],
     /// Panels of channels.
-    rows: Range<usize>,
-    layout: Layout,
-    sums: Shared<f32>,
-    tail: Tail<'a, E>,
-    output: Shared<E>,
+    pub rows: Range<usize>,
+    pub layout: Layout,
+    pub sums: Shared<f32>,
+    pub tail: Tail<'a, E>,
+    pub output: Shared<E>,
     #[cfg(target_arch = "x86_64")]
-    scatter: &'a avx512::Scatter,
-    core: PhantomData<C>,
+    pub scatter: &'a avx512::Scatter,
+    pub core: PhantomData<C>,
 }
 
 impl<C, E, const TILE: usize, const WINDOW: usize> Work for Store<'_, C, E, TILE, WINDOW>

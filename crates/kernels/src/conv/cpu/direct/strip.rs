@@ -1,0 +1,300 @@
+//! The pixels of one task: gathered, multiplied, finished.
+
+use std::marker::PhantomData;
+
+use super::super::micro::{Core, Walk};
+use super::super::tail::Tail;
+use super::problem::{Problem, Reached, Run, Slice};
+use crate::cpu::element::Element;
+use crate::cpu::isa::Work;
+use crate::cpu::scratch::{Shared, prefetch, prefetch_to_write};
+
+/// Values of the left operand that stay in the second-level cache beside the strip.
+const CHUNK: usize = 96 << 10;
+
+/// Channels that are fetched ahead of those that are packed: each lies in pages of its own, where the
+/// processor does not look ahead by itself.
+const AHEAD: usize = 2;
+
+/// A strip of pixels of one image and group, and the output channels of one task.
+pub struct Strip<'a, E, C: Core> {
+    pub problem: &'a Problem,
+    pub slices: &'a [Slice],
+    pub weight: &'a [C::Value],
+    pub input: &'a [E],
+    pub panels: std::ops::Range<usize>,
+    /// Panels of `MR` output channels.
+    pub rows: std::ops::Range<usize>,
+    pub tail: Tail<'a, E>,
+    pub group: usize,
+    /// Where this image's and group's part of the output starts.
+    pub start: usize,
+    pub output: Shared<E>,
+    pub core: PhantomData<C>,
+}
+
+impl<E: Element, C: Core> Work for (&Strip<'_, E, C>, &mut [C::Value], &mut [f32]) {
+    #[inline(always)]
+    unsafe fn run(self) {
+        let (strip, values, sums) = self;
+        // SAFETY: the caller's promises are the same.
+        unsafe { strip.compute(values, sums) }
+    }
+}
+
+impl<E: Element, C: Core> Strip<'_, E, C> {
+    /// Values of a panel's part of the strip.
+    fn panel_length(&self) -> usize {
+        let deepest = self.slices.iter().map(|slice| slice.depth).max();
+        deepest.unwrap_or(0) * C::NR
+    }
+
+    /// Values of the strip, and sums: of all blocks, or of one if each is done at once.
+    pub fn lengths(&self) -> [usize; 2] {
+        let blocks = if self.slices.len() > 1 {
+            self.rows.len() * self.panels.len()
+        } else {
+            1
+        };
+        [self.panel_length() * self.panels.len(), blocks * C::BLOCK]
+    }
+
+    /// # Safety
+    /// No other thread writes this strip's pixels of this task's channels, and `output` has them.
+    /// The processor has the core's instructions.
+    #[inline(always)]
+    unsafe fn compute(&self, strip: &mut [C::Value], sums: &mut [f32]) {
+        let count = self.panels.len();
+        let panel_length = self.panel_length();
+        let runs: Vec<Vec<Run>> = self
+            .panels
+            .clone()
+            .map(|panel| self.problem.runs::<C>(panel))
+            .collect();
+        let mut reached = Vec::new();
+        let mut filled = vec![false; count];
+        // Whether a panel's sums hold something.
+        let mut begun = vec![false; count];
+        let all_rows = self.problem.channels[1].div_ceil(C::MR);
+        for (index, slice) in self.slices.iter().enumerate() {
+            let last_slice = index + 1 == self.slices.len();
+            // SAFETY: the caller promises the instructions.
+            unsafe { self.gather(slice, &runs, &mut reached, strip, panel_length, &mut filled) };
+            let weight = &self.weight[all_rows * C::MR * slice.start..];
+            let walk = Walk::packed::<C>(slice.depth);
+            // The wider operand of a product stays in the first-level cache, the left one if they are
+            // alike: then neighbouring pixels of the output follow each other.
+            let chunk = if C::NR > C::MR {
+                (CHUNK / (slice.depth * C::MR)).max(1)
+            } else {
+                1
+            };
+            let mut first = self.rows.start;
+            while first < self.rows.end {
+                let last = self.rows.end.min(first + chunk);
+                for panel in 0..count {
+                    if !filled[panel] && !last_slice {
+                        continue;
+                    }
+                    let right = &strip[panel * panel_length..][..slice.depth * C::NR];
+                    for row in first..last {
+                        let left = &weight[row * C::MR * slice.depth..][..C::MR * slice.depth];
+                        let at = if self.slices.len() > 1 {
+                            (row - self.rows.start) * count + panel
+                        } else {
+                            0
+                        };
+                        let block = &mut sums[at * C::BLOCK..][..C::BLOCK];
+                        if last_slice {
+                            self.fetch_output(row, &runs[panel]);
+                        }
+                        if filled[panel] {
+                            // SAFETY: the slices hold `depth` products and a block.
+                            unsafe {
+                                C::multiply(
+                                    walk,
+                                    left.as_ptr(),
+                                    right.as_ptr(),
+                                    block.as_mut_ptr(),
+                                    begun[panel],
+                                );
+                            }
+                        } else if !begun[panel] {
+                            block.fill(0.0);
+                        }
+                        if last_slice {
+                            // SAFETY: the caller's promise.
+                            unsafe { self.store(row, &runs[panel], block) };
+                        }
+                    }
+                }
+                first = last;
+            }
+            for (begun, filled) in begun.iter_mut().zip(&filled) {
+                *begun |= filled;
+            }
+        }
+    }
+
+    /// Packs each panel's input values. A panel that only sees padding is not `filled`.
+    ///
+    /// # Safety
+    /// The processor has the core's instructions.
+    #[inline(always)]
+    unsafe fn gather(
+        &self,
+        slice: &Slice,
+        runs: &[Vec<Run>],
+        reached: &mut Vec<Reached>,
+        strip: &mut [C::Value],
+        panel_length: usize,
+        filled: &mut [bool],
+    ) {
+        let problem = self.problem;
+        let plane = problem.input[0] * problem.input[1];
+        let step = problem.step[1];
+        filled.fill(false);
+        let mut at = 0;
+        for segment in &slice.segments {
+            let depth = segment.padded::<C>();
+            reached.clear();
+            for (panel, runs) in runs.iter().enumerate() {
+                let before = reached.len();
+                problem.reach(panel, runs, problem.taps[segment.tap], reached);
+                let lanes: usize = reached[before..].iter().map(|part| part.length).sum();
+                filled[panel] |= lanes > 0;
+                if lanes < C::NR {
+                    strip[panel * panel_length + at * C::NR..][..depth * C::NR]
+                        .fill(C::Value::default());
+                }
+            }
+            // Channels outermost: each lies in pages of its own, and its pixels are neighbours.
+            for channel in (segment.first..segment.last).step_by(C::PAIR) {
+                let source = |channel: usize| {
+                    (channel < segment.last).then(|| &self.input[channel * plane..][..plane])
+                };
+                let sources = [
+                    source(channel),
+                    if C::PAIR == 2 {
+                        source(channel + 1)
+                    } else {
+                        None
+                    },
+                ];
+                let row = (at + channel - segment.first) * C::NR;
+                for part in reached.iter() {
+                    let target = part.panel * panel_length + row;
+                    if step == 1 {
+                        for half in 0..C::PAIR {
+                            prefetch(
+                                self.input,
+                                (channel + AHEAD * C::PAIR + half) * plane + part.offset,
+                                part.length,
+                            );
+                        }
+                        let sources = sources.map(|source| {
+                            source.map(|source| &source[part.offset..part.offset + part.length])
+                        });
+                        // Whole panels first: a length that is known compiles to a few moves.
+                        if part.length == C::NR {
+                            let target = &mut strip[target..target + C::NR * C::PAIR];
+                            let sources =
+                                sources.map(|source| source.map(|source| &source[..C::NR]));
+                            // SAFETY: the caller promises the instructions.
+                            unsafe { C::gather(sources, target) };
+                        } else {
+                            let target =
+                                &mut strip[target + part.lane * C::PAIR..][..part.length * C::PAIR];
+                            // SAFETY: as above.
+                            unsafe { C::gather(sources, target) };
+                        }
+                        continue;
+                    }
+                    let target = &mut strip[target..];
+                    for (half, source) in sources.iter().enumerate().take(C::PAIR) {
+                        let Some(source) = source else { continue };
+                        let source = source[part.offset..].iter().step_by(step);
+                        for (lane, source) in source.take(part.length).enumerate() {
+                            target[(part.lane + lane) * C::PAIR + half] = C::value(*source);
+                        }
+                    }
+                    if C::PAIR == 2 && sources[1].is_none() {
+                        for lane in part.lane..part.lane + part.length {
+                            target[lane * C::PAIR + 1] = C::Value::default();
+                        }
+                    }
+                }
+            }
+            at += depth;
+        }
+        if at < slice.depth {
+            for panel in 0..runs.len() {
+                strip
+                    [panel * panel_length + at * C::NR..panel * panel_length + slice.depth * C::NR]
+                    .fill(C::Value::default());
+            }
+        }
+    }
+
+    /// Fetches what [`Self::store`] reads and writes, while the last products are made: each channel
+    /// lies in pages of its own.
+    #[inline(always)]
+    fn fetch_output(&self, row: usize, runs: &[Run]) {
+        let problem = self.problem;
+        if problem.output_step[1] != 1 {
+            return;
+        }
+        let plane = problem.output[0] * problem.output[1];
+        let channels = (problem.channels[1] - row * C::MR).min(C::MR);
+        for channel in row * C::MR..row * C::MR + channels {
+            for run in runs {
+                let y = run.y * problem.output_step[0] + problem.output_base[0];
+                let x = run.x + problem.output_base[1];
+                let at = self.start + channel * plane + y * problem.output[1] + x;
+                // The last value may lie in one more line than there are lines' worth of values.
+                let last = at + run.length - 1;
+                prefetch_to_write(self.output.at(at), run.length);
+                prefetch_to_write(self.output.at(last), 1);
+                if let Some(skip) = self.tail.skip {
+                    prefetch(skip, at, run.length);
+                    prefetch(skip, last, 1);
+                }
+            }
+        }
+    }
+
+    /// Adds what follows the sums of a panel of channels, rounds and stores.
+    ///
+    /// # Safety
+    /// As [`Self::compute`].
+    #[inline(always)]
+    unsafe fn store(&self, row: usize, runs: &[Run], block: &mut [f32]) {
+        let problem = self.problem;
+        let plane = problem.output[0] * problem.output[1];
+        let m = problem.channels[1];
+        let channels = (m - row * C::MR).min(C::MR);
+        for (lane, values) in block.chunks_exact_mut(C::NR).enumerate().take(channels) {
+            let channel = row * C::MR + lane;
+            for run in runs {
+                let y = run.y * problem.output_step[0] + problem.output_base[0];
+                let x = run.x * problem.output_step[1] + problem.output_base[1];
+                let values = &mut values[run.lane..run.lane + run.length];
+                let at = self.start + channel * plane + y * problem.output[1] + x;
+                let target = self.output.at(at);
+                if problem.output_step[1] == 1 {
+                    // SAFETY: a run's pixels are neighbours inside one row of the output, and this
+                    // task's own.
+                    let target = unsafe { std::slice::from_raw_parts_mut(target, values.len()) };
+                    self.tail
+                        .store(C::ISA, self.group * m + channel, at, values, target);
+                } else {
+                    // An input gradient, which nothing follows.
+                    for (i, &value) in values.iter().enumerate() {
+                        // SAFETY: as above, with other pixels between them.
+                        unsafe { *target.add(i * problem.output_step[1]) = E::narrow(value) };
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The innermost loops: blocks of products, one way for each instruction set.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod interleave;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub use amx::{Amx, multiply_rows};
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+pub use interleave::interleave;
+pub use portable::Portable;
+
+use crate::cpu::element::Element;
+use crate::cpu::isa::Isa;
+
+/// One way to multiply blocks.
+///
+/// A block has `MR` rows (channels that result) and `NR` columns (pixels). The left operand is packed
+/// as [`left_at`](Self::left_at) says; the right one has, for each `PAIR` of products, `PAIR` values a
+/// column.
+pub trait Core: Send + Sync + 'static {
+    /// What packed operands hold.
+    type Value: bytemuck::Pod + Default + Send + Sync;
+    /// The instructions that it needs.
+    const ISA: Isa;
+    /// Rows of a block.
+    const MR: usize;
+    /// Columns of a block; a multiple of [`LANES`].
+    const NR: usize;
+    /// Values of a block.
+    const BLOCK: usize = Self::MR * Self::NR;
+    /// Products that lie side by side in a packed operand.
+    const PAIR: usize;
+    /// Products are summed in steps of this many; the rest of the last step is zero.
+    const STEP: usize;
+    /// Products that are summed before a block is stored: the right operand's `DEPTH x NR` values
+    /// stay in or near the first-level cache. A multiple of `STEP`.
+    const DEPTH: usize;
+    /// Values of right operands that fill about half of a second-level cache.
+    const STRIP: usize;
+
+    /// Where product `step` of row `lane` lies.
+    fn left_at(step: usize, lane: usize) -> usize;
+
+    /// An element as a packed value.
+    fn value<E: Element>(element: E) -> Self::Value;
+
+    /// Packs neighbouring pixels of `PAIR` channels, of which the second may be missing, side by
+    /// side. `target` has `PAIR` values per pixel.
+    ///
+    /// # Safety
+    /// The processor has [`ISA`](Self::ISA).
+    unsafe fn gather<E: Element>(channels: [Option<&[E]>; 2], target: &mut [Self::Value]);
+
+    /// Sets `block[i][j]` to `sum over steps of left[step][i] * right[step][j]`, or adds that to it:
+    /// the sum starts from zero and is added at the end, since short sums lose fewer bits than one
+    /// long one.
+    ///
+    /// # Safety
+    /// For each run and step of `walk`, `MR` values at `left` and `NR` at `right` are readable;
+    /// `BLOCK` values at `block` are readable and writable. The processor has [`ISA`](Self::ISA),
+    /// and this runs inside [`compiled`](crate::cpu::isa::compiled) for it.
+    unsafe fn multiply(
+        walk: Walk,
+        left: *const Self::Value,
+        right: *const Self::Value,
+        block: *mut f32,
+        add: bool,
+    );
+}
+
+/// Columns that transforms of f32 take at a time, and of which every [`Core::NR`] is a multiple.
+pub const LANES: usize = 16;
+
+/// Where a block's operands lie: `rows` runs of `depth` products each.
+#[derive(Clone, Copy)]
+pub struct Walk {
+    /// Runs.
+    pub rows: usize,
+    /// Products of a run; `left` moves by `MR` values a product.
+    pub depth: usize,
+    /// Values of `left` from one run to the next.
+    pub left_row: usize,
+    /// Values of `right` from one run to the next.
+    pub right_row: usize,
+    /// Values of `right` from one product to the next.
+    pub right_step: usize,
+}
+
+impl Walk {
+    /// One run of operands packed side by side.
+    pub fn packed<C: Core>(depth: usize) -> Self {
+        Self {
+            rows: 1,
+            depth,
+            left_row: 0,
+            right_row: 0,
+            right_step: C::NR,
+        }
+    }
+}
+
+/// A core whose operands are f32, packed product by product.
+pub trait Wide: Send + Sync + 'static {
+    /// As [`Core::ISA`].
+    const ISA: Isa;
+    /// As [`Core::MR`].
+    const ROWS: usize;
+    /// As [`Core::NR`].
+    const COLUMNS: usize;
+    /// As [`Core::DEPTH`].
+    const DEPTH: usize;
+    /// As [`Core::STRIP`].
+    const STRIP: usize;
+
+    /// As [`Core::multiply`].
+    ///
+    /// # Safety
+    /// As [`Core::multiply`].
+    unsafe fn multiply(walk: Walk, left: *const f32, right: *const f32, block: *mut f32, add: bool);
+}
+
+impl<C: Wide> Core for C {
+    type Value = f32;
+    const ISA: Isa = <C as Wide>::ISA;
+    const MR: usize = C::ROWS;
+    const NR: usize = C::COLUMNS;
+    const PAIR: usize = 1;
+    const STEP: usize = 1;
+    const DEPTH: usize = <C as Wide>::DEPTH;
+    const STRIP: usize = <C as Wide>::STRIP;
+
+    fn left_at(step: usize, lane: usize) -> usize {
+        step * C::ROWS + lane
+    }
+
+    #[inline(always)]
+    fn value<E: Element>(element: E) -> f32 {
+        element.widen()
+    }
+
+    #[inline(always)]
+    unsafe fn gather<E: Element>(channels: [Option<&[E]>; 2], target: &mut [f32]) {
+        match channels[0] {
+            Some(source) => E::widen_run(<C as Wide>::ISA, source, target),
+            None => target.fill(0.0),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(
+        walk: Walk,
+        left: *const f32,
+        right: *const f32,
+        block: *mut f32,
+        add: bool,
+    ) {
+        // SAFETY: the caller's promises are the same.
+        unsafe { <C as Wide>::multiply(walk, left, right, block, add) }
+    }
+}
