@@ -7,7 +7,7 @@ mod conv;
 #[cfg(feature = "flex")]
 mod cpu;
 #[cfg(feature = "cube")]
-mod cube;
+mod gpu;
 mod lists;
 mod norm;
 mod resize;

@@ -10,7 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::ops::Classes;
-use crate::cube::{element, elementwise, empty};
+use crate::gpu::launch::{element, elementwise, empty};
 use crate::resize::Bilinear;
 use crate::resize::cube::{Axis, Taps, readers, taps, weight_of};
 

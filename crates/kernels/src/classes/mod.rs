@@ -43,7 +43,7 @@ pub fn cross_entropy_terms(
     with_gradient: bool,
 ) -> Option<CrossEntropyTerms> {
     #[cfg(feature = "cube")]
-    if crate::cube::handles(&logits.device(), logits.dtype()) {
+    if crate::gpu::launch::handles(&logits.device(), logits.dtype()) {
         let ([n, c, low_h, low_w], [label_n, h, w]) = (logits.dims(), labels.dims());
         assert!(
             n == label_n && n * c * low_h * low_w * h * w > 0,
@@ -84,7 +84,7 @@ pub fn most_likely_classes(
     align_corners: bool,
 ) -> Option<Tensor<3, Int>> {
     #[cfg(feature = "cube")]
-    if crate::cube::handles(&logits.device(), logits.dtype()) {
+    if crate::gpu::launch::handles(&logits.device(), logits.dtype()) {
         let [n, c, h, w] = logits.dims();
         assert!(
             n * c * h * w * size[0] * size[1] > 0,

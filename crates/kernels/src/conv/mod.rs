@@ -6,6 +6,8 @@ mod cpu;
 mod flex;
 #[cfg(feature = "cube")]
 mod gpu;
+#[cfg(feature = "flex")]
+mod ops;
 
 use burn::tensor::{Tensor, activation::relu, module, ops::ConvOptions};
 
@@ -105,7 +107,7 @@ pub fn conv2d(
 ) -> Tensor<4> {
     #[cfg(feature = "flex")]
     if crate::cpu::tensor::handles(&x) {
-        return flex::conv2d(x, weight, bias, options);
+        return ops::conv2d(x, weight, bias, options);
     }
     #[cfg(feature = "cube")]
     if gpu::handles(&x, &weight, options) {
@@ -150,7 +152,7 @@ pub fn conv2d_act(
     #[cfg(feature = "flex")]
     if crate::cpu::tensor::handles(&x) && ![&x, &weight].iter().any(|t| t.device().is_autodiff()) {
         let relu = activation == Activation::Relu;
-        return flex::conv2d_act(x, weight, [scale, shift], skip, relu, options);
+        return ops::conv2d_act(x, weight, [scale, shift], skip, relu, options);
     }
     let c_out = weight.dims()[0];
     let scale = scale.cast(weight.dtype()).reshape([c_out, 1, 1, 1]);

@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 use super::list::Tensors;
 use super::ops::Lists;
 use crate::SgdStep;
-use crate::cube::{element, elementwise, empty};
+use crate::gpu::launch::{element, elementwise, empty};
 
 /// Units that work together.
 const UNITS: usize = 256;

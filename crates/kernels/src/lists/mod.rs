@@ -16,7 +16,7 @@ use crate::{AnyTensor, SgdStep};
 /// f32, f16 and bf16 on GPUs, without autodiff.
 pub fn handles_lists(device: &Device, dtype: DType) -> bool {
     #[cfg(feature = "cube")]
-    return crate::cube::handles(device, dtype) && !device.is_autodiff();
+    return crate::gpu::launch::handles(device, dtype) && !device.is_autodiff();
     #[cfg(not(feature = "cube"))]
     {
         let _ = (device, dtype);

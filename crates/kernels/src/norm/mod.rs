@@ -6,6 +6,8 @@ pub(crate) mod cpu;
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "cube")]
+mod gpu;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod ops;
 #[cfg(feature = "cube")]
@@ -70,7 +72,7 @@ pub fn batch_norm_train(
         return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
     }
     #[cfg(feature = "cube")]
-    if crate::cube::handles(&x.device(), x.dtype()) {
+    if crate::gpu::launch::handles(&x.device(), x.dtype()) {
         return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
     }
     compose(x, gamma, beta, epsilon, skip, activation)

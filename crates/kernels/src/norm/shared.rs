@@ -49,7 +49,7 @@ pub fn batch_norm_shared(
         x.device()
     );
     #[cfg(feature = "cube")]
-    if crate::cube::handles(&x.device(), x.dtype()) {
+    if crate::gpu::launch::handles(&x.device(), x.dtype()) {
         return super::passes::batch_norm(x, [gamma, beta], epsilon, skip, activation, parts);
     }
     compose(x, [gamma, beta], epsilon, skip, activation, parts)

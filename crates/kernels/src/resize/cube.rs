@@ -8,7 +8,8 @@ use cubecl::prelude::*;
 
 use super::Bilinear;
 use super::ops::Resizing;
-use crate::cube::{Layout, Order, element, elementwise};
+use crate::gpu::launch::{element, elementwise};
+use crate::gpu::layout::{Layout, Order};
 
 /// One direction of a [`Bilinear`], as kernels want it.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]

@@ -35,7 +35,7 @@ pub(crate) struct Bilinear {
 #[cfg_attr(not(feature = "cube"), allow(unused_variables))]
 pub fn resize_bilinear(x: &Tensor<4>, size: [usize; 2], align_corners: bool) -> Option<Tensor<4>> {
     #[cfg(feature = "cube")]
-    if crate::cube::handles(&x.device(), x.dtype()) {
+    if crate::gpu::launch::handles(&x.device(), x.dtype()) {
         let [n, c, h, w] = x.dims();
         assert!(
             n * c * h * w * size[0] * size[1] > 0,

@@ -13,24 +13,10 @@ use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::std::InputBinding;
 
 use super::super::Conv2dOptions;
+use super::problem::{Declined, Problem};
 use super::{direct, split};
-use crate::cube::{element, empty};
+use crate::gpu::launch::{element, empty};
 
-/// A forward pass or a weight gradient.
-#[derive(Clone, Debug)]
-pub struct Problem {
-    /// The map that is read, `[n, h, w, c]`.
-    pub map: CubeTensor,
-    /// The weight, `[c_out, kh, kw, c]`, or in a weight gradient the output's gradient,
-    /// `[n, h_out, w_out, c_out]`.
-    pub other: CubeTensor,
-    /// Height and width of the output, or in a weight gradient of the kernel.
-    pub size: [usize; 2],
-    pub options: Conv2dOptions,
-}
-
-/// Why a candidate cannot be launched.
-pub type Declined = String;
 type Candidate = fn(Problem) -> Result<CubeTensor, Declined>;
 
 /// The implicit matrix products that burn-cubecl tries as well; they need tensor cores, and sum in f32.

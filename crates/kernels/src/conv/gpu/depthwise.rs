@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use super::super::Conv2dOptions;
 use super::direct::sum_of_parts;
 use super::window::{Side, sides, source, vector_size};
-use crate::cube::{element, elementwise, empty};
+use crate::gpu::launch::{element, elementwise, empty};
 
 /// Units that reduce together, of which [`COLUMNS`] are beside each other in one pixel.
 const UNITS: usize = 256;

@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use super::super::Conv2dOptions;
 use super::window::{Side, sides, source, vector_size};
-use crate::cube::{element, elementwise, empty};
+use crate::gpu::launch::{element, elementwise, empty};
 
 /// Parts that the pixels of a weight gradient are split into at most.
 const SPLITS: usize = 64;

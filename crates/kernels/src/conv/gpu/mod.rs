@@ -10,6 +10,7 @@ mod depthwise;
 mod direct;
 mod ops;
 mod phases;
+mod problem;
 mod split;
 mod window;
 
@@ -25,7 +26,7 @@ use super::Conv2dOptions;
 /// Whether a convolution runs here.
 pub fn handles(x: &Tensor<4>, weight: &Tensor<4>, options: Conv2dOptions) -> bool {
     let (channels, [c_out, depth, ..]) = (x.dims()[1], weight.dims());
-    crate::cube::handles(&x.device(), x.dtype())
+    crate::gpu::launch::handles(&x.device(), x.dtype())
         && (x.dtype() != DType::F32 || is_depthwise(channels, c_out, depth, options))
 }
 

@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use super::super::Conv2dOptions;
 use super::window::{Pair, by_input, pair, vector_size};
 use super::{dense, direct};
-use crate::cube::{element, elementwise, empty};
+use crate::gpu::launch::{element, elementwise, empty};
 
 /// One of the interleaved grids, in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,10 +13,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::Conv2dOptions;
-use super::dense::{Declined, Problem};
 use super::direct::add_up;
+use super::problem::{Declined, Problem};
 use super::window::{Pair, Side, pair, sides, source, vector_size};
-use crate::cube::{element, elementwise, empty};
+use crate::gpu::launch::{element, elementwise, empty};
 
 /// Rows and columns that a matrix product gives to a group of units, as a guess.
 const TILE: usize = 128;

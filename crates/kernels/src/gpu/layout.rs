@@ -1,28 +1,11 @@
-//! What the GPU kernels share: how maps lie in memory, and how many units a kernel is started with.
-//!
-//! Kernels are written in CubeCL and compiled at run time for whichever runtime a tensor's device
-//! names (CUDA, Vulkan, Metal, ...).
+//! How maps lie in a GPU's memory: plane by plane, or pixel by pixel.
 
-use burn::backend::cubecl::dtype_to_storage_type;
-use burn::backend::{DispatchDevice, TensorMetadata};
-use burn::tensor::{DType, Device, Shape};
-use burn_cubecl::cubecl;
+use burn::backend::TensorMetadata;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw};
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::prelude::*;
 
-/// Whether kernels of this crate run on `device`, with or without autodiff, for maps of `dtype`.
-pub fn handles(device: &Device, dtype: DType) -> bool {
-    let on_cube = match device.as_dispatch() {
-        DispatchDevice::Cube(_) => true,
-        DispatchDevice::Autodiff(device) => matches!(**device, DispatchDevice::Cube(_)),
-        #[allow(unreachable_patterns, reason = "other backends may be compiled in")]
-        _ => false,
-    };
-    on_cube && matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
-}
+use super::launch::empty;
 
 /// The order of a map's values in memory. Burn's convolutions on GPUs leave theirs pixel by pixel,
 /// and reordering a map would cost as much as normalising it.
@@ -124,29 +107,4 @@ impl Layout {
             .max()
             .unwrap_or(1)
     }
-}
-
-/// A tensor with no values yet, on the device of `like`.
-pub fn empty<const D: usize>(like: &CubeTensor, shape: [usize; D], dtype: DType) -> CubeTensor {
-    let (client, device) = (like.client.clone(), like.device.clone());
-    empty_device_contiguous_dtype(client, device, Shape::new(shape), dtype)
-}
-
-/// The CubeCL type of a tensor's values.
-pub fn element(tensor: &CubeTensor) -> ElemType {
-    dtype_to_storage_type(tensor.dtype)
-}
-
-/// Units of a kernel that works on each of `count` things by itself.
-pub fn elementwise(tensor: &CubeTensor, count: usize) -> (CubeCount, CubeDim) {
-    // Kernels index with 32 bits.
-    assert!(
-        u32::try_from(count).is_ok(),
-        "a map of {count} values is too large for the GPU kernels"
-    );
-    let dim = CubeDim::new(&tensor.client, count);
-    (
-        cubecl::calculate_cube_count_elemwise(&tensor.client, count, dim),
-        dim,
-    )
 }

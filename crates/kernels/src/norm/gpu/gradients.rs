@@ -1,0 +1,357 @@
+//! Gradients: sums over parts of each channel, their combination, and those of the maps.
+
+use burn::tensor::DType;
+use burn_cubecl::cubecl;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::normalise::Affine;
+use super::plan::{Plan, UNITS, channel_of, columns, per_channel, place, width};
+use crate::Activation;
+use crate::gpu::launch::{element, elementwise, empty, optional};
+use crate::gpu::layout::{Layout, Order};
+
+/// Where a ReLU let the gradient through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mask {
+    /// There is no ReLU.
+    None,
+    /// The normalised input is computed again: nothing was added to it.
+    FromInput,
+    /// Of the output.
+    FromOutput,
+}
+
+#[cube]
+fn masked<N: Size>(
+    gradient: Vector<f32, N>,
+    decisive: Vector<f32, N>,
+    #[comptime] mask: Mask,
+) -> Vector<f32, N> {
+    if comptime!(mask == Mask::None) {
+        gradient
+    } else {
+        let zero = Vector::new(0.0);
+        select_many(decisive.less_equal(&zero), zero, gradient)
+    }
+}
+
+/// Sums of the masked gradient and of its products with `x - mean`, by part of the channel:
+/// `[splits, 2, c]`.
+#[cube(launch_unchecked)]
+fn part_sums<E: Float, N: Size>(
+    gradient: &[Vector<E, N>],
+    x: &[Vector<E, N>],
+    output: ComptimeOption<&[Vector<E, N>]>,
+    gamma: &[f32],
+    beta: &[f32],
+    statistics: &[f32],
+    parts: &mut [f32],
+    channels: usize,
+    inner: usize,
+    length: usize,
+    splits: usize,
+    #[comptime] order: Order,
+    #[comptime] mask: Mask,
+    #[define(E)] _dtype: ElemType,
+) {
+    let lanes = N::value();
+    let columns = comptime!(columns(order, lanes));
+    let width = comptime!(width(order, lanes));
+    let size = comptime!(UNITS * columns);
+    let mut sums = Shared::<[f32]>::new_slice(size);
+    let mut products = Shared::<[f32]>::new_slice(size);
+
+    let row = UNIT_POS_Y as usize;
+    let rows = CUBE_DIM_Y as usize;
+    let channel = (CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X) as usize;
+    let split = CUBE_POS_Y as usize;
+
+    let mut sum = Vector::<f32, N>::new(0.0);
+    let mut product = Vector::<f32, N>::new(0.0);
+    if channel < channels {
+        let affine = Affine::<N>::of(gamma, beta, statistics, channel, channels, order);
+        let mut k = split * rows + row;
+        while k < length {
+            let index = place(k, channel, channels, inner, order);
+            let value = Vector::<f32, N>::cast_from(x[index]);
+            #[comptime]
+            let decisive = match &output {
+                ComptimeOption::Some(output) => Vector::<f32, N>::cast_from(output[index]),
+                ComptimeOption::None => affine.apply(value),
+            };
+            let g = masked::<N>(Vector::cast_from(gradient[index]), decisive, mask);
+            sum += g;
+            product += g * (value - affine.mean);
+            k += splits * rows;
+        }
+    }
+
+    if comptime!(order == Order::Planes) {
+        let mut all = sum.extract(0usize);
+        let mut all_products = product.extract(0usize);
+        #[unroll]
+        for lane in 1..N::value() {
+            all += sum.extract(lane);
+            all_products += product.extract(lane);
+        }
+        sums[row] = all;
+        products[row] = all_products;
+    } else {
+        #[unroll]
+        for lane in 0..N::value() {
+            let at = row * width + UNIT_POS_X as usize * lanes + lane;
+            sums[at] = sum.extract(lane);
+            products[at] = product.extract(lane);
+        }
+    }
+    sync_cube();
+
+    let mut half = rows / 2;
+    while half > 0 {
+        if row < half {
+            #[unroll]
+            for lane in 0..columns {
+                let here = row * width + UNIT_POS_X as usize * columns + lane;
+                let there = here + half * width;
+                let (sum, product) = (sums[there], products[there]);
+                sums[here] += sum;
+                products[here] += product;
+            }
+        }
+        sync_cube();
+        half /= 2;
+    }
+
+    if row == 0 && channel < channels {
+        let total = channels * columns;
+        #[unroll]
+        for lane in 0..columns {
+            let here = UNIT_POS_X as usize * columns + lane;
+            let at = split * 2 * total + channel * columns + lane;
+            parts[at] = sums[here];
+            parts[at + total] = products[here];
+        }
+    }
+}
+
+/// The gradients of gamma and beta from the sums of parts. One unit a channel.
+#[cube(launch_unchecked)]
+fn combine_sums(
+    parts: &[f32],
+    statistics: &[f32],
+    dgamma: &mut [f32],
+    dbeta: &mut [f32],
+    channels: usize,
+    splits: usize,
+) {
+    let channel = ABSOLUTE_POS;
+    if channel >= channels {
+        terminate!();
+    }
+    let mut sum = 0.0f32.runtime();
+    let mut product = 0.0f32.runtime();
+    for split in 0..splits {
+        let at = split * 2 * channels + channel;
+        sum += parts[at];
+        product += parts[at + channels];
+    }
+    let inverse = statistics[2 * channels + channel];
+    let remainder = statistics[3 * channels + channel];
+    dgamma[channel] = (product - remainder * sum) * inverse;
+    dbeta[channel] = sum;
+}
+
+/// The gradient of `x`, and of the skip connection, one vector a unit:
+/// `scale * (g - sum(g) / count - normalised * sum(g * normalised) / count)`.
+#[cube(launch_unchecked)]
+fn gradients<E: Float, N: Size>(
+    gradient: &[Vector<E, N>],
+    x: &[Vector<E, N>],
+    output: ComptimeOption<&[Vector<E, N>]>,
+    gamma: &[f32],
+    beta: &[f32],
+    statistics: &[f32],
+    dgamma: &[f32],
+    dbeta: &[f32],
+    dx: &mut [Vector<E, N>],
+    dskip: ComptimeOption<&mut [Vector<E, N>]>,
+    channels: usize,
+    inner: usize,
+    length: usize,
+    share: f32,
+    #[comptime] order: Order,
+    #[comptime] mask: Mask,
+    #[define(E)] _dtype: ElemType,
+) {
+    let index = ABSOLUTE_POS;
+    if index >= length {
+        terminate!();
+    }
+    let channel = channel_of(index, channels, inner, order);
+    let lanes = N::value();
+    let total = channels * comptime!(columns(order, lanes));
+    let affine = Affine::<N>::of(gamma, beta, statistics, channel, channels, order);
+    let inverse = per_channel::<N>(statistics, 2 * total, channel, order);
+    let remainder = per_channel::<N>(statistics, 3 * total, channel, order);
+    let share = Vector::<f32, N>::new(share);
+    let product = per_channel::<N>(dgamma, 0, channel, order);
+    let sum = per_channel::<N>(dbeta, 0, channel, order);
+    let zero = Vector::<f32, N>::new(0.0);
+    let slope = zero - affine.scale * inverse * product * share;
+    let constant = zero - affine.scale * sum * share - slope * remainder;
+
+    let value = Vector::<f32, N>::cast_from(x[index]);
+    #[comptime]
+    let decisive = match &output {
+        ComptimeOption::Some(output) => Vector::<f32, N>::cast_from(output[index]),
+        ComptimeOption::None => affine.apply(value),
+    };
+    let g = masked::<N>(Vector::cast_from(gradient[index]), decisive, mask);
+    dx[index] = Vector::cast_from(affine.scale * g + (slope * (value - affine.mean) + constant));
+    #[comptime]
+    if let ComptimeOption::Some(dskip) = dskip {
+        dskip[index] = Vector::cast_from(g);
+    }
+}
+
+/// What a backward pass reads, all maps in one order.
+pub struct Backward {
+    /// How the maps lie.
+    pub layout: Layout,
+    plan: Plan,
+    x: CubeTensor,
+    gamma: CubeTensor,
+    beta: CubeTensor,
+    statistics: CubeTensor,
+    output: Option<CubeTensor>,
+    mask: Mask,
+}
+
+impl Backward {
+    /// The mask is read from `output` where there is one.
+    pub fn new(
+        x: CubeTensor,
+        [gamma, beta]: [CubeTensor; 2],
+        statistics: CubeTensor,
+        output: Option<CubeTensor>,
+        activation: Activation,
+    ) -> Self {
+        let (x, layout) = Layout::of(x);
+        let mask = match (activation, &output) {
+            (Activation::None, _) => Mask::None,
+            (Activation::Relu, None) => Mask::FromInput,
+            (Activation::Relu, Some(_)) => Mask::FromOutput,
+        };
+        Self {
+            plan: Plan::new(&layout, &x),
+            gamma: into_contiguous(gamma),
+            beta: into_contiguous(beta),
+            statistics: into_contiguous(statistics),
+            output: output.map(|output| layout.arrange(output)),
+            layout,
+            x,
+            mask,
+        }
+    }
+
+    /// The gradients of gamma and beta; `gradient` is in the order of the maps.
+    pub fn sums(&self, gradient: &CubeTensor) -> [CubeTensor; 2] {
+        let (x, plan) = (&self.x, &self.plan);
+        let [_, c, ..] = self.layout.shape;
+        let parts = empty(x, [plan.splits, 2, c], DType::F32);
+        let (count, dim) = plan.launch();
+        // SAFETY: units beyond the channels read and write nothing, others stay within `length`.
+        unsafe {
+            part_sums::launch_unchecked(
+                &x.client,
+                count,
+                dim,
+                plan.vector,
+                gradient.clone().into_buffer_arg(),
+                x.clone().into_buffer_arg(),
+                optional(self.output.clone()),
+                self.gamma.clone().into_buffer_arg(),
+                self.beta.clone().into_buffer_arg(),
+                self.statistics.clone().into_buffer_arg(),
+                parts.clone().into_buffer_arg(),
+                plan.channels,
+                plan.inner,
+                plan.length,
+                plan.splits,
+                plan.order,
+                self.mask,
+                element(x),
+            );
+        }
+        let [dgamma, dbeta] = [(); 2].map(|()| empty(x, [c], DType::F32));
+        let (count, dim) = elementwise(x, c);
+        // SAFETY: units beyond the channels stop; `parts` has all splits of all channels.
+        unsafe {
+            combine_sums::launch_unchecked(
+                &x.client,
+                count,
+                dim,
+                parts.into_buffer_arg(),
+                self.statistics.clone().into_buffer_arg(),
+                dgamma.clone().into_buffer_arg(),
+                dbeta.clone().into_buffer_arg(),
+                c,
+                plan.splits,
+            );
+        }
+        [dgamma, dbeta]
+    }
+
+    /// The gradients of the input and, with the output, of the skip connection. `sums` are over all
+    /// `count` values of a channel that the statistics are of.
+    pub fn gradients(
+        self,
+        gradient: CubeTensor,
+        [dgamma, dbeta]: [CubeTensor; 2],
+        count_of_channel: f32,
+    ) -> (CubeTensor, Option<CubeTensor>) {
+        let (layout, plan, x) = (self.layout, self.plan, self.x);
+        // The gradient's own memory, if nothing else holds it.
+        let (dx, dx_argument) = if gradient.can_mut() {
+            let argument = BufferArg::alias(0, gradient.meta.num_elements());
+            (gradient.clone(), argument)
+        } else {
+            let dx = layout.empty(&x);
+            (dx.clone(), dx.into_buffer_arg())
+        };
+        let dskip = self.output.as_ref().map(|_| layout.empty(&x));
+        let length = plan.channels * plan.length;
+        let (count, dim) = elementwise(&x, length);
+        // SAFETY: units beyond `length` stop; all maps have as many vectors. Where `dx` is the
+        // gradient's memory, each unit writes only what it alone has read.
+        unsafe {
+            gradients::launch_unchecked(
+                &x.client,
+                count,
+                dim,
+                plan.vector,
+                gradient.into_buffer_arg(),
+                x.clone().into_buffer_arg(),
+                optional(self.output),
+                self.gamma.into_buffer_arg(),
+                self.beta.into_buffer_arg(),
+                self.statistics.into_buffer_arg(),
+                into_contiguous(dgamma).into_buffer_arg(),
+                into_contiguous(dbeta).into_buffer_arg(),
+                dx_argument,
+                optional(dskip.clone()),
+                plan.channels,
+                plan.inner,
+                length,
+                1.0 / count_of_channel,
+                plan.order,
+                self.mask,
+                element(&x),
+            );
+        }
+        let dskip = dskip.map(|dskip| layout.view(dskip));
+        (layout.view(dx), dskip)
+    }
+}

@@ -1,0 +1,135 @@
+//! How channels are shared out to units, and where a channel's values lie.
+
+use burn_cubecl::cubecl;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use crate::gpu::layout::{Layout, Order};
+
+/// Units that reduce together.
+pub const UNITS: usize = 256;
+/// Of these, in a map that lies pixel by pixel, units beside each other in one pixel.
+const COLUMNS: usize = 32;
+/// Groups of units that a map is split over at most: a few times what large GPUs run at once.
+const GROUPS: usize = 1024;
+/// Vectors that a unit reads at least before a channel is split.
+const READS: usize = 8;
+
+/// Sizes of a reduction over each channel, in vectors.
+pub struct Plan {
+    pub order: Order,
+    /// Values of a vector.
+    pub vector: usize,
+    /// Channels, or in a map that lies pixel by pixel vectors of a pixel.
+    pub channels: usize,
+    /// Vectors from one channel's plane to the next; 1 in a map that lies pixel by pixel.
+    pub inner: usize,
+    /// Vectors of one channel, or of one vector of channels.
+    pub length: usize,
+    /// Parts that each channel is split into.
+    pub splits: usize,
+}
+
+impl Plan {
+    /// Of a map that lies so.
+    pub fn new(layout: &Layout, map: &CubeTensor) -> Self {
+        let [n, c, h, w] = layout.shape;
+        let vector = layout.vector_size(map);
+        let (channels, inner, length) = match layout.order {
+            Order::Planes => (c, h * w / vector, n * h * w / vector),
+            Order::Pixels => (c / vector, 1, n * h * w),
+        };
+        let (across, along) = Self::units(layout.order);
+        let groups = channels.div_ceil(across);
+        let splits = length
+            .div_ceil(along * READS)
+            .min(GROUPS.div_ceil(groups))
+            .max(1);
+        Self {
+            order: layout.order,
+            vector,
+            channels,
+            inner,
+            length,
+            splits,
+        }
+    }
+
+    /// Units across channels and along a channel.
+    const fn units(order: Order) -> (usize, usize) {
+        match order {
+            Order::Planes => (1, UNITS),
+            Order::Pixels => (COLUMNS, UNITS / COLUMNS),
+        }
+    }
+
+    /// Groups of units, and units of a group.
+    pub fn launch(&self) -> (CubeCount, CubeDim) {
+        let (across, along) = Self::units(self.order);
+        let groups = self.channels.div_ceil(across) as u32;
+        (
+            CubeCount::Static(groups, self.splits as u32, 1),
+            CubeDim::new_2d(across as u32, along as u32),
+        )
+    }
+}
+
+/// Channels that a vector of `lanes` values holds.
+pub const fn columns(order: Order, lanes: usize) -> usize {
+    match order {
+        Order::Planes => 1,
+        Order::Pixels => lanes,
+    }
+}
+
+/// Columns of the table that a group of units shares: the channels that it works on.
+pub const fn width(order: Order, lanes: usize) -> usize {
+    Plan::units(order).0 * columns(order, lanes)
+}
+
+/// Where the `k`-th vector of a channel is.
+#[cube]
+pub fn place(
+    k: usize,
+    channel: usize,
+    channels: usize,
+    inner: usize,
+    #[comptime] order: Order,
+) -> usize {
+    if comptime!(order == Order::Planes) {
+        (k / inner * channels + channel) * inner + k % inner
+    } else {
+        k * channels + channel
+    }
+}
+
+/// For each value of a vector the number of its channel from `values`, which hold one each from
+/// `start`.
+#[cube]
+pub fn per_channel<N: Size>(
+    values: &[f32],
+    start: usize,
+    channel: usize,
+    #[comptime] order: Order,
+) -> Vector<f32, N> {
+    if comptime!(order == Order::Planes) {
+        Vector::new(values[start + channel])
+    } else {
+        let mut vector = Vector::<f32, N>::empty();
+        #[unroll]
+        for lane in 0..N::value() {
+            vector.insert(lane, values[start + channel * N::value() + lane]);
+        }
+        vector
+    }
+}
+
+/// The channel, or vector of channels, that the vector at `index` belongs to.
+#[cube]
+pub fn channel_of(index: usize, channels: usize, inner: usize, #[comptime] order: Order) -> usize {
+    if comptime!(order == Order::Planes) {
+        index / inner % channels
+    } else {
+        index % channels
+    }
+}
