@@ -1,4 +1,4 @@
-//! The number formats that convolutions read and write; all arithmetic is f32.
+//! The number formats that maps are stored in; all arithmetic is f32.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
@@ -34,6 +34,15 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
         for (target, source) in target.iter_mut().zip(source) {
             *target = source.widen();
         }
+    }
+
+    /// The exact values of `source`, in `buffer`, which is no shorter, or where they are. The processor
+    /// has `isa`.
+    #[inline(always)]
+    fn widened<'a>(isa: Isa, source: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
+        let buffer = &mut buffer[..source.len()];
+        Self::widen_run(isa, source, buffer);
+        buffer
     }
 
     /// Rounds `source` into `target`, which is as long. The processor has `isa`.
@@ -93,6 +102,11 @@ impl Element for f32 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         value
+    }
+
+    #[inline(always)]
+    fn widened<'a>(_: Isa, source: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
+        source
     }
 }
 

@@ -1,74 +1,17 @@
 //! Batch normalisation on the CPU: one channel at a time, which stays in a core's cache for all
 //! passes over it. Maps are contiguous `[n, c, h * w]`.
 
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
-use pulp::Arch;
 use rayon::prelude::*;
 
+use crate::cpu::element::Element;
+use crate::cpu::isa::{Isa, dispatch};
+
 /// Values that are widened to f32 at a time, on the stack.
-pub const BLOCK: usize = 512;
+const BLOCK: usize = 512;
 /// Partial f32 sums of a block: each adds 32 values before f64 takes over.
 const LANES: usize = 16;
 /// Values that a task of the thread pool works on at least.
 const TASK: usize = 1 << 14;
-
-/// A number format that maps are stored in; all arithmetic is f32.
-pub trait Element: Copy + Default + Send + Sync + 'static {
-    /// The exact values of `source`, in `buffer` or where they are.
-    fn widen<'a>(source: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32];
-
-    /// Rounds `source` to nearest, ties to even; `target` is as long.
-    fn narrow(source: &[f32], target: &mut [Self]);
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widen<'a>(source: &'a [Self], _: &'a mut [f32; BLOCK]) -> &'a [f32] {
-        source
-    }
-
-    #[inline(always)]
-    fn narrow(source: &[f32], target: &mut [Self]) {
-        target.copy_from_slice(source);
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn widen<'a>(source: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32] {
-        let buffer = &mut buffer[..source.len()];
-        source.convert_to_f32_slice(buffer);
-        buffer
-    }
-
-    #[inline(always)]
-    fn narrow(source: &[f32], target: &mut [Self]) {
-        target.convert_from_f32_slice(source);
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn widen<'a>(source: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32] {
-        let buffer = &mut buffer[..source.len()];
-        for (target, source) in buffer.iter_mut().zip(source) {
-            *target = f32::from_bits(u32::from(source.to_bits()) << 16);
-        }
-        buffer
-    }
-
-    // Without a branch, so that the compiler can vectorise it.
-    #[inline(always)]
-    fn narrow(source: &[f32], target: &mut [Self]) {
-        for (target, source) in target.iter_mut().zip(source) {
-            let bits = source.to_bits();
-            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-            let quiet = (bits >> 16) | 0x40;
-            *target = bf16::from_bits(if source.is_nan() { quiet } else { rounded } as u16);
-        }
-    }
-}
 
 /// The sizes of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +112,7 @@ fn sums<const K: usize>(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> [f32; K
 /// Two passes, the second about the first one's mean and corrected for its error.
 #[inline(always)]
 fn statistics<'a, E: Element>(
+    isa: Isa,
     planes: impl Iterator<Item = &'a [E]> + Clone,
     count: usize,
     epsilon: f64,
@@ -177,14 +121,14 @@ fn statistics<'a, E: Element>(
     let count = count as f64;
     let mut sum = 0f64;
     for block in planes.clone().flat_map(|plane| plane.chunks(BLOCK)) {
-        let x = E::widen(block, buffer);
+        let x = E::widened(isa, block, buffer);
         let [part] = sums(x, x, |x, _| [x]);
         sum += part;
     }
     let centre = (sum / count) as f32;
     let (mut first, mut second) = (0f64, 0f64);
     for block in planes.flat_map(|plane| plane.chunks(BLOCK)) {
-        let x = E::widen(block, buffer);
+        let x = E::widened(isa, block, buffer);
         let [part, square] = sums(x, x, |x, _| [x - centre, (x - centre) * (x - centre)]);
         first += part;
         second += square;
@@ -217,24 +161,25 @@ pub fn forward<E: Element>(
     let mut output = Vec::with_capacity(x.len());
     // SAFETY: all is written before any is read.
     let room = unsafe { room(&mut output, x.len()) };
-    let arch = Arch::new();
+    let isa = Isa::best();
     let statistics = sizes
         .planes_mut(room)
         .into_par_iter()
         .enumerate()
         .with_min_len(sizes.channels_per_task())
         .map(|(channel, output)| {
-            // The closure must be inlined into the function that pulp compiles per instruction set.
-            arch.dispatch(
+            dispatch(
+                isa,
                 #[inline(always)]
                 || {
                     let planes = sizes.planes(x, channel);
-                    let statistics = statistics::<E>(planes.clone(), sizes.per_channel(), epsilon);
+                    let statistics =
+                        statistics::<E>(isa, planes.clone(), sizes.per_channel(), epsilon);
                     let (scale, shift) = statistics.affine(gamma[channel], beta[channel]);
                     let mut skips = skip.map(|skip| sizes.planes(skip, channel));
                     for (x, output) in planes.zip(output) {
                         let skip = skips.as_mut().and_then(Iterator::next);
-                        apply(x, skip, output, statistics.mean, scale, shift, relu);
+                        apply(isa, x, skip, output, statistics.mean, scale, shift, relu);
                     }
                     statistics
                 },
@@ -249,6 +194,7 @@ pub fn forward<E: Element>(
 /// One plane of the output.
 #[inline(always)]
 fn apply<E: Element>(
+    isa: Isa,
     x: &[E],
     skip: Option<&[E]>,
     output: &mut [E],
@@ -261,13 +207,13 @@ fn apply<E: Element>(
     let y_buffer = &mut [0f32; BLOCK];
     for (block, output) in output.chunks_mut(BLOCK).enumerate() {
         let range = block * BLOCK..block * BLOCK + output.len();
-        let x = E::widen(&x[range.clone()], x_buffer);
+        let x = E::widened(isa, &x[range.clone()], x_buffer);
         let y = &mut y_buffer[..output.len()];
         for (y, &x) in y.iter_mut().zip(x) {
             *y = (x - mean) * scale + shift;
         }
         if let Some(skip) = skip {
-            for (y, &skip) in y.iter_mut().zip(E::widen(&skip[range], skip_buffer)) {
+            for (y, &skip) in y.iter_mut().zip(E::widened(isa, &skip[range], skip_buffer)) {
                 *y += skip;
             }
         }
@@ -277,7 +223,7 @@ fn apply<E: Element>(
                 *y = if *y < 0.0 { 0.0 } else { *y };
             }
         }
-        E::narrow(y, output);
+        E::narrow_run(isa, y, output);
     }
 }
 
@@ -312,7 +258,7 @@ pub fn backward<E: Element>(
         }
         None => (0..sizes.channels).map(|_| None).collect(),
     };
-    let arch = Arch::new();
+    let isa = Isa::best();
     let (dgamma, dbeta) = sizes
         .planes_mut(gradient)
         .into_par_iter()
@@ -320,9 +266,10 @@ pub fn backward<E: Element>(
         .enumerate()
         .with_min_len(sizes.channels_per_task())
         .map(|(channel, (gradient, target))| {
-            arch.dispatch(
+            dispatch(
+                isa,
                 #[inline(always)]
-                || backward_channel(sizes, x, channels, mask, channel, gradient, target),
+                || backward_channel(isa, sizes, x, channels, mask, channel, gradient, target),
             )
         })
         .unzip();
@@ -344,6 +291,7 @@ unsafe fn room<E: Element>(values: &mut Vec<E>, length: usize) -> &mut [E] {
 
 #[inline(always)]
 fn backward_channel<E: Element>(
+    isa: Isa,
     sizes: Sizes,
     x: &[E],
     channels: Channels<'_>,
@@ -362,10 +310,12 @@ fn backward_channel<E: Element>(
     for (image, (x, gradient)) in sizes.planes(x, channel).zip(&mut gradient).enumerate() {
         for (block, gradient) in gradient.chunks_mut(BLOCK).enumerate() {
             let range = block * BLOCK..block * BLOCK + gradient.len();
-            let x = E::widen(&x[range.clone()], x_buffer);
+            let x = E::widened(isa, &x[range.clone()], x_buffer);
             let parts = match mask {
-                Mask::None => sums(x, E::widen(gradient, g_buffer), |x, g| [g, g * (x - mean)]),
-                Mask::FromInput => sums(x, E::widen(gradient, g_buffer), |x, g| {
+                Mask::None => sums(x, E::widened(isa, gradient, g_buffer), |x, g| {
+                    [g, g * (x - mean)]
+                }),
+                Mask::FromInput => sums(x, E::widened(isa, gradient, g_buffer), |x, g| {
                     let d = x - mean;
                     let g = if d * scale + shift <= 0.0 { 0.0 } else { g };
                     [g, g * d]
@@ -373,13 +323,13 @@ fn backward_channel<E: Element>(
                 Mask::FromOutput(output) => {
                     let start = (image * sizes.channels + channel) * sizes.pixels;
                     let output = &output[start + range.start..start + range.end];
-                    let y = E::widen(output, y_buffer);
-                    let g = E::widen(gradient, g_buffer);
+                    let y = E::widened(isa, output, y_buffer);
+                    let g = E::widened(isa, gradient, g_buffer);
                     let masked = &mut result[..g.len()];
                     for ((masked, &g), &y) in masked.iter_mut().zip(g).zip(y) {
                         *masked = if y <= 0.0 { 0.0 } else { g };
                     }
-                    E::narrow(masked, gradient);
+                    E::narrow_run(isa, masked, gradient);
                     sums(x, masked, |x, g| [g, g * (x - mean)])
                 }
             };
@@ -403,8 +353,8 @@ fn backward_channel<E: Element>(
     for (image, (x, gradient)) in sizes.planes(x, channel).zip(gradient).enumerate() {
         for start in (0..x.len()).step_by(BLOCK) {
             let range = start..(start + BLOCK).min(x.len());
-            let x = E::widen(&x[range.clone()], x_buffer);
-            let g = E::widen(&gradient[range.clone()], g_buffer);
+            let x = E::widened(isa, &x[range.clone()], x_buffer);
+            let g = E::widened(isa, &gradient[range.clone()], g_buffer);
             let dx = &mut result[..x.len()];
             if recompute {
                 for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
@@ -421,7 +371,7 @@ fn backward_channel<E: Element>(
                 Some(target) => &mut target[image][range],
                 None => &mut gradient[range],
             };
-            E::narrow(dx, target);
+            E::narrow_run(isa, dx, target);
         }
     }
     (product as f32, sum as f32)

@@ -1,7 +1,7 @@
 //! Batch normalisation with the addition and the activation that follow it.
 
 #[cfg(feature = "flex")]
-pub(crate) mod cpu;
+mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(feature = "flex")]

@@ -4,14 +4,16 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
-use pulp::Arch;
 use rayon::prelude::*;
 
+use crate::cpu::element::Element;
+use crate::cpu::isa::{Isa, dispatch};
 use crate::cpu::tensor::{values, with_element};
-use crate::norm::cpu::{BLOCK, Element};
 
 /// Values of a task.
 const CHUNK: usize = 1 << 15;
+/// Values that are widened to f32 at a time, on the stack.
+const BLOCK: usize = 512;
 
 /// Whether `x` is a map that this operation takes.
 pub fn handles(x: &Tensor<4>) -> bool {
@@ -47,31 +49,31 @@ fn add<E: Element + burn::tensor::Element + bytemuck::Pod>(
     };
     let b = b.to_contiguous();
     let (start, length) = (target.layout().start_offset(), values::<E>(&b).len());
-    let arch = Arch::new();
+    let isa = Isa::best();
     target.storage_mut::<E>()[start..][..length]
         .par_chunks_mut(CHUNK)
         .zip(values::<E>(&b).par_chunks(CHUNK))
         .for_each(|(values, others)| {
-            // As in `norm::cpu`: the closure must be inlined into what pulp compiles.
-            arch.dispatch(
+            dispatch(
+                isa,
                 #[inline(always)]
-                || add_run(values, others),
+                || add_run(isa, values, others),
             );
         });
     target
 }
 
 #[inline(always)]
-fn add_run<E: Element>(values: &mut [E], others: &[E]) {
+fn add_run<E: Element>(isa: Isa, values: &mut [E], others: &[E]) {
     let (x_buffer, y_buffer) = (&mut [0f32; BLOCK], &mut [0f32; BLOCK]);
     let sums = &mut [0f32; BLOCK];
     for (values, others) in values.chunks_mut(BLOCK).zip(others.chunks(BLOCK)) {
-        let x = E::widen(values, x_buffer);
-        let y = E::widen(others, y_buffer);
+        let x = E::widened(isa, values, x_buffer);
+        let y = E::widened(isa, others, y_buffer);
         let sums = &mut sums[..x.len()];
         for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
             *sum = x + y;
         }
-        E::narrow(sums, values);
+        E::narrow_run(isa, sums, values);
     }
 }
