@@ -11,6 +11,7 @@ use cubecl::prelude::*;
 
 use super::ops::Classes;
 use crate::gpu::launch::{element, elementwise, empty};
+use crate::gpu::reduce::add_rows;
 use crate::resize::Bilinear;
 use crate::resize::cube::{Axis, Taps, readers, taps, weight_of};
 
@@ -57,9 +58,8 @@ fn cross_entropy<E: Float, I: Numeric>(
 ) {
     let index = ABSOLUTE_POS;
     let unit = UNIT_POS as usize;
-    let mut sums = Shared::<[f32]>::new_slice(UNITS);
-    let mut rights = Shared::<[f32]>::new_slice(UNITS);
-    let mut counts = Shared::<[f32]>::new_slice(UNITS);
+    // Sums, right pixels, counted pixels.
+    let mut tables = Shared::<[f32]>::new_slice(comptime!(3 * UNITS));
     let mut entropy = 0.0f32.runtime();
     let mut right = 0.0f32.runtime();
     let mut counted = 0.0f32.runtime();
@@ -97,33 +97,14 @@ fn cross_entropy<E: Float, I: Numeric>(
             counted = 1.0;
         }
     }
-    sums[unit] = entropy;
-    rights[unit] = right;
-    counts[unit] = counted;
-    add_up(&mut sums, &mut rights, &mut counts);
+    tables[unit] = entropy;
+    tables[UNITS + unit] = right;
+    tables[2 * UNITS + unit] = counted;
+    add_rows(&mut tables, unit, UNITS, 1, 0, 3, UNITS, 1);
     if unit == 0 {
-        parts[CUBE_POS] = sums[0];
-        parts[groups + CUBE_POS] = rights[0];
-        parts[2 * groups + CUBE_POS] = counts[0];
-    }
-}
-
-/// Leaves the sums of all units in the first places.
-#[cube]
-fn add_up(a: &mut Shared<[f32]>, b: &mut Shared<[f32]>, c: &mut Shared<[f32]>) {
-    let unit = UNIT_POS as usize;
-    sync_cube();
-    let mut half = comptime!(UNITS / 2).runtime();
-    while half > 0 {
-        if unit < half {
-            let other = unit + half;
-            let (x, y, z) = (a[other], b[other], c[other]);
-            a[unit] += x;
-            b[unit] += y;
-            c[unit] += z;
-        }
-        sync_cube();
-        half /= 2;
+        parts[CUBE_POS] = tables[0];
+        parts[groups + CUBE_POS] = tables[UNITS];
+        parts[2 * groups + CUBE_POS] = tables[2 * UNITS];
     }
 }
 
@@ -131,9 +112,8 @@ fn add_up(a: &mut Shared<[f32]>, b: &mut Shared<[f32]>, c: &mut Shared<[f32]>) {
 #[cube(launch_unchecked)]
 fn total(parts: &[f32], totals: &mut [f32], groups: usize) {
     let unit = UNIT_POS as usize;
-    let mut sums = Shared::<[f32]>::new_slice(UNITS);
-    let mut rights = Shared::<[f32]>::new_slice(UNITS);
-    let mut counts = Shared::<[f32]>::new_slice(UNITS);
+    // Sums, right pixels, counted pixels.
+    let mut tables = Shared::<[f32]>::new_slice(comptime!(3 * UNITS));
     let mut sum = 0.0f32.runtime();
     let mut right = 0.0f32.runtime();
     let mut counted = 0.0f32.runtime();
@@ -144,14 +124,14 @@ fn total(parts: &[f32], totals: &mut [f32], groups: usize) {
         counted += parts[2 * groups + group];
         group += UNITS;
     }
-    sums[unit] = sum;
-    rights[unit] = right;
-    counts[unit] = counted;
-    add_up(&mut sums, &mut rights, &mut counts);
+    tables[unit] = sum;
+    tables[UNITS + unit] = right;
+    tables[2 * UNITS + unit] = counted;
+    add_rows(&mut tables, unit, UNITS, 1, 0, 3, UNITS, 1);
     if unit == 0 {
-        totals[0] = sums[0];
-        totals[1] = rights[0];
-        totals[2] = counts[0];
+        totals[0] = tables[0];
+        totals[1] = tables[UNITS];
+        totals[2] = tables[2 * UNITS];
     }
 }
 

@@ -5,3 +5,4 @@
 
 pub mod launch;
 pub mod layout;
+pub mod reduce;

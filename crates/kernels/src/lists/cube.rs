@@ -14,6 +14,7 @@ use super::list::Tensors;
 use super::ops::Lists;
 use crate::SgdStep;
 use crate::gpu::launch::{element, elementwise, empty};
+use crate::gpu::reduce::add_rows;
 
 /// Units that work together.
 const UNITS: usize = 256;
@@ -25,7 +26,7 @@ const VALUES: usize = 8;
 const TENSORS: usize = 32;
 
 /// Looks at the values of each tensor times `factor`, as their dtype holds them, and leaves for each
-/// group of units whether all of its own are finite and the sum of their squares:
+/// group of units how many of its own are not finite and the sum of their squares:
 /// `[2, all tensors, groups]`. With `write` the products take the values' place. Groups are numbered by
 /// x, tensors by y; `places` are theirs among all.
 #[cube(launch_unchecked)]
@@ -42,9 +43,9 @@ fn scale_and_measure<E: Float>(
     let unit = UNIT_POS as usize;
     let groups = CUBE_COUNT_X as usize;
     let step = groups * UNITS;
-    let mut finite = Shared::<[f32]>::new_slice(UNITS);
-    let mut squares = Shared::<[f32]>::new_slice(UNITS);
-    let mut all_finite = 1.0f32.runtime();
+    // Values that are not finite, then squares.
+    let mut tables = Shared::<[f32]>::new_slice(comptime!(2 * UNITS));
+    let mut lost = 0.0f32.runtime();
     let mut sum = 0.0f32.runtime();
     let mut place = 0usize.runtime();
     #[unroll]
@@ -58,7 +59,7 @@ fn scale_and_measure<E: Float>(
                 let value = f32::cast_from(product);
                 // By its bits, since some compilers assume that there are no such values.
                 if u32::reinterpret(value) & 0x7f80_0000u32 == 0x7f80_0000u32 {
-                    all_finite = 0.0;
+                    lost += 1.0;
                 }
                 if comptime!(write) {
                     values[k] = product;
@@ -68,42 +69,31 @@ fn scale_and_measure<E: Float>(
             }
         }
     }
-    finite[unit] = all_finite;
-    squares[unit] = sum;
-    sync_cube();
-    let mut half = comptime!(UNITS / 2).runtime();
-    while half > 0 {
-        if unit < half {
-            let other = unit + half;
-            let (flag, square) = (finite[other], squares[other]);
-            finite[unit] = min(finite[unit], flag);
-            squares[unit] += square;
-        }
-        sync_cube();
-        half /= 2;
-    }
+    tables[unit] = lost;
+    tables[UNITS + unit] = sum;
+    add_rows(&mut tables, unit, UNITS, 1, 0, 2, UNITS, 1);
     if unit == 0 {
         let at = place * groups + CUBE_POS_X as usize;
-        parts[at] = finite[0];
-        parts[tensors * groups + at] = squares[0];
+        parts[at] = tables[0];
+        parts[tensors * groups + at] = tables[UNITS];
     }
 }
 
-/// `[2, tensors, groups]` -> `[tensors, 2]`, one tensor a unit.
+/// `[2, tensors, groups]` -> `[tensors, 2]`, whether all are finite and the sum, one tensor a unit.
 #[cube(launch_unchecked)]
 fn combine(parts: &[f32], report: &mut [f32], tensors: usize, groups: usize) {
     let tensor = ABSOLUTE_POS;
     if tensor >= tensors {
         terminate!();
     }
-    let mut finite = 1.0f32.runtime();
+    let mut lost = 0.0f32.runtime();
     let mut sum = 0.0f32.runtime();
     for group in 0..groups {
         let at = tensor * groups + group;
-        finite = min(finite, parts[at]);
+        lost += parts[at];
         sum += parts[tensors * groups + at];
     }
-    report[2 * tensor] = finite;
+    report[2 * tensor] = select(lost == 0.0, 1.0, 0.0);
     report[2 * tensor + 1] = sum;
 }
 

@@ -11,6 +11,7 @@ use super::super::Conv2dOptions;
 use super::direct::sum_of_parts;
 use super::window::{Side, sides, source, vector_size};
 use crate::gpu::launch::{element, elementwise, empty};
+use crate::gpu::reduce::add_rows;
 
 /// Units that reduce together, of which [`COLUMNS`] are beside each other in one pixel.
 const UNITS: usize = 256;
@@ -116,31 +117,19 @@ fn weight_parts<E: Float, N: Size>(
     }
 
     let width = comptime!(COLUMNS * lanes);
-    let here = row * width + UNIT_POS_X as usize * lanes;
+    let column = UNIT_POS_X as usize * lanes;
     #[unroll]
     for tap in 0..taps {
         #[unroll]
         for lane in 0..lanes {
-            table[here + lane] = sums[tap].extract(lane);
+            table[row * width + column + lane] = sums[tap].extract(lane);
         }
-        sync_cube();
-        let mut half = comptime!(ROWS / 2).runtime();
-        while half > 0 {
-            if row < half {
-                #[unroll]
-                for lane in 0..lanes {
-                    let other = table[here + lane + half * width];
-                    table[here + lane] += other;
-                }
-            }
-            sync_cube();
-            half /= 2;
-        }
+        add_rows(&mut table, row, ROWS, width, column, 1, size, lanes);
         if row == 0 && channel < channels {
             #[unroll]
             for lane in 0..lanes {
                 let at = ((split * taps + tap) * channels + channel) * lanes + lane;
-                parts[at] = table[here + lane];
+                parts[at] = table[column + lane];
             }
         }
         sync_cube();

@@ -11,6 +11,7 @@ use super::plan::{Plan, UNITS, channel_of, columns, per_channel, place, width};
 use crate::Activation;
 use crate::gpu::launch::{element, elementwise, empty, optional};
 use crate::gpu::layout::{Layout, Order};
+use crate::gpu::reduce::add_rows;
 
 /// Where a ReLU let the gradient through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,8 +61,8 @@ fn part_sums<E: Float, N: Size>(
     let columns = comptime!(columns(order, lanes));
     let width = comptime!(width(order, lanes));
     let size = comptime!(UNITS * columns);
-    let mut sums = Shared::<[f32]>::new_slice(size);
-    let mut products = Shared::<[f32]>::new_slice(size);
+    // Sums, then products.
+    let mut tables = Shared::<[f32]>::new_slice(comptime!(2 * size));
 
     let row = UNIT_POS_Y as usize;
     let rows = CUBE_DIM_Y as usize;
@@ -88,6 +89,8 @@ fn part_sums<E: Float, N: Size>(
         }
     }
 
+    let column = UNIT_POS_X as usize * columns;
+    let own = row * width + column;
     if comptime!(order == Order::Planes) {
         let mut all = sum.extract(0usize);
         let mut all_products = product.extract(0usize);
@@ -96,42 +99,24 @@ fn part_sums<E: Float, N: Size>(
             all += sum.extract(lane);
             all_products += product.extract(lane);
         }
-        sums[row] = all;
-        products[row] = all_products;
+        tables[own] = all;
+        tables[own + size] = all_products;
     } else {
         #[unroll]
         for lane in 0..N::value() {
-            let at = row * width + UNIT_POS_X as usize * lanes + lane;
-            sums[at] = sum.extract(lane);
-            products[at] = product.extract(lane);
+            tables[own + lane] = sum.extract(lane);
+            tables[own + size + lane] = product.extract(lane);
         }
     }
-    sync_cube();
-
-    let mut half = rows / 2;
-    while half > 0 {
-        if row < half {
-            #[unroll]
-            for lane in 0..columns {
-                let here = row * width + UNIT_POS_X as usize * columns + lane;
-                let there = here + half * width;
-                let (sum, product) = (sums[there], products[there]);
-                sums[here] += sum;
-                products[here] += product;
-            }
-        }
-        sync_cube();
-        half /= 2;
-    }
+    add_rows(&mut tables, row, rows, width, column, 2, size, columns);
 
     if row == 0 && channel < channels {
         let total = channels * columns;
         #[unroll]
         for lane in 0..columns {
-            let here = UNIT_POS_X as usize * columns + lane;
             let at = split * 2 * total + channel * columns + lane;
-            parts[at] = sums[here];
-            parts[at + total] = products[here];
+            parts[at] = tables[column + lane];
+            parts[at + total] = tables[size + column + lane];
         }
     }
 }
