@@ -391,6 +391,36 @@ fn a_map_that_is_ignored_everywhere_has_no_loss_and_no_gradient() {
 }
 
 #[test]
+fn a_label_that_is_no_class_is_not_taken_for_one() {
+    let Some(device) = gpu() else { return };
+    let logits = Tensor::<4>::ones([1, 3, 2, 2], &device);
+    for wrong in [3, -1, 254, 256, i32::MAX, i32::MIN] {
+        let labels = TensorData::new(vec![0, 1, wrong, 2], [1, 2, 2]);
+        let labels = Tensor::<3, Int>::from_data(labels, &device);
+        let found = cross_entropy_terms(&logits, &labels, 255, false, true).unwrap();
+        assert!(values(found.sum)[0].is_nan(), "{wrong}");
+        let gradient = values(found.gradient.unwrap());
+        let lost: Vec<_> = (0..12).filter(|i| gradient[*i].is_nan()).collect();
+        assert_eq!(
+            lost,
+            [2, 6, 10],
+            "{wrong}: every class of the pixel, and no other"
+        );
+    }
+}
+
+#[test]
+fn an_ignored_label_that_no_label_can_be_is_refused() {
+    let Some(device) = gpu() else { return };
+    let refused = std::panic::catch_unwind(|| {
+        let logits = Tensor::<4>::ones([1, 3, 2, 2], &device);
+        let labels = Tensor::<3, Int>::zeros([1, 2, 2], &device);
+        cross_entropy_terms(&logits, &labels, 1 << 32, false, false)
+    });
+    assert!(refused.is_err());
+}
+
+#[test]
 fn class_maps_equal_the_reference_wherever_two_classes_are_not_tied() {
     let Some(device) = gpu() else { return };
     let mut rng = StdRng::seed_from_u64(6);
@@ -752,6 +782,14 @@ fn convolutions_and_all_gradients_equal_those_on_the_cpu() {
         // Seven by seven, where no registers are enough, and a multiplier.
         Convolution::new([1, 3, 12, 11], 3, [7, 7], 3),
         Convolution::new([1, 4, 9, 7], 12, [3, 3], 4),
+        // Rows that CUDA leaves apart in the output of a matrix product: lengths that are no power of two.
+        Convolution::new([1, 19, 8, 9], 48, [3, 3], 1).stride([2, 2]),
+        Convolution::new([1, 48, 7, 8], 19, [1, 1], 1).stride([2, 2]),
+        Convolution::new([1, 304, 5, 6], 19, [2, 2], 1).stride([2, 2]),
+        Convolution::new([1, 48, 6, 5], 304, [3, 3], 1),
+        // Input gradients that end before their padding does.
+        Convolution::new([2, 8, 4, 4], 8, [2, 2], 1).stride([2, 2]),
+        Convolution::new([2, 8, 4, 4], 8, [3, 3], 1).stride([3, 3]),
         // Zeros that no tap needs.
         Convolution::new([1, 4, 5, 6], 4, [1, 1], 1).padding([1, 2]),
     ];

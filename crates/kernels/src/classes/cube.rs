@@ -10,7 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::ops::Classes;
-use crate::gpu::launch::{element, elementwise, empty};
+use crate::gpu::launch::{buffer, element, elementwise, empty};
 use crate::gpu::reduce::add_rows;
 use crate::resize::Bilinear;
 use crate::resize::cube::{Axis, Taps, readers, taps, weight_of};
@@ -38,6 +38,16 @@ fn interpolated<E: Float>(
     let d = f32::cast_from(logits[lower + right]);
     let (wx, wy) = (across.weight, down.weight);
     (a * (1.0 - wx) + b * wx) * (1.0 - wy) + (c * (1.0 - wx) + d * wx) * wy
+}
+
+/// What is no number, by its bits: some compilers assume that there are no such values.
+const NAN: u32 = 0x7fc0_0000;
+
+/// Whether `label`, which was `stored`, is one of the classes: a kernel cannot refuse others, and calling
+/// them some class would train a wrong one.
+#[cube]
+fn is_class<I: Numeric>(label: i32, stored: I, classes: usize) -> bool {
+    label >= 0 && label < i32::cast_from(classes) && I::cast_from(label) == stored
 }
 
 /// Writes each pixel's log-sum-exp, and for each group of units the summed cross-entropy, the right
@@ -69,6 +79,7 @@ fn cross_entropy<E: Float, I: Numeric>(
         let down = taps(line % rows.out, &rows, align_corners);
         let image = line / rows.out;
         let label = i32::cast_from(labels[index]);
+        let exists = is_class(label, labels[index], logits.shape(1));
 
         // One pass: when a larger logit comes, what was summed before is rescaled.
         let mut largest = interpolated(logits, image, 0, &down, &across);
@@ -92,7 +103,7 @@ fn cross_entropy<E: Float, I: Numeric>(
         let normaliser = largest + sum.ln();
         normalisers[index] = normaliser;
         if label != ignored {
-            entropy = normaliser - picked;
+            entropy = select(exists, normaliser - picked, f32::reinterpret(NAN));
             right = select(best == label, 1.0, 0.0);
             counted = 1.0;
         }
@@ -174,10 +185,12 @@ fn cross_entropy_gradient<E: Float, I: Numeric>(
                 let across = taps(column, &columns, align_corners);
                 let share = weight_of(x, &across);
                 let label = i32::cast_from(labels[start + column]);
+                let exists = is_class(label, labels[start + column], logits.shape(1));
                 if share > 0.0 && label != ignored {
                     let value = interpolated(logits, image, class, &down, &across);
                     let one = select(label == i32::cast_from(class), 1.0, 0.0);
-                    part += share * ((value - normalisers[start + column]).exp() - one);
+                    let change = (value - normalisers[start + column]).exp() - one;
+                    part += share * select(exists, change, f32::reinterpret(NAN));
                 }
             }
             sum += weight * part;
@@ -243,9 +256,9 @@ impl Classes for CubeBackend {
                 count,
                 dim,
                 logits.clone().into_tensor_arg(),
-                labels.into_buffer_arg(),
-                normalisers.clone().into_buffer_arg(),
-                parts.clone().into_buffer_arg(),
+                buffer(labels),
+                buffer(normalisers.clone()),
+                buffer(parts.clone()),
                 rows,
                 columns,
                 length,
@@ -262,8 +275,8 @@ impl Classes for CubeBackend {
                 &client,
                 CubeCount::Static(1, 1, 1),
                 dim,
-                parts.into_buffer_arg(),
-                totals.clone().into_buffer_arg(),
+                buffer(parts),
+                buffer(totals.clone()),
                 launched,
             );
         }
@@ -291,9 +304,9 @@ impl Classes for CubeBackend {
                 count,
                 dim,
                 logits.into_tensor_arg(),
-                labels.into_buffer_arg(),
-                normalisers.into_buffer_arg(),
-                gradient.clone().into_buffer_arg(),
+                buffer(labels),
+                buffer(normalisers),
+                buffer(gradient.clone()),
                 rows,
                 columns,
                 length,
@@ -324,7 +337,7 @@ impl Classes for CubeBackend {
                 count,
                 dim,
                 logits.into_tensor_arg(),
-                classes.clone().into_buffer_arg(),
+                buffer(classes.clone()),
                 rows,
                 columns,
                 length,

@@ -26,14 +26,15 @@ pub struct CrossEntropyTerms {
 /// [`resize_bilinear`](crate::resize_bilinear)).
 ///
 /// Arithmetic is f32 whatever the logits' dtype is. Pixels labelled `ignored` count nowhere. The
-/// result does not carry gradients: multiply `gradient` into the logits to have one.
+/// result does not carry gradients: multiply `gradient` into the logits to have one. Where a label is
+/// neither a class nor `ignored`, the sum is NaN, and so is the gradient of the logits it was read with.
 ///
 /// # Shapes
 /// - `logits`: `[n, c, h', w']`, on a device without autodiff
 /// - `labels`: `[n, h, w]`, each `0..c` or `ignored`
 ///
 /// # Panics
-/// If the batches differ or a map is empty.
+/// If the batches differ, a map is empty, or `ignored` is no `i32`.
 #[cfg_attr(not(feature = "cube"), allow(unused_variables))]
 pub fn cross_entropy_terms(
     logits: &Tensor<4>,

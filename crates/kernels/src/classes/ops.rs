@@ -18,7 +18,8 @@ pub fn cross_entropy_terms(
     with_gradient: bool,
 ) -> CrossEntropyTerms {
     let (low, labels) = (logits.into_dispatch(), labels.into_dispatch());
-    let ignored = ignored as i32;
+    let ignored = i32::try_from(ignored)
+        .unwrap_or_else(|_| panic!("the ignored label must be an i32, not {ignored}"));
     let (totals, normalisers) =
         Dispatch::halfseg_cross_entropy(low.clone(), labels.clone(), ignored, resize);
     let gradient = with_gradient.then(|| {
