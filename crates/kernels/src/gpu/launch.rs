@@ -44,7 +44,21 @@ pub fn elementwise(tensor: &CubeTensor, count: usize) -> (CubeCount, CubeDim) {
     )
 }
 
+/// A tensor as a kernel's argument that is indexed by position alone.
+///
+/// # Panics
+/// If it has gaps, which the kernel would read: matrix products on CUDA leave rows apart.
+pub fn buffer(tensor: CubeTensor) -> BufferArg {
+    assert!(
+        tensor.is_contiguous() && !tensor.meta.is_tiled(),
+        "a kernel that indexes by position was given a tensor {:?} with strides {:?}",
+        tensor.meta.shape(),
+        tensor.meta.strides()
+    );
+    tensor.into_buffer_arg()
+}
+
 /// A buffer that a kernel may do without.
 pub fn optional<A: From<Option<BufferArg>>>(tensor: Option<CubeTensor>) -> A {
-    tensor.map(|tensor| tensor.into_buffer_arg()).into()
+    tensor.map(buffer).into()
 }

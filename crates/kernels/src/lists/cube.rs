@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 use super::list::Tensors;
 use super::ops::Lists;
 use crate::SgdStep;
-use crate::gpu::launch::{element, elementwise, empty};
+use crate::gpu::launch::{buffer, element, elementwise, empty};
 use crate::gpu::reduce::add_rows;
 
 /// Units that work together.
@@ -172,8 +172,10 @@ fn chunks(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 fn buffers<E: Float>(tensors: &[CubeTensor]) -> SequenceArg<Box<[E]>> {
-    let buffer = |tensor: &CubeTensor| tensor.clone().into_buffer_arg();
-    tensors.iter().map(buffer).collect()
+    tensors
+        .iter()
+        .map(|tensor| buffer(tensor.clone()))
+        .collect()
 }
 
 /// The tensor without gaps, and in memory that nothing else reads.
@@ -209,7 +211,7 @@ fn measure(tensors: &[CubeTensor], factor: f32, write: bool) -> CubeTensor {
                     buffers(&tensors),
                     places.iter().map(|place| lengths[*place]).collect(),
                     places.iter().copied().collect(),
-                    parts.clone().into_buffer_arg(),
+                    buffer(parts.clone()),
                     factor,
                     count,
                     write,
@@ -226,8 +228,8 @@ fn measure(tensors: &[CubeTensor], factor: f32, write: bool) -> CubeTensor {
             &first.client,
             cubes,
             dim,
-            parts.into_buffer_arg(),
-            report.clone().into_buffer_arg(),
+            buffer(parts),
+            buffer(report.clone()),
             count,
             groups,
         );

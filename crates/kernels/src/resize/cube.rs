@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use super::Bilinear;
 use super::ops::Resizing;
-use crate::gpu::launch::{element, elementwise};
+use crate::gpu::launch::{buffer, element, elementwise};
 use crate::gpu::layout::{Layout, Order};
 
 /// One direction of a [`Bilinear`], as kernels want it.
@@ -200,8 +200,8 @@ impl Resizing for CubeBackend {
                 count,
                 dim,
                 vector,
-                x.into_buffer_arg(),
-                output.clone().into_buffer_arg(),
+                buffer(x),
+                buffer(output.clone()),
                 rows,
                 columns,
                 inner,
@@ -229,8 +229,8 @@ impl Resizing for CubeBackend {
                 count,
                 dim,
                 vector,
-                gradient.into_buffer_arg(),
-                output.clone().into_buffer_arg(),
+                buffer(gradient),
+                buffer(output.clone()),
                 rows,
                 columns,
                 inner,

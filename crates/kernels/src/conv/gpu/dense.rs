@@ -1,5 +1,7 @@
 //! Convolutions of one group in f16 and bf16, by whatever is fastest of what sums in f32.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use burn_cubecl::CubeTuneId;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
@@ -45,6 +47,27 @@ struct Pass {
     implicit: fn(Problem, &Strategy) -> Result<CubeTensor, Declined>,
     /// Never declines. Compared with nothing: it is slow, and tried where all others decline.
     last: (&'static str, fn(Problem) -> CubeTensor),
+    /// Whether it was said that all others declined.
+    said: AtomicBool,
+}
+
+/// One way to compute a pass.
+#[derive(Clone)]
+enum Way {
+    Products(Candidate),
+    Implicit(
+        fn(Problem, &Strategy) -> Result<CubeTensor, Declined>,
+        Strategy,
+    ),
+}
+
+impl Way {
+    fn run(&self, problem: Problem) -> Result<CubeTensor, Declined> {
+        match self {
+            Self::Products(products) => products(problem),
+            Self::Implicit(implicit, strategy) => implicit(problem, strategy),
+        }
+    }
 }
 
 /// A size as tuning tells it from others, so that images of all sizes do not each tune anew.
@@ -58,15 +81,16 @@ static FORWARD: Pass = Pass {
         let (map, size, options) = (&problem.map, problem.size, problem.options);
         let weight = problem.other.meta.shape().dims::<4>();
         let [n, h, w, c] = map.meta.shape().dims();
-        let (same, dtype) = (size == [h, w], map.dtype);
+        let (same, early, dtype) = (size == [h, w], problem.ends_early(), map.dtype);
         let sizes = [n, h, w, size[0], size[1]].map(rounded);
-        format!("{sizes:?} {same} {c} {weight:?} {options:?} {dtype:?}")
+        format!("{sizes:?} {same} {early} {c} {weight:?} {options:?} {dtype:?}")
     },
     products: ("pointwise", pointwise),
     implicit: implicit_forward,
     last: ("direct", |p| {
         direct::convolve(p.map, p.other, p.size, p.options, false)
     }),
+    said: AtomicBool::new(false),
 };
 
 static WEIGHT_GRADIENT: Pass = Pass {
@@ -83,6 +107,7 @@ static WEIGHT_GRADIENT: Pass = Pass {
     last: ("direct", |p| {
         direct::weight_gradient(p.map, p.other, p.size, p.options)
     }),
+    said: AtomicBool::new(false),
 };
 
 /// `map` `[n, h, w, c]` by `weight` `[c_out, kh, kw, c]` -> `[n, *to, c_out]`. The padding is that of the
@@ -98,6 +123,7 @@ pub fn correlate(
         other: weight,
         size: to,
         options,
+        trial: false,
     })
 }
 
@@ -113,16 +139,7 @@ pub fn weight_gradient(
         other: gradient,
         size: kernel,
         options,
-    })
-}
-
-fn strategies() -> impl Iterator<Item = (&'static str, Strategy)> {
-    IMPLICIT.into_iter().map(|(name, algorithm, tile_kind)| {
-        let strategy = Strategy::Inferred {
-            algorithm,
-            tile_kind,
-        };
-        (name, strategy)
+        trial: false,
     })
 }
 
@@ -138,30 +155,69 @@ impl Pass {
         self.tuner.execute(&id, &client, set, problem)
     }
 
+    /// All ways but the last, with their names.
+    fn ways(&self) -> impl Iterator<Item = (&'static str, Way)> {
+        let (name, products) = self.products;
+        let implicit = self.implicit;
+        let implicit = IMPLICIT
+            .into_iter()
+            .map(move |(name, algorithm, tile_kind)| {
+                let strategy = Strategy::Inferred {
+                    algorithm,
+                    tile_kind,
+                };
+                (name, Way::Implicit(implicit, strategy))
+            });
+        std::iter::once((name, Way::Products(products))).chain(implicit)
+    }
+
     /// The first candidate that does not decline.
     fn first(&self, problem: Problem) -> CubeTensor {
-        let products = (self.products.1)(problem.clone()).ok();
-        let implicit = || {
-            strategies().find_map(|(_, strategy)| (self.implicit)(problem.clone(), &strategy).ok())
-        };
-        let found = products.or_else(implicit);
-        found.unwrap_or_else(|| (self.last.1)(problem))
+        let mut declined = String::new();
+        for (name, way) in self.ways() {
+            match way.run(problem.clone()) {
+                Ok(output) => return output,
+                Err(why) => declined += &format!("\n  {name}: {why}"),
+            }
+        }
+        if !self.said.swap(true, Ordering::Relaxed) {
+            let (name, _) = self.last;
+            eprintln!(
+                "halfseg: a convolution {} runs in the kernel {name:?}, one value a unit, which is slow, and \
+                 so may others. All faster ways declined, most of which need tensor cores:{declined}",
+                (self.key)(&problem)
+            );
+        }
+        (self.last.1)(problem)
     }
 
     /// The candidates for a tuner, which measures them once for each key and keeps the result.
-    fn set(&self) -> TunableSet<String, Problem, CubeTensor> {
+    fn set(&'static self) -> TunableSet<String, Problem, CubeTensor> {
         let fast = TuneGroup::new("fast", |_: &String| 1);
         let slow = TuneGroup::new("slow", |_: &String| 0);
-        let mut set = TunableSet::new(self.key, |_: &String, problem: &Problem| problem.clone());
-        let (name, products) = self.products;
-        set = set.with(Tunable::new(name, products).group(&fast, |_| 0));
-        let implicit = self.implicit;
-        for (name, strategy) in strategies() {
-            let candidate = move |problem: Problem| implicit(problem, &strategy);
+        let trial = |_: &String, problem: &Problem| Problem {
+            trial: true,
+            ..problem.clone()
+        };
+        let mut set = TunableSet::new(self.key, trial);
+        for (name, way) in self.ways() {
+            let candidate = move |problem: Problem| match way.run(problem.clone()) {
+                // The key rounds sizes: what was fastest for one may decline another, and CubeCL
+                // would panic.
+                Err(_) if !problem.trial => Ok(self.first(problem)),
+                found => found,
+            };
             set = set.with(Tunable::new(name, candidate).group(&fast, |_| 0));
         }
         let (name, last) = self.last;
-        let candidate = move |problem: Problem| Ok::<_, Declined>(last(problem));
+        let candidate = move |problem: Problem| {
+            let silent = problem.trial || self.said.load(Ordering::Relaxed);
+            Ok::<_, Declined>(if silent {
+                last(problem)
+            } else {
+                self.first(problem)
+            })
+        };
         set.with(Tunable::new(name, candidate).group(&slow, |_| 0))
     }
 }
@@ -182,6 +238,11 @@ fn pointwise(problem: Problem) -> Result<CubeTensor, Declined> {
     let output = matmul(map, weight, None, MatmulStrategy::default(), dtype);
     let output = output.map_err(|error| format!("{error:?}"))?;
     Ok(reshape(output, [n, h, w, c_out].into()))
+}
+
+fn takes_tma(strategy: &Strategy) -> bool {
+    let tma = ConvAlgorithm::SimpleAsyncTma;
+    matches!(strategy, Strategy::Inferred { algorithm, .. } if *algorithm == tma)
 }
 
 fn arguments(options: Conv2dOptions) -> ConvolutionArgs<2> {
@@ -214,11 +275,16 @@ fn binding(tensor: CubeTensor) -> InputBinding {
 }
 
 fn implicit_forward(problem: Problem, strategy: &Strategy) -> Result<CubeTensor, Declined> {
+    // TMA walks along rows as long as the padding allows, and would go on where a shorter one ends.
+    if takes_tma(strategy) && problem.ends_early() {
+        return Err("the output ends before its padding does".to_owned());
+    }
     let Problem {
         map,
         other: weight,
         size: [h, w],
         options,
+        ..
     } = problem;
     let [n, ..] = map.meta.shape().dims::<4>();
     let [c_out, ..] = weight.meta.shape().dims::<4>();
@@ -239,6 +305,7 @@ fn implicit_weight_gradient(problem: Problem, strategy: &Strategy) -> Result<Cub
         other: gradient,
         size: [kh, kw],
         options,
+        ..
     } = problem;
     let [.., c_in] = x.meta.shape().dims::<4>();
     let [.., c_out] = gradient.meta.shape().dims::<4>();

@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use super::super::Conv2dOptions;
 use super::direct::sum_of_parts;
 use super::window::{Side, sides, source, vector_size};
-use crate::gpu::launch::{element, elementwise, empty};
+use crate::gpu::launch::{buffer, element, elementwise, empty};
 use crate::gpu::reduce::add_rows;
 
 /// Units that reduce together, of which [`COLUMNS`] are beside each other in one pixel.
@@ -160,9 +160,9 @@ pub fn convolve(
             count,
             dim,
             vector,
-            map.into_buffer_arg(),
-            weight.into_buffer_arg(),
-            output.clone().into_buffer_arg(),
+            buffer(map),
+            buffer(weight),
+            buffer(output.clone()),
             rows,
             columns,
             channels / vector,
@@ -202,9 +202,9 @@ pub fn weight_gradient(
             CubeCount::Static(groups as u32, splits as u32, 1),
             CubeDim::new_2d(COLUMNS as u32, ROWS as u32),
             vector,
-            x.into_buffer_arg(),
-            gradient.into_buffer_arg(),
-            parts.clone().into_buffer_arg(),
+            buffer(x),
+            buffer(gradient),
+            buffer(parts.clone()),
             rows,
             columns,
             channels / vector,

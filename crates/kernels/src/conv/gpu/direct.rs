@@ -3,12 +3,13 @@
 
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::Conv2dOptions;
 use super::window::{Side, sides, source, vector_size};
-use crate::gpu::launch::{element, elementwise, empty};
+use crate::gpu::launch::{buffer, element, elementwise, empty};
 
 /// Parts that the pixels of a weight gradient are split into at most.
 const SPLITS: usize = 64;
@@ -169,9 +170,9 @@ pub fn convolve(
             count,
             dim,
             vector,
-            map.into_buffer_arg(),
-            weight.into_buffer_arg(),
-            output.clone().into_buffer_arg(),
+            buffer(map),
+            buffer(weight),
+            buffer(output.clone()),
             rows,
             columns,
             from / vector,
@@ -210,9 +211,9 @@ pub fn weight_gradient(
             &parts.client,
             count,
             dim,
-            x.clone().into_buffer_arg(),
-            gradient.into_buffer_arg(),
-            parts.clone().into_buffer_arg(),
+            buffer(x.clone()),
+            buffer(gradient),
+            buffer(parts.clone()),
             rows,
             columns,
             from,
@@ -257,8 +258,8 @@ pub fn add_up(
             &output.client,
             count,
             dim,
-            parts.into_buffer_arg(),
-            output.clone().into_buffer_arg(),
+            buffer(into_contiguous(parts)),
+            buffer(output.clone()),
             run,
             every,
             first,

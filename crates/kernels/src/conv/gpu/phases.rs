@@ -6,13 +6,14 @@
 
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::Conv2dOptions;
 use super::window::{Pair, by_input, pair, vector_size};
 use super::{dense, direct};
-use crate::gpu::launch::{element, elementwise, empty};
+use crate::gpu::launch::{buffer, element, elementwise, empty, optional};
 
 /// One of the interleaved grids, in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +158,7 @@ fn part_of(weight: &CubeTensor, rows: &Phase, columns: &Phase) -> CubeTensor {
             count,
             dim,
             weight.clone().into_tensor_arg(),
-            part.clone().into_buffer_arg(),
+            buffer(part.clone()),
             pair([rows.taps, columns.taps]),
             pair([rows.tap, columns.tap]),
             pair([rows.step, columns.step]),
@@ -214,8 +215,8 @@ pub fn input_gradient(
                     count,
                     dim,
                     vector,
-                    grid.map(|grid| grid.into_buffer_arg()).into(),
-                    output.clone().into_buffer_arg(),
+                    optional(grid.map(into_contiguous)),
+                    buffer(output.clone()),
                     pair(size),
                     pair([rows.count, columns.count]),
                     pair([rows.first, columns.first]),
@@ -232,6 +233,7 @@ pub fn input_gradient(
 
 #[cfg(test)]
 mod tests {
+    use super::super::problem::ends_early;
     use super::*;
 
     /// Every pair of a pixel and an output that reads it through a tap is in one grid, once.
@@ -290,6 +292,35 @@ mod tests {
             }
         }
         assert!(grids > 100);
+    }
+
+    /// As with a padding that only the first of two outputs reads: TMA is not for these.
+    #[test]
+    fn grids_that_end_before_their_padding_are_told_apart() {
+        for (size, kernel, stride, padding, early) in [
+            (4, 2, 2, 1, true),
+            (4, 3, 3, 1, true),
+            (8, 3, 1, 1, false),
+            (9, 3, 2, 1, false),
+        ] {
+            let options = Conv2dOptions {
+                stride: [stride; 2],
+                padding: [padding; 2],
+                ..Conv2dOptions::default()
+            };
+            let outputs = options.outputs(0, size, kernel).expect("the window fits");
+            let phases = Phase::all(size, kernel, options, 0).expect("there are grids");
+            let found = phases.iter().filter(|phase| phase.taps > 0).any(|phase| {
+                let options = Conv2dOptions {
+                    padding: [phase.padding; 2],
+                    dilation: [phase.dilation; 2],
+                    ..Conv2dOptions::default()
+                };
+                let kernel = [phase.taps; 2];
+                ends_early([phase.count; 2], [outputs; 2], kernel, options)
+            });
+            assert_eq!(found, early, "{size} {kernel} {options:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::super::Conv2dOptions;
 use super::direct::add_up;
 use super::problem::{Declined, Problem};
 use super::window::{Pair, Side, pair, sides, source, vector_size};
-use crate::gpu::launch::{element, elementwise, empty};
+use crate::gpu::launch::{buffer, element, elementwise, empty};
 
 /// Rows and columns that a matrix product gives to a group of units, as a guess.
 const TILE: usize = 128;
@@ -71,6 +71,7 @@ pub fn weight_gradient(problem: Problem) -> Result<CubeTensor, Declined> {
         other: gradient,
         size: kernel,
         options,
+        ..
     } = problem;
     let [n, h_out, w_out, c_out] = gradient.meta.shape().dims();
     let [.., c_in] = x.meta.shape().dims::<4>();
@@ -130,8 +131,8 @@ fn rows_of_tap(
             count,
             dim,
             vector,
-            x.clone().into_buffer_arg(),
-            output.clone().into_buffer_arg(),
+            buffer(x.clone()),
+            buffer(output.clone()),
             down,
             across,
             pair(tap),

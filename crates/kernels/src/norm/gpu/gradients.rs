@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use super::normalise::Affine;
 use super::plan::{Plan, UNITS, channel_of, columns, per_channel, place, width};
 use crate::Activation;
-use crate::gpu::launch::{element, elementwise, empty, optional};
+use crate::gpu::launch::{buffer, element, elementwise, empty, optional};
 use crate::gpu::layout::{Layout, Order};
 use crate::gpu::reduce::add_rows;
 
@@ -254,13 +254,13 @@ impl Backward {
                 count,
                 dim,
                 plan.vector,
-                gradient.clone().into_buffer_arg(),
-                x.clone().into_buffer_arg(),
+                buffer(gradient.clone()),
+                buffer(x.clone()),
                 optional(self.output.clone()),
-                self.gamma.clone().into_buffer_arg(),
-                self.beta.clone().into_buffer_arg(),
-                self.statistics.clone().into_buffer_arg(),
-                parts.clone().into_buffer_arg(),
+                buffer(self.gamma.clone()),
+                buffer(self.beta.clone()),
+                buffer(self.statistics.clone()),
+                buffer(parts.clone()),
                 plan.channels,
                 plan.inner,
                 plan.length,
@@ -278,10 +278,10 @@ impl Backward {
                 &x.client,
                 count,
                 dim,
-                parts.into_buffer_arg(),
-                self.statistics.clone().into_buffer_arg(),
-                dgamma.clone().into_buffer_arg(),
-                dbeta.clone().into_buffer_arg(),
+                buffer(parts),
+                buffer(self.statistics.clone()),
+                buffer(dgamma.clone()),
+                buffer(dbeta.clone()),
                 c,
                 plan.splits,
             );
@@ -304,7 +304,7 @@ impl Backward {
             (gradient.clone(), argument)
         } else {
             let dx = layout.empty(&x);
-            (dx.clone(), dx.into_buffer_arg())
+            (dx.clone(), buffer(dx))
         };
         let dskip = self.output.as_ref().map(|_| layout.empty(&x));
         let length = plan.channels * plan.length;
@@ -317,14 +317,14 @@ impl Backward {
                 count,
                 dim,
                 plan.vector,
-                gradient.into_buffer_arg(),
-                x.clone().into_buffer_arg(),
+                buffer(gradient),
+                buffer(x.clone()),
                 optional(self.output),
-                self.gamma.into_buffer_arg(),
-                self.beta.into_buffer_arg(),
-                self.statistics.into_buffer_arg(),
-                into_contiguous(dgamma).into_buffer_arg(),
-                into_contiguous(dbeta).into_buffer_arg(),
+                buffer(self.gamma),
+                buffer(self.beta),
+                buffer(self.statistics),
+                buffer(into_contiguous(dgamma)),
+                buffer(into_contiguous(dbeta)),
                 dx_argument,
                 optional(dskip.clone()),
                 plan.channels,

@@ -10,7 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::plan::{Plan, UNITS, columns, place, width};
-use crate::gpu::launch::{element, elementwise, empty};
+use crate::gpu::launch::{buffer, element, elementwise, empty};
 use crate::gpu::layout::{Layout, Order};
 
 /// Number, mean and sum of squared deviations of some values.
@@ -222,8 +222,8 @@ pub fn statistics_of(x: CubeTensor, epsilon: f64) -> CubeTensor {
             count,
             dim,
             plan.vector,
-            x.clone().into_buffer_arg(),
-            parts.clone().into_buffer_arg(),
+            buffer(x.clone()),
+            buffer(parts.clone()),
             plan.channels,
             plan.inner,
             plan.length,
@@ -244,9 +244,9 @@ pub fn statistics_of(x: CubeTensor, epsilon: f64) -> CubeTensor {
             &client,
             count,
             dim,
-            x.clone().into_buffer_arg(),
-            parts.into_buffer_arg(),
-            statistics.clone().into_buffer_arg(),
+            buffer(x.clone()),
+            buffer(parts),
+            buffer(statistics.clone()),
             c,
             plane,
             plan.splits,

@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::plan::{Plan, channel_of, columns, per_channel};
 use crate::Activation;
-use crate::gpu::launch::{element, elementwise, optional};
+use crate::gpu::launch::{buffer, element, elementwise, optional};
 use crate::gpu::layout::{Layout, Order};
 
 /// `act(gamma * (x - mean) / sqrt(variance + epsilon) + beta + skip)`, one vector a unit.
@@ -105,12 +105,12 @@ pub fn apply(
             count,
             dim,
             plan.vector,
-            x.clone().into_buffer_arg(),
+            buffer(x.clone()),
             optional(skip),
-            gamma.into_buffer_arg(),
-            beta.into_buffer_arg(),
-            statistics.into_buffer_arg(),
-            output.clone().into_buffer_arg(),
+            buffer(gamma),
+            buffer(beta),
+            buffer(statistics),
+            buffer(output.clone()),
             plan.channels,
             plan.inner,
             length,
