@@ -207,3 +207,52 @@ fn one_operation_equals_its_parts() {
         }
     }
 }
+
+#[test]
+fn whichever_operand_is_tracked_has_a_gradient() {
+    let host = Device::flex();
+    let draw = |shape: [usize; 4]| {
+        let normal = Distribution::Normal(0.0, 1.0);
+        Tensor::<4>::random(shape, normal, &host)
+    };
+    let maps = [draw([2, 3, 6, 7]), draw([4, 3, 3, 3]), draw([2, 4, 6, 7])];
+    let rows = [draw([4, 1, 1, 1]), draw([4, 1, 1, 1])].map(|row| row.reshape::<1, _>([4]));
+    let options = options(1, 1, 1, 1);
+    // Gradients of x, weight, skip, scale and shift; those that are wanted.
+    let run = |wanted: [bool; 5]| {
+        let [x, weight, skip] = std::array::from_fn(|i| match wanted[i] {
+            true => maps[i].clone().autodiff().require_grad(),
+            false => maps[i].clone(),
+        });
+        let [scale, shift] = std::array::from_fn(|i| match wanted[3 + i] {
+            true => rows[i].clone().autodiff().require_grad(),
+            false => rows[i].clone(),
+        });
+        let affine = [scale.clone(), shift.clone()];
+        let y = conv2d_act(
+            x.clone(),
+            weight.clone(),
+            affine,
+            Some(skip.clone()),
+            Activation::Relu,
+            options,
+        );
+        let grads = y.powf_scalar(2.0).sum().backward();
+        let maps = [x, weight, skip].map(|map| map.autodiff().grad(&grads).map(values));
+        let rows = [scale, shift].map(|row| row.autodiff().grad(&grads).map(values));
+        [&maps[..], &rows[..]].concat()
+    };
+    let all = run([true; 5]);
+    for one in 0..5 {
+        let found = run(std::array::from_fn(|i| i == one));
+        for (i, (found, expected)) in found.iter().zip(&all).enumerate() {
+            match (found, expected) {
+                (Some(found), Some(expected)) if i == one => {
+                    assert_close(found, expected, 1e-5, &format!("operand {i}"));
+                }
+                (None, _) if i != one => {}
+                _ => panic!("operand {i} of {one}"),
+            }
+        }
+    }
+}

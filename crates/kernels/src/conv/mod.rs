@@ -63,9 +63,16 @@ impl Conv2dOptions {
     /// `[c_out, c_in / groups, kh, kw]`.
     ///
     /// # Panics
-    /// If these do not fit each other, or the window is larger than the padded input.
+    /// If these do not fit each other, a step is 0, or the window is larger than the padded input.
     fn output_size(&self, x: [usize; 4], weight: [usize; 4]) -> [usize; 2] {
         let groups = self.groups;
+        assert!(
+            [self.stride, self.dilation]
+                .as_flattened()
+                .iter()
+                .all(|step| *step > 0),
+            "stride and dilation of a convolution are at least 1, not {self:?}"
+        );
         assert!(
             groups > 0 && x[1] == weight[1] * groups && weight[0].is_multiple_of(groups),
             "a weight {weight:?} in {groups} groups does not fit a map {x:?}"
@@ -98,7 +105,7 @@ impl Conv2dOptions {
 /// it is read, and its gradient, rounded likewise, is f32: as with a cast before, without its copy.
 ///
 /// # Panics
-/// If the shapes do not fit each other, or the dtypes differ.
+/// If the shapes do not fit each other, a stride or dilation is 0, or the dtypes differ.
 pub fn conv2d(
     x: Tensor<4>,
     weight: Tensor<4>,
@@ -130,7 +137,7 @@ pub fn rounds_weight(x: &Tensor<4>) -> bool {
 /// A convolution and what follows it in a network that is not trained:
 /// `activation(conv2d(x, scale * weight) + shift + skip)`. Differentiable.
 ///
-/// On the CPU, on a device without autodiff, this is one operation that rounds once and makes no map
+/// On the CPU, where no operand is on a device with autodiff, this is one operation that rounds once and makes no map
 /// but its output, and no copy of the weight but the packed one. Elsewhere it is composed, and each
 /// step rounds.
 ///
@@ -150,7 +157,14 @@ pub fn conv2d_act(
     options: Conv2dOptions,
 ) -> Tensor<4> {
     #[cfg(feature = "flex")]
-    if crate::cpu::tensor::handles(&x) && ![&x, &weight].iter().any(|t| t.device().is_autodiff()) {
+    let tracked = {
+        let maps = [Some(&x), Some(&weight), skip.as_ref()];
+        let devices = maps.into_iter().flatten().map(Tensor::device);
+        let mut devices = devices.chain([&scale, &shift].map(Tensor::device));
+        devices.any(|device| device.is_autodiff())
+    };
+    #[cfg(feature = "flex")]
+    if crate::cpu::tensor::handles(&x) && !tracked {
         let relu = activation == Activation::Relu;
         return ops::conv2d_act(x, weight, [scale, shift], skip, relu, options);
     }

@@ -21,7 +21,7 @@ pub use tail::Tail;
 pub use weight::Weight;
 
 use crate::cpu::element::Element;
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, dispatch};
 use crate::cpu::scratch::Shared;
 
 /// How exact a forward pass has to be.
@@ -122,6 +122,9 @@ fn forward_with<E: Element, W: Element>(
         tail.skip.is_none_or(|skip| skip.len() == length),
         "a skip connection has the output's shape"
     );
+    if weight_size == 0 || length == 0 {
+        return without_products(isa, &geometry, tail);
+    }
     if geometry.is_depthwise() {
         let mut output = vec![E::default(); length];
         depthwise::forward(isa, &geometry, x, weight, tail, &mut output);
@@ -147,6 +150,21 @@ fn forward_with<E: Element, W: Element>(
     }
     // SAFETY: both ways write every output.
     unsafe { output.set_len(length) };
+    output
+}
+
+/// What follows sums of nothing: there is no channel to sum over, or no output.
+fn without_products<E: Element>(isa: Isa, geometry: &Geometry, tail: Tail<'_, E>) -> Vec<E> {
+    let mut output = vec![E::default(); geometry.sizes()[2]];
+    let plane = geometry.output[0] * geometry.output[1];
+    for (index, output) in output.chunks_mut(plane).enumerate() {
+        let (channel, mut sums) = (index % geometry.c_out, vec![0f32; plane]);
+        dispatch(
+            isa,
+            #[inline(always)]
+            || tail.store(isa, channel, index * plane, &mut sums, output),
+        );
+    }
     output
 }
 
@@ -200,6 +218,9 @@ fn input_gradient_with<E: Element, W: Element>(
         [weight_size, gradient_size],
         "operands of a convolution differ from {geometry:?}"
     );
+    if weight_size == 0 || length == 0 {
+        return vec![E::default(); length];
+    }
     if geometry.is_depthwise() {
         let mut result = vec![E::default(); length];
         depthwise::input_gradient(isa, &geometry, weight, gradient, &mut result);
@@ -248,6 +269,9 @@ fn weight_gradient_with<E: Element, W: Element>(
     let geometry = geometry.flattened();
     let mut result = vec![W::default(); geometry.weight_shape().iter().product()];
     geometry.check(x, &result, gradient);
+    if x.is_empty() || gradient.is_empty() {
+        return result;
+    }
     if geometry.is_depthwise() {
         depthwise::weight_gradient(isa, &geometry, x, gradient, &mut result);
     } else {

@@ -415,6 +415,59 @@ fn rounding_to_bf16_is_to_nearest_even() {
     }
 }
 
+/// Memory that was not written would hold what the tests before left there.
+#[test]
+fn operands_without_values_leave_what_sums_of_nothing_are() {
+    for (x, weight) in [
+        ([1, 0, 4, 4], [8, 0, 3, 3]),
+        ([2, 0, 5, 3], [6, 0, 1, 1]),
+        ([2, 8, 4, 4], [0, 8, 3, 3]),
+        ([0, 3, 9, 8], [5, 3, 3, 3]),
+        // Where there were images, Winograd's way and that of single channels.
+        ([0, 64, 24, 40], [64, 64, 3, 3]),
+        ([0, 8, 9, 8], [8, 1, 3, 3]),
+    ] {
+        let groups = if weight[1] == 1 { x[1] } else { 1 };
+        let geometry = Geometry::new(x, weight, padded(1, groups));
+        for isa in Isa::available() {
+            let count = |shape: [usize; 4]| shape.iter().product::<usize>();
+            let dirty = || drop(vec![f32::NAN; count([8, 8, 40, 64])]);
+            let x = vec![1f32; count(x)];
+            let values = vec![1f32; count(weight)];
+            let bias: Vec<f32> = (0..geometry.c_out).map(|c| c as f32 - 2.5).collect();
+            let tail = Tail {
+                bias: Some(&bias),
+                skip: None,
+                relu: true,
+            };
+            let plane = geometry.output[0] * geometry.output[1];
+            let length = count(geometry.output_shape());
+            let expected: Vec<f32> = (0..length)
+                .map(|i| bias[i / plane % geometry.c_out].max(0.0))
+                .collect();
+            dirty();
+            for exactness in [Exactness::Summed, Exactness::Output] {
+                let plain = Weight::plain(&values[..]);
+                let found = forward_with(isa, &geometry, &x, plain, tail, exactness);
+                assert_eq!(found, expected, "{isa:?} {geometry:?}");
+            }
+            let gradient = vec![1f32; length];
+            dirty();
+            let found = input_gradient_with(isa, &geometry, &values, &gradient);
+            assert_eq!(found, vec![0f32; x.len()], "{isa:?} {geometry:?}");
+            dirty();
+            let found = weight_gradient_with::<f32, f32>(isa, &geometry, &x, &gradient);
+            assert_eq!(found, vec![0f32; values.len()], "{isa:?} {geometry:?}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "stride and dilation of a convolution are at least 1")]
+fn a_dilation_of_nothing_is_refused() {
+    Geometry::new([1, 32, 9, 9], [32, 32, 3, 3], padded(0, 1));
+}
+
 #[test]
 #[should_panic(expected = "does not fit")]
 fn a_window_larger_than_its_map_is_refused() {

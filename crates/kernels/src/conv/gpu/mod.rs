@@ -49,6 +49,12 @@ pub fn conv2d(
     );
     let [c_out, ..] = weight.dims();
     // What does not fit is refused here, and not in the thread that launches kernels.
+    assert!(
+        !x.dims().contains(&0) && !weight.dims().contains(&0),
+        "a GPU convolves no map {:?} by a weight {:?}: one of them has no values",
+        x.dims(),
+        weight.dims()
+    );
     options.output_size(x.dims(), weight.dims());
     let y = ops::conv2d(x, weight, options);
     match bias {
