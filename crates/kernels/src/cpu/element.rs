@@ -8,6 +8,7 @@ use std::arch::x86_64::{
     _mm512_cvtph_ps, _mm512_cvtps_ph, _mm512_mask_or_epi32, _mm512_mask_storeu_ps,
     _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_slli_epi32, _mm512_srli_epi32,
 };
+use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 
@@ -45,13 +46,21 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
         buffer
     }
 
-    /// Rounds `source` into `target`, which is as long. The processor has `isa`.
+    /// Rounds `source` into all of `target`, which is as long. The processor has `isa`.
+    #[inline(always)]
+    fn write_run(isa: Isa, source: &[f32], target: &mut [MaybeUninit<Self>]) {
+        let _ = isa;
+        assert_eq!(source.len(), target.len());
+        for (target, source) in target.iter_mut().zip(source) {
+            target.write(Self::narrow(*source));
+        }
+    }
+
+    /// As [`Self::write_run`], over other values.
     #[inline(always)]
     fn narrow_run(isa: Isa, source: &[f32], target: &mut [Self]) {
-        let _ = isa;
-        for (target, source) in target.iter_mut().zip(source) {
-            *target = Self::narrow(*source);
-        }
+        // SAFETY: nothing but values is written.
+        Self::write_run(isa, source, unsafe { uninitialised(target) });
     }
 
     /// Widens the values of `source` that `mask` has; the others are 0.
@@ -67,6 +76,17 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// Those are writable; the processor has AVX-512.
     #[cfg(target_arch = "x86_64")]
     unsafe fn store_lanes(values: __m512, mask: u16, target: *mut Self);
+}
+
+/// Values as room for others.
+///
+/// # Safety
+/// Nothing but values is written there.
+#[inline(always)]
+pub unsafe fn uninitialised<T>(values: &mut [T]) -> &mut [MaybeUninit<T>] {
+    let (start, length) = (values.as_mut_ptr(), values.len());
+    // SAFETY: as long, of the same layout, and borrowed for as long; what is written are values.
+    unsafe { std::slice::from_raw_parts_mut(start.cast(), length) }
 }
 
 /// The nearest stored value of another format.
@@ -210,7 +230,7 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn narrow_run(isa: Isa, source: &[f32], target: &mut [Self]) {
+    fn write_run(isa: Isa, source: &[f32], target: &mut [MaybeUninit<Self>]) {
         assert_eq!(source.len(), target.len());
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
@@ -230,7 +250,7 @@ impl Element for f16 {
         }
         let _ = isa;
         for (target, source) in target[done..].iter_mut().zip(&source[done..]) {
-            *target = Self::narrow(*source);
+            target.write(Self::narrow(*source));
         }
     }
 }

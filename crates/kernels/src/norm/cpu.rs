@@ -1,6 +1,8 @@
 //! Batch normalisation on the CPU: one channel at a time, which stays in a core's cache for all
 //! passes over it. Maps are contiguous `[n, c, h * w]`.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use crate::cpu::element::Element;
@@ -158,9 +160,9 @@ pub fn forward<E: Element>(
     relu: bool,
 ) -> (Vec<E>, Vec<Statistics>) {
     assert_eq!(x.len(), sizes.channels * sizes.per_channel());
+    // Not cleared first: that would be a pass over the memory by one thread.
     let mut output = Vec::with_capacity(x.len());
-    // SAFETY: all is written before any is read.
-    let room = unsafe { room(&mut output, x.len()) };
+    let room = &mut output.spare_capacity_mut()[..x.len()];
     let isa = Isa::best();
     let statistics = sizes
         .planes_mut(room)
@@ -197,7 +199,7 @@ fn apply<E: Element>(
     isa: Isa,
     x: &[E],
     skip: Option<&[E]>,
-    output: &mut [E],
+    output: &mut [MaybeUninit<E>],
     mean: f32,
     scale: f32,
     shift: f32,
@@ -223,7 +225,7 @@ fn apply<E: Element>(
                 *y = if *y < 0.0 { 0.0 } else { *y };
             }
         }
-        E::narrow_run(isa, y, output);
+        E::write_run(isa, y, output);
     }
 }
 
@@ -250,10 +252,10 @@ pub fn backward<E: Element>(
 ) -> (Option<Vec<E>>, Vec<f32>, Vec<f32>) {
     let length = gradient.len();
     let mut result = apart.then(|| Vec::with_capacity(length));
-    let targets: Vec<Option<Vec<&mut [E]>>> = match &mut result {
-        // SAFETY: all is written before any is read.
+    let targets: Vec<Option<Vec<&mut [MaybeUninit<E>]>>> = match &mut result {
         Some(result) => {
-            let planes = sizes.planes_mut(unsafe { room(result, length) });
+            let room: &mut [MaybeUninit<E>] = Vec::spare_capacity_mut(result);
+            let planes = sizes.planes_mut(&mut room[..length]);
             planes.into_iter().map(Some).collect()
         }
         None => (0..sizes.channels).map(|_| None).collect(),
@@ -280,15 +282,6 @@ pub fn backward<E: Element>(
     (result, dgamma, dbeta)
 }
 
-/// The room of an empty vector, not cleared: that would be a pass over the memory by one thread.
-///
-/// # Safety
-/// It has room for `length` values, which are written before they are read.
-unsafe fn room<E: Element>(values: &mut Vec<E>, length: usize) -> &mut [E] {
-    // SAFETY: the room is there, and its values are numbers.
-    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr(), length) }
-}
-
 #[inline(always)]
 fn backward_channel<E: Element>(
     isa: Isa,
@@ -298,7 +291,7 @@ fn backward_channel<E: Element>(
     mask: Mask<'_, E>,
     channel: usize,
     mut gradient: Vec<&mut [E]>,
-    mut target: Option<Vec<&mut [E]>>,
+    mut target: Option<Vec<&mut [MaybeUninit<E>]>>,
 ) -> (f32, f32) {
     let statistics = channels.statistics[channel];
     let mean = statistics.mean;
@@ -367,11 +360,10 @@ fn backward_channel<E: Element>(
                     *dx = scale * g + (slope * (x - mean) + constant);
                 }
             }
-            let target = match &mut target {
-                Some(target) => &mut target[image][range],
-                None => &mut gradient[range],
-            };
-            E::narrow_run(isa, dx, target);
+            match &mut target {
+                Some(target) => E::write_run(isa, dx, &mut target[image][range]),
+                None => E::narrow_run(isa, dx, &mut gradient[range]),
+            }
         }
     }
     (product as f32, sum as f32)

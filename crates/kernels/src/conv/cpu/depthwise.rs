@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::geometry::{Geometry, inside};
 use super::tail::Tail;
 use super::weight::{Weight, rounded};
-use crate::cpu::element::{Element, convert};
+use crate::cpu::element::{Element, convert, uninitialised};
 use crate::cpu::isa::{Isa, dispatch};
 
 pub fn forward<E: Element, W: Element>(
@@ -31,6 +31,8 @@ pub fn forward<E: Element, W: Element>(
                 #[inline(always)]
                 || {
                     forward_plane(geometry, &x, &kernel, &mut sums);
+                    // SAFETY: what is stored are values.
+                    let output = unsafe { uninitialised(output) };
                     tail.store(isa, channel, index * plane, &mut sums, output);
                 },
             );

@@ -20,7 +20,7 @@ pub use geometry::Geometry;
 pub use tail::Tail;
 pub use weight::Weight;
 
-use crate::cpu::element::Element;
+use crate::cpu::element::{Element, uninitialised};
 use crate::cpu::isa::{Isa, dispatch};
 use crate::cpu::scratch::Shared;
 
@@ -162,7 +162,11 @@ fn without_products<E: Element>(isa: Isa, geometry: &Geometry, tail: Tail<'_, E>
         dispatch(
             isa,
             #[inline(always)]
-            || tail.store(isa, channel, index * plane, &mut sums, output),
+            || {
+                // SAFETY: what is stored are values.
+                let output = unsafe { uninitialised(output) };
+                tail.store(isa, channel, index * plane, &mut sums, output);
+            },
         );
     }
     output

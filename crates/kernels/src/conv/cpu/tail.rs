@@ -1,5 +1,7 @@
 //! What follows the sums of a convolution on the CPU.
 
+use std::mem::MaybeUninit;
+
 use crate::cpu::element::Element;
 use crate::cpu::isa::Isa;
 
@@ -27,10 +29,17 @@ impl<E> Tail<'_, E> {
 
 impl<E: Element> Tail<'_, E> {
     /// Finishes neighbouring pixels of one output channel, the first of which is value `at` of the
-    /// output, and rounds them into `target`, which is as long. `values` may change. The processor
+    /// output, and rounds them into all of `target`, which is as long. `values` may change. The processor
     /// has `isa`.
     #[inline(always)]
-    pub fn store(&self, isa: Isa, channel: usize, at: usize, values: &mut [f32], target: &mut [E]) {
+    pub fn store(
+        &self,
+        isa: Isa,
+        channel: usize,
+        at: usize,
+        values: &mut [f32],
+        target: &mut [MaybeUninit<E>],
+    ) {
         assert_eq!(values.len(), target.len());
         #[cfg(target_arch = "x86_64")]
         if isa >= Isa::Avx512 {
@@ -39,7 +48,7 @@ impl<E: Element> Tail<'_, E> {
             return;
         }
         self.apply(isa, channel, at, values);
-        E::narrow_run(isa, values, target);
+        E::write_run(isa, values, target);
     }
 
     /// As [`Self::store`], in one pass.
@@ -48,7 +57,13 @@ impl<E: Element> Tail<'_, E> {
     /// The processor has AVX-512.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn store_avx512(&self, channel: usize, at: usize, values: &[f32], target: &mut [E]) {
+    unsafe fn store_avx512(
+        &self,
+        channel: usize,
+        at: usize,
+        values: &[f32],
+        target: &mut [MaybeUninit<E>],
+    ) {
         use std::arch::x86_64::{
             _CMP_LT_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_mask_mov_ps,
             _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
@@ -72,7 +87,7 @@ impl<E: Element> Tail<'_, E> {
                     let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sums, zero);
                     sums = _mm512_mask_mov_ps(sums, negative, zero);
                 }
-                E::store_lanes(sums, mask, target.as_mut_ptr().add(first));
+                E::store_lanes(sums, mask, target.as_mut_ptr().add(first).cast());
             }
         }
     }

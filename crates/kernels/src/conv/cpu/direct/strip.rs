@@ -284,7 +284,8 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                 if problem.output_step[1] == 1 {
                     // SAFETY: a run's pixels are neighbours inside one row of the output, and this
                     // task's own.
-                    let target = unsafe { std::slice::from_raw_parts_mut(target, values.len()) };
+                    let target =
+                        unsafe { std::slice::from_raw_parts_mut(target.cast(), values.len()) };
                     self.tail
                         .store(C::ISA, self.group * m + channel, at, values, target);
                 } else {

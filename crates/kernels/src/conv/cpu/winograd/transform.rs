@@ -393,7 +393,8 @@ where
                         let target = self.output.at(start);
                         if dilation_x == 1 {
                             // SAFETY: a run's outputs are neighbours in a row of this task's channel.
-                            let target = unsafe { std::slice::from_raw_parts_mut(target, count) };
+                            let target =
+                                unsafe { std::slice::from_raw_parts_mut(target.cast(), count) };
                             self.tail.store(C::ISA, channel, start, values, target);
                             continue;
                         }
