@@ -82,7 +82,7 @@ impl Isa {
 }
 
 /// What [`compiled`] runs. `run` is to be `#[inline(always)]`, so that it is compiled with the
-/// instructions of its caller; a closure need not be.
+/// instructions of its caller.
 pub trait Work {
     /// Does it.
     ///
@@ -91,61 +91,51 @@ pub trait Work {
     unsafe fn run(self);
 }
 
-/// Runs `work`, compiled for `isa`.
+/// Runs `work`, compiled for `isa`, with the tile registers configured where that has them.
 ///
 /// # Safety
 /// The processor has `isa`; the rest is `work`'s to say.
 #[inline(always)]
 pub unsafe fn compiled(isa: Isa, work: impl Work) {
     #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller promises the instructions.
+    let _tiles = (isa == Isa::Amx).then(|| unsafe { TileRegisters::configure() });
+    dispatch(
+        isa,
+        #[inline(always)]
+        // SAFETY: the caller's promises are the same.
+        |_| unsafe { work.run() },
+    );
+}
+
+/// Runs `body`, compiled for `isa`, which the processor has, and gives it that set, or the one below tiles.
+///
+/// The closure is to be `#[inline(always)]`: else it may be compiled for every processor, and call each of
+/// its intrinsics as a function. It should ask the set that it is given, which is known where it is
+/// compiled.
+#[inline(always)]
+pub fn dispatch<R>(isa: Isa, body: impl FnOnce(Isa) -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn avx2(work: impl Work) {
-            // SAFETY: the caller's promises are the same.
-            unsafe { work.run() }
+        fn avx2<R>(body: impl FnOnce(Isa) -> R) -> R {
+            body(Isa::Avx2)
         }
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-        unsafe fn avx512(work: impl Work) {
-            // SAFETY: the caller's promises are the same.
-            unsafe { work.run() }
+        fn avx512<R>(body: impl FnOnce(Isa) -> R) -> R {
+            body(Isa::Avx512)
         }
-        // SAFETY: the caller promises the instructions.
-        unsafe {
-            match isa {
-                Isa::Portable => work.run(),
-                Isa::Avx2 => avx2(work),
-                Isa::Avx512 => avx512(work),
-                Isa::Amx => {
-                    let _tiles = TileRegisters::configure();
-                    avx512(work);
-                }
-            }
+        match isa {
+            Isa::Portable => body(Isa::Portable),
+            // SAFETY: instruction sets are chosen by what the processor has.
+            Isa::Avx2 => unsafe { avx2(body) },
+            // SAFETY: as above.
+            Isa::Avx512 | Isa::Amx => unsafe { avx512(body) },
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = isa;
-        // SAFETY: the caller's promises are the same.
-        unsafe { work.run() }
+        body(Isa::Portable)
     }
-}
-
-/// Runs `body`, compiled for `isa`, which the processor has. Nothing in it takes tiles. An
-/// `#[inline(always)]` before the closure makes sure that it is compiled with its caller's instructions.
-#[inline(always)]
-pub fn dispatch<R>(isa: Isa, body: impl FnOnce() -> R) -> R {
-    struct Call<'a, F, R>(F, &'a mut Option<R>);
-
-    impl<R, F: FnOnce() -> R> Work for Call<'_, F, R> {
-        #[inline(always)]
-        unsafe fn run(self) {
-            *self.1 = Some((self.0)());
-        }
-    }
-
-    let isa = isa.min(Isa::Avx512);
-    let mut result = None;
-    // SAFETY: instruction sets are chosen by what the processor has; the body is safe.
-    unsafe { compiled(isa, Call(body, &mut result)) };
-    result.expect("the body ran")
 }

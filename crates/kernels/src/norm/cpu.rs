@@ -173,7 +173,7 @@ pub fn forward<E: Element>(
             dispatch(
                 isa,
                 #[inline(always)]
-                || {
+                |isa| {
                     let planes = sizes.planes(x, channel);
                     let statistics =
                         statistics::<E>(isa, planes.clone(), sizes.per_channel(), epsilon);
@@ -271,7 +271,7 @@ pub fn backward<E: Element>(
             dispatch(
                 isa,
                 #[inline(always)]
-                || backward_channel(isa, sizes, x, channels, mask, channel, gradient, target),
+                |isa| backward_channel(isa, sizes, x, channels, mask, channel, gradient, target),
             )
         })
         .unzip();

@@ -57,7 +57,7 @@ fn add<E: Element + burn::tensor::Element + bytemuck::Pod>(
             dispatch(
                 isa,
                 #[inline(always)]
-                || add_run(isa, values, others),
+                |isa| add_run(isa, values, others),
             );
         });
     target

@@ -29,7 +29,7 @@ pub fn forward<E: Element, W: Element>(
             dispatch(
                 isa,
                 #[inline(always)]
-                || {
+                |isa| {
                     forward_plane(geometry, &x, &kernel, &mut sums);
                     // SAFETY: what is stored are values.
                     let output = unsafe { uninitialised(output) };
@@ -57,7 +57,7 @@ pub fn input_gradient<E: Element, W: Element>(
             dispatch(
                 isa,
                 #[inline(always)]
-                || input_plane(geometry, &weight, &gradient, &mut sums),
+                |_| input_plane(geometry, &weight, &gradient, &mut sums),
             );
             narrow(isa, &sums, result);
         });
@@ -83,7 +83,7 @@ pub fn weight_gradient<E: Element, W: Element>(
                 dispatch(
                     isa,
                     #[inline(always)]
-                    || weight_plane(geometry, &x, &gradient, &mut sums),
+                    |_| weight_plane(geometry, &x, &gradient, &mut sums),
                 );
             }
             for (result, sum) in result.iter_mut().zip(&sums) {
@@ -207,7 +207,7 @@ fn widen<E: Element>(isa: Isa, source: &[E]) -> Vec<f32> {
     dispatch(
         isa,
         #[inline(always)]
-        || E::widen_run(isa, source, &mut target),
+        |isa| E::widen_run(isa, source, &mut target),
     );
     target
 }
@@ -216,6 +216,6 @@ fn narrow<E: Element>(isa: Isa, source: &[f32], target: &mut [E]) {
     dispatch(
         isa,
         #[inline(always)]
-        || E::narrow_run(isa, source, target),
+        |isa| E::narrow_run(isa, source, target),
     );
 }

@@ -162,7 +162,7 @@ fn without_products<E: Element>(isa: Isa, geometry: &Geometry, tail: Tail<'_, E>
         dispatch(
             isa,
             #[inline(always)]
-            || {
+            |isa| {
                 // SAFETY: what is stored are values.
                 let output = unsafe { uninitialised(output) };
                 tail.store(isa, channel, index * plane, &mut sums, output);

@@ -66,13 +66,12 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element, W: Element>(
                         first,
                         count: C::MR.min(m - panel * C::MR),
                     };
-                    let work = Interleave {
+                    let work = Interleave::<E, C> {
                         source,
-                        isa: C::ISA,
-                        lanes: C::MR,
                         rows: band.rows,
                         columns: band.columns,
                         target: target.as_mut_ptr(),
+                        core: PhantomData,
                     };
                     debug_assert!(height * width * C::MR + 8 <= panel_length);
                     // SAFETY: the target has room for the band and slack; cores are chosen by what
@@ -158,7 +157,7 @@ impl<E: Element> Planes<'_, E> {
     /// Writes the columns of one row, `lanes` channels a step; channels past the last are zero.
     ///
     /// # Safety
-    /// `target` has room for the columns and eight values more; the processor has `isa`.
+    /// `target` has room for the columns and eight values more.
     #[inline(always)]
     unsafe fn interleave(
         &self,
@@ -181,27 +180,27 @@ impl<E: Element> Planes<'_, E> {
     }
 }
 
-/// Interleaves a rectangle of the planes.
-struct Interleave<'a, E> {
+/// Interleaves a rectangle of the planes, `MR` channels a step. Of one core, so that the instruction set is
+/// known where this is compiled.
+struct Interleave<'a, E, C> {
     source: Planes<'a, E>,
-    isa: Isa,
-    lanes: usize,
     rows: [usize; 2],
     columns: [usize; 2],
     target: *mut f32,
+    core: PhantomData<C>,
 }
 
-impl<E: Element> Work for Interleave<'_, E> {
+impl<E: Element, C: Core> Work for Interleave<'_, E, C> {
     #[inline(always)]
     unsafe fn run(self) {
         let width = self.columns[1] - self.columns[0];
         for row in self.rows[0]..self.rows[1] {
-            let at = (row - self.rows[0]) * width * self.lanes;
+            let at = (row - self.rows[0]) * width * C::MR;
             // SAFETY: the caller promises room for every row.
             unsafe {
                 let target = self.target.add(at);
                 self.source
-                    .interleave(self.isa, self.lanes, row, self.columns, target);
+                    .interleave(C::ISA, C::MR, row, self.columns, target);
             }
         }
     }
