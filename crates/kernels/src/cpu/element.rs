@@ -13,6 +13,8 @@ use std::mem::MaybeUninit;
 use half::{bf16, f16};
 
 use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::isa::Level;
 
 /// A stored number: widened exactly to f32 for arithmetic, rounded to nearest even when stored.
 pub trait Element: Copy + Default + Send + Sync + 'static {
@@ -28,7 +30,7 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
         bf16::narrow(self.widen()).to_bits()
     }
 
-    /// Widens `source` into `target`, which is as long. The processor has `isa`.
+    /// Widens `source` into `target`, which is as long.
     #[inline(always)]
     fn widen_run(isa: Isa, source: &[Self], target: &mut [f32]) {
         let _ = isa;
@@ -37,8 +39,7 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
         }
     }
 
-    /// The exact values of `source`, in `buffer`, which is no shorter, or where they are. The processor
-    /// has `isa`.
+    /// The exact values of `source`, in `buffer`, which is no shorter, or where they are.
     #[inline(always)]
     fn widened<'a>(isa: Isa, source: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
         let buffer = &mut buffer[..source.len()];
@@ -46,7 +47,7 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
         buffer
     }
 
-    /// Rounds `source` into all of `target`, which is as long. The processor has `isa`.
+    /// Rounds `source` into all of `target`, which is as long.
     #[inline(always)]
     fn write_run(isa: Isa, source: &[f32], target: &mut [MaybeUninit<Self>]) {
         let _ = isa;
@@ -212,7 +213,7 @@ impl Element for f16 {
         assert_eq!(source.len(), target.len());
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx2 {
+        if isa.has(Level::Avx2) {
             use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
             while done + 8 <= source.len() {
                 // SAFETY: eight elements follow `done` in both slices; `isa` has F16C.
@@ -234,7 +235,7 @@ impl Element for f16 {
         assert_eq!(source.len(), target.len());
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx2 {
+        if isa.has(Level::Avx2) {
             use std::arch::x86_64::{
                 _MM_FROUND_TO_NEAREST_INT, _mm_storeu_si128, _mm256_cvtps_ph, _mm256_loadu_ps,
             };

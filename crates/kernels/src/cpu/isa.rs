@@ -7,7 +7,7 @@ use super::tile_registers::{self, TileRegisters};
 
 /// Sets of instructions, each with all of those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
+pub enum Level {
     /// What every processor of the target has.
     Portable,
     /// AVX2, FMA and F16C.
@@ -18,13 +18,46 @@ pub enum Isa {
     Amx,
 }
 
+/// A set of instructions that the processor has: safe code has one only from where they are detected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Isa(Level);
+
 impl Isa {
-    const ALL: [(Self, &str); 4] = [
-        (Self::Portable, "portable"),
-        (Self::Avx2, "avx2"),
-        (Self::Avx512, "avx512"),
-        (Self::Amx, "amx"),
+    const NAMES: [(Level, &str); 4] = [
+        (Level::Portable, "portable"),
+        (Level::Avx2, "avx2"),
+        (Level::Avx512, "avx512"),
+        (Level::Amx, "amx"),
     ];
+
+    /// What every processor of the target has.
+    pub const PORTABLE: Self = Self(Level::Portable);
+
+    /// Without looking.
+    ///
+    /// # Safety
+    /// Whoever uses it has found that the processor has these instructions.
+    pub const unsafe fn assume(level: Level) -> Self {
+        Self(level)
+    }
+
+    /// Which set it is.
+    #[inline(always)]
+    pub fn level(self) -> Level {
+        self.0
+    }
+
+    /// Whether `level` is among its instructions.
+    #[inline(always)]
+    pub fn has(self, level: Level) -> bool {
+        self.0 >= level
+    }
+
+    /// This set, but none above `level`.
+    #[inline(always)]
+    pub fn at_most(self, level: Level) -> Self {
+        Self(self.0.min(level))
+    }
 
     /// The best that the processor has, but none above `HALFSEG_ISA`, where that is set.
     ///
@@ -36,14 +69,14 @@ impl Isa {
             let Some(wanted) = std::env::var_os("HALFSEG_ISA") else {
                 return found;
             };
-            let known = Isa::ALL.iter().find(|(_, name)| wanted == *name);
+            let known = Isa::NAMES.iter().find(|(_, name)| wanted == *name);
             let (limit, _) = known.unwrap_or_else(|| {
                 panic!(
                     "HALFSEG_ISA is portable, avx2, avx512 or amx, not {}",
                     wanted.display()
                 )
             });
-            found.min(*limit)
+            found.at_most(*limit)
         });
         *FOUND
     }
@@ -51,10 +84,9 @@ impl Isa {
     /// All up to the best.
     #[cfg(test)]
     pub fn available() -> impl Iterator<Item = Self> {
-        Self::ALL
-            .into_iter()
-            .map(|(isa, _)| isa)
-            .filter(|isa| *isa <= Self::best())
+        let best = Self::best();
+        let levels = Self::NAMES.into_iter().map(|(level, _)| level);
+        levels.filter(move |level| best.has(*level)).map(Self)
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -67,17 +99,17 @@ impl Isa {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
-        match (avx2, avx512) {
-            (false, _) => Self::Portable,
-            (true, false) => Self::Avx2,
-            (true, true) if tile_registers::granted() => Self::Amx,
-            (true, true) => Self::Avx512,
-        }
+        Self(match (avx2, avx512) {
+            (false, _) => Level::Portable,
+            (true, false) => Level::Avx2,
+            (true, true) if tile_registers::granted() => Level::Amx,
+            (true, true) => Level::Avx512,
+        })
     }
 
     #[cfg(not(target_arch = "x86_64"))]
     fn detect() -> Self {
-        Self::Portable
+        Self::PORTABLE
     }
 }
 
@@ -94,12 +126,14 @@ pub trait Work {
 /// Runs `work`, compiled for `isa`, with the tile registers configured where that has them.
 ///
 /// # Safety
-/// The processor has `isa`; the rest is `work`'s to say.
+/// What `work` asks for.
 #[inline(always)]
 pub unsafe fn compiled(isa: Isa, work: impl Work) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the caller promises the instructions.
-    let _tiles = (isa == Isa::Amx).then(|| unsafe { TileRegisters::configure() });
+    // SAFETY: the processor has them.
+    let _tiles = isa
+        .has(Level::Amx)
+        .then(|| unsafe { TileRegisters::configure() });
     dispatch(
         isa,
         #[inline(always)]
@@ -108,7 +142,7 @@ pub unsafe fn compiled(isa: Isa, work: impl Work) {
     );
 }
 
-/// Runs `body`, compiled for `isa`, which the processor has, and gives it that set, or the one below tiles.
+/// Runs `body`, compiled for `isa`, and gives it that set, or the one below tiles.
 ///
 /// The closure is to be `#[inline(always)]`: else it may be compiled for every processor, and call each of
 /// its intrinsics as a function. It should ask the set that it is given, which is known where it is
@@ -119,23 +153,23 @@ pub fn dispatch<R>(isa: Isa, body: impl FnOnce(Isa) -> R) -> R {
     {
         #[target_feature(enable = "avx2,fma,f16c")]
         fn avx2<R>(body: impl FnOnce(Isa) -> R) -> R {
-            body(Isa::Avx2)
+            body(Isa(Level::Avx2))
         }
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
         fn avx512<R>(body: impl FnOnce(Isa) -> R) -> R {
-            body(Isa::Avx512)
+            body(Isa(Level::Avx512))
         }
-        match isa {
-            Isa::Portable => body(Isa::Portable),
-            // SAFETY: instruction sets are chosen by what the processor has.
-            Isa::Avx2 => unsafe { avx2(body) },
+        match isa.level() {
+            Level::Portable => body(Isa::PORTABLE),
+            // SAFETY: the processor has them.
+            Level::Avx2 => unsafe { avx2(body) },
             // SAFETY: as above.
-            Isa::Avx512 | Isa::Amx => unsafe { avx512(body) },
+            Level::Avx512 | Level::Amx => unsafe { avx512(body) },
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = isa;
-        body(Isa::Portable)
+        body(Isa::PORTABLE)
     }
 }

@@ -21,7 +21,7 @@ pub use tail::Tail;
 pub use weight::Weight;
 
 use crate::cpu::element::{Element, uninitialised};
-use crate::cpu::isa::{Isa, dispatch};
+use crate::cpu::isa::{Isa, Level, dispatch};
 use crate::cpu::scratch::Shared;
 
 /// How exact a forward pass has to be.
@@ -33,51 +33,51 @@ pub enum Exactness {
     Output,
 }
 
-/// Runs `$body` with `$C` bound to the best way to multiply `$E`.
+/// Runs `$body` with `$core` bound to the best way to multiply `$E`.
 macro_rules! with_core {
-    ($isa:expr, $E:ident, $C:ident => $body:expr) => {
-        match $isa {
+    ($isa:expr, $E:ident, $core:ident => $body:expr) => {
+        match $isa.level() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx if std::any::TypeId::of::<$E>() == std::any::TypeId::of::<half::bf16>() => {
-                type $C = micro::Amx;
+            Level::Amx if has_amx_for::<$E>($isa) => {
+                let $core = micro::Amx::on($isa);
                 $body
             }
-            _ => with_wide_core!($isa, $C => $body),
+            _ => with_wide_core!($isa, $core => $body),
         }
     };
 }
 
 /// As [`with_wide_core`], for weight gradients.
 macro_rules! with_weight_core {
-    ($isa:expr, $C:ident => $body:expr) => {
-        match $isa {
+    ($isa:expr, $core:ident => $body:expr) => {
+        match $isa.level() {
             // 32 columns divide the usual numbers of channels.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => {
-                type $C = micro::Avx512<12, 2>;
+            Level::Avx512 | Level::Amx => {
+                let $core = micro::Avx512::<12, 2>::on($isa);
                 $body
             }
-            isa => with_wide_core!(isa, $C => $body),
+            _ => with_wide_core!($isa, $core => $body),
         }
     };
 }
 
-/// Runs `$body` with `$C` bound to the best way to multiply f32.
+/// Runs `$body` with `$core` bound to the best way to multiply f32.
 macro_rules! with_wide_core {
-    ($isa:expr, $C:ident => $body:expr) => {
-        match $isa {
+    ($isa:expr, $core:ident => $body:expr) => {
+        match $isa.level() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => {
-                type $C = micro::Avx512<8, 3>;
+            Level::Avx512 | Level::Amx => {
+                let $core = micro::Avx512::<8, 3>::on($isa);
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => {
-                type $C = micro::Avx2;
+            Level::Avx2 => {
+                let $core = micro::Avx2::on($isa);
                 $body
             }
             _ => {
-                type $C = micro::Portable;
+                let $core = micro::Portable;
                 $body
             }
         }
@@ -138,13 +138,13 @@ fn forward_with<E: Element, W: Element>(
     unsafe {
         match algorithm::<E>(isa, &geometry, exactness) {
             Algorithm::Direct => {
-                with_core!(isa, E, C => direct::forward::<C, E, W>(&geometry, x, weight, tail, target))
+                with_core!(isa, E, core => direct::forward(core, &geometry, x, weight, tail, target))
             }
             Algorithm::Winograd2 => {
-                with_wide_core!(isa, C => winograd::forward::<C, E, W, 2, 4>(&geometry, x, kernels, tail, target))
+                with_wide_core!(isa, core => winograd::forward::<_, E, W, 2, 4>(core, &geometry, x, kernels, tail, target))
             }
             Algorithm::Winograd4 => {
-                with_wide_core!(isa, C => winograd::forward::<C, E, W, 4, 6>(&geometry, x, kernels, tail, target))
+                with_wide_core!(isa, core => winograd::forward::<_, E, W, 4, 6>(core, &geometry, x, kernels, tail, target))
             }
         }
     }
@@ -197,7 +197,7 @@ fn algorithm<E: Element>(isa: Isa, geometry: &Geometry, exactness: Exactness) ->
 
 /// Tiles of bf16 are faster than any way to save products of f32.
 fn has_amx_for<E: Element>(isa: Isa) -> bool {
-    isa == Isa::Amx && std::any::TypeId::of::<E>() == std::any::TypeId::of::<half::bf16>()
+    isa.has(Level::Amx) && std::any::TypeId::of::<E>() == std::any::TypeId::of::<half::bf16>()
 }
 
 /// The gradient of `x`, given that of the output.
@@ -243,10 +243,10 @@ fn input_gradient_with<E: Element, W: Element>(
                 if algorithm::<E>(isa, &turned, Exactness::Summed) == Algorithm::Winograd2 =>
             {
                 let tail = Tail::none();
-                with_wide_core!(isa, C => winograd::forward::<C, E, W, 2, 4>(&turned, gradient, kernels, tail, target));
+                with_wide_core!(isa, core => winograd::forward::<_, E, W, 2, 4>(core, &turned, gradient, kernels, tail, target));
             }
             _ => {
-                with_core!(isa, E, C => direct::input_gradient::<C, E, W>(&geometry, weight, gradient, target));
+                with_core!(isa, E, core => direct::input_gradient(core, &geometry, weight, gradient, target));
             }
         }
         result.set_len(length);
@@ -279,17 +279,17 @@ fn weight_gradient_with<E: Element, W: Element>(
     if geometry.is_depthwise() {
         depthwise::weight_gradient(isa, &geometry, x, gradient, &mut result);
     } else {
-        match isa {
+        match isa.level() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx if has_amx_for::<E>(isa) => {
-                // SAFETY: the processor has tiles.
-                unsafe { direct::weight_gradient_amx(&geometry, x, gradient, &mut result) }
+            Level::Amx if has_amx_for::<E>(isa) => {
+                let core = micro::Amx::on(isa);
+                direct::weight_gradient_amx(core, &geometry, x, gradient, &mut result);
             }
             _ if algorithm::<E>(isa, &geometry, Exactness::Summed) == Algorithm::Winograd2 => {
-                with_weight_core!(isa, C => winograd::weight_gradient::<C, E, W>(&geometry, x, gradient, &mut result))
+                with_weight_core!(isa, core => winograd::weight_gradient(core, &geometry, x, gradient, &mut result))
             }
             _ => {
-                with_weight_core!(isa, C => direct::weight_gradient::<C, E, W>(&geometry, x, gradient, &mut result))
+                with_weight_core!(isa, core => direct::weight_gradient(core, &geometry, x, gradient, &mut result))
             }
         }
     }

@@ -4,6 +4,8 @@ use std::mem::MaybeUninit;
 
 use crate::cpu::element::Element;
 use crate::cpu::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::isa::Level;
 
 /// What follows the sums before they are rounded: `act(sums + bias + skip)`.
 #[derive(Clone, Copy)]
@@ -29,8 +31,7 @@ impl<E> Tail<'_, E> {
 
 impl<E: Element> Tail<'_, E> {
     /// Finishes neighbouring pixels of one output channel, the first of which is value `at` of the
-    /// output, and rounds them into all of `target`, which is as long. `values` may change. The processor
-    /// has `isa`.
+    /// output, and rounds them into all of `target`, which is as long. `values` may change.
     #[inline(always)]
     pub fn store(
         &self,
@@ -42,8 +43,8 @@ impl<E: Element> Tail<'_, E> {
     ) {
         assert_eq!(values.len(), target.len());
         #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx512 {
-            // SAFETY: the caller promises the instructions.
+        if isa.has(Level::Avx512) {
+            // SAFETY: the processor has them.
             unsafe { self.store_avx512(channel, at, values, target) };
             return;
         }

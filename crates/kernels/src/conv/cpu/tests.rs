@@ -8,7 +8,7 @@ use super::{
     weight_gradient_with, winograd,
 };
 use crate::cpu::element::Element;
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, Level};
 use crate::cpu::scratch::Shared;
 
 /// A small generator: no two tests share state, and a failure prints its seed.
@@ -219,8 +219,8 @@ where
     let target = Shared(found.as_mut_ptr());
     // SAFETY: what was found has the output's size; the instruction set is available.
     unsafe {
-        with_wide_core!(isa, C => {
-            winograd::forward::<C, E, E, TILE, WINDOW>(geometry, x, kernels, tail, target)
+        with_wide_core!(isa, core => {
+            winograd::forward::<_, E, E, TILE, WINDOW>(core, geometry, x, kernels, tail, target)
         });
     }
     found
@@ -276,8 +276,8 @@ fn fewer_products_give_the_same_maps_within_their_bounds() {
             .expect("the padding is less than the window");
         for isa in Isa::available() {
             let mut found = vec![0f32; weight.len()];
-            with_weight_core!(isa, C => {
-                winograd::weight_gradient::<C, f32, f32>(&geometry, &x, &gradient, &mut found)
+            with_weight_core!(isa, core => {
+                winograd::weight_gradient(core, &geometry, &x, &gradient, &mut found)
             });
             let errors = [
                 distance(&found, &expected_weight),

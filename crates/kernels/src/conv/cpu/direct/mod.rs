@@ -31,8 +31,9 @@ use strip::Strip;
 /// Writes every output.
 ///
 /// # Safety
-/// `output` has room for the output; the processor has the core's instructions.
+/// `output` has room for the output.
 pub unsafe fn forward<C: Core, E: Element, W: Element>(
+    _: C,
     geometry: &Geometry,
     x: &[E],
     weight: Weight<'_, W>,
@@ -75,8 +76,9 @@ pub unsafe fn forward<C: Core, E: Element, W: Element>(
 /// of its own, with the taps that reach it.
 ///
 /// # Safety
-/// `result` has room for the input; the processor has the core's instructions.
+/// `result` has room for the input.
 pub unsafe fn input_gradient<C: Core, E: Element, W: Element>(
+    _: C,
     geometry: &Geometry,
     weight: &[W],
     gradient: &[E],

@@ -9,7 +9,7 @@ use super::super::micro::Core;
 use super::super::weight::{Weight, rounded};
 use super::problem::{Problem, Slice};
 use crate::cpu::element::Element;
-use crate::cpu::isa::{Isa, Work, compiled};
+use crate::cpu::isa::{Level, Work, compiled};
 use crate::cpu::scratch::{Aligned, Shared};
 
 /// Channels of a weight that are packed for all rows of a panel before the next ones.
@@ -45,7 +45,7 @@ pub fn pack_weight<C: Core, E: Element, W: Element>(
                 core: PhantomData,
             };
             // Nothing is multiplied here.
-            let isa = C::ISA.min(Isa::Avx512);
+            let isa = C::ISA.at_most(Level::Avx512);
             // SAFETY: cores are chosen by what the processor has; each row of panels is one
             // task's own.
             unsafe { compiled(isa, work) };

@@ -39,6 +39,7 @@ impl Rectangle {
 }
 
 pub fn weight_gradient<C: Core<Value = f32>, E: Element, W: Element>(
+    _: C,
     geometry: &Geometry,
     x: &[E],
     gradient: &[E],

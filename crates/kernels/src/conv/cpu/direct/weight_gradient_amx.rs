@@ -7,7 +7,7 @@ use super::super::geometry::{Geometry, inside};
 use super::super::micro::{Amx, Core, Walk, interleave, multiply_rows};
 use super::weight_gradient::{Rectangle, bands};
 use crate::cpu::element::{Element, convert};
-use crate::cpu::isa::{Isa, Work, compiled};
+use crate::cpu::isa::{Level, Work, compiled};
 use crate::cpu::scratch::{Aligned, Shared, with_scratch};
 
 /// Pixels that are summed in one go: an input panel's rows stay in the second-level cache.
@@ -20,10 +20,8 @@ const CHANNELS: usize = Amx::MR;
 const STEP: usize = Amx::STEP;
 
 /// `E` holds bf16.
-///
-/// # Safety
-/// The processor has tiles.
-pub unsafe fn weight_gradient<E: Element, W: Element>(
+pub fn weight_gradient<E: Element, W: Element>(
+    _: Amx,
     geometry: &Geometry,
     x: &[E],
     gradient: &[E],
@@ -60,7 +58,7 @@ pub unsafe fn weight_gradient<E: Element, W: Element>(
                     };
                     // Nothing is multiplied here.
                     // SAFETY: the caller promises the processor.
-                    unsafe { compiled(Isa::Avx512, work) };
+                    unsafe { compiled(Amx::ISA.at_most(Level::Avx512), work) };
                 });
             let target = Shared(sums.as_mut_ptr());
             let right = &right[..];
@@ -91,7 +89,7 @@ pub unsafe fn weight_gradient<E: Element, W: Element>(
                             left,
                         };
                         // SAFETY: the caller promises the processor; tasks own their taps' sums.
-                        unsafe { compiled(Isa::Amx, work) };
+                        unsafe { compiled(Amx::ISA, work) };
                     });
                 });
         }
@@ -149,7 +147,14 @@ impl<E: Element> Work for Pairs<'_, E> {
             // SAFETY: each row holds `width / 2` pairs, the target as many for all channels.
             unsafe {
                 let target = target.as_mut_ptr().cast();
-                interleave(Isa::Avx512, CHANNELS, &rows, self.count, width / 2, target);
+                interleave(
+                    Amx::ISA.at_most(Level::Avx512),
+                    CHANNELS,
+                    &rows,
+                    self.count,
+                    width / 2,
+                    target,
+                );
             }
             let rest = &mut target[width / 2 * 2 * CHANNELS..];
             rest.fill(0);

@@ -5,15 +5,25 @@ use std::arch::x86_64::*;
 
 use super::{Core, Walk};
 use crate::cpu::element::Element;
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, Level};
 
 /// Two by two tiles of 16 x 16 sums; products of bf16 are exact and are added in f32. Values
 /// below 2^-126 count as zero.
-pub struct Amx;
+pub struct Amx(());
+
+impl Amx {
+    /// # Panics
+    /// If `isa` has not the instructions.
+    pub fn on(isa: Isa) -> Self {
+        assert!(isa.has(Level::Amx));
+        Self(())
+    }
+}
 
 impl Core for Amx {
     type Value = u16;
-    const ISA: Isa = Isa::Amx;
+    // SAFETY: who has a core has found the instructions.
+    const ISA: Isa = unsafe { Isa::assume(Level::Amx) };
     const MR: usize = 32;
     const NR: usize = 32;
     const PAIR: usize = 2;

@@ -3,13 +3,23 @@
 use std::arch::x86_64::*;
 
 use super::{Walk, Wide};
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, Level};
 
 /// Six rows of two registers leave room for the operands.
-pub struct Avx2;
+pub struct Avx2(());
+
+impl Avx2 {
+    /// # Panics
+    /// If `isa` has not the instructions.
+    pub fn on(isa: Isa) -> Self {
+        assert!(isa.has(Level::Avx2));
+        Self(())
+    }
+}
 
 impl Wide for Avx2 {
-    const ISA: Isa = Isa::Avx2;
+    // SAFETY: who has a core has found the instructions.
+    const ISA: Isa = unsafe { Isa::assume(Level::Avx2) };
     const ROWS: usize = 6;
     const COLUMNS: usize = 16;
     const DEPTH: usize = 256;

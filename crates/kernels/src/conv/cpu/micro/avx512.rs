@@ -3,17 +3,27 @@
 use std::arch::x86_64::*;
 
 use super::{Walk, Wide};
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, Level};
 
 /// Values of the left operand that are fetched ahead of those that are multiplied.
 const FETCHED: usize = 256;
 
 /// `MR` rows of `VECTORS` registers; 24 sums leave room for the operands and hide the latency of
 /// their additions.
-pub struct Avx512<const MR: usize, const VECTORS: usize>;
+pub struct Avx512<const MR: usize, const VECTORS: usize>(());
+
+impl<const MR: usize, const VECTORS: usize> Avx512<MR, VECTORS> {
+    /// # Panics
+    /// If `isa` has not the instructions.
+    pub fn on(isa: Isa) -> Self {
+        assert!(isa.has(Level::Avx512));
+        Self(())
+    }
+}
 
 impl<const MR: usize, const VECTORS: usize> Wide for Avx512<MR, VECTORS> {
-    const ISA: Isa = Isa::Avx512;
+    // SAFETY: who has a core has found the instructions.
+    const ISA: Isa = unsafe { Isa::assume(Level::Avx512) };
     const ROWS: usize = MR;
     const COLUMNS: usize = VECTORS * 16;
     const DEPTH: usize = 192;

@@ -2,13 +2,15 @@
 
 use crate::cpu::element::Element;
 use crate::cpu::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::isa::Level;
 
 /// Writes the transpose of `count` runs of `length` values, `WIDTH` values a step:
 /// `target[step * WIDTH + lane] = rows[lane][step]`; lanes from `count` on are zero.
 ///
 /// # Safety
 /// `length` values at each of the first `count` rows are readable, aligned or not, and
-/// `length * WIDTH + 8` values at `target` writable. The processor has `isa`.
+/// `length * WIDTH + 8` values at `target` writable.
 #[inline(always)]
 pub unsafe fn interleave<E: Element>(
     isa: Isa,
@@ -20,7 +22,7 @@ pub unsafe fn interleave<E: Element>(
 ) {
     let mut done = 0;
     #[cfg(target_arch = "x86_64")]
-    if isa >= Isa::Avx2 {
+    if isa.has(Level::Avx2) {
         while done + 8 <= length {
             // Backwards: the last eight lanes may reach into the next step's first ones.
             for first in (0..width).step_by(8).rev() {

@@ -21,7 +21,7 @@ pub use portable::Portable;
 use crate::cpu::element::Element;
 use crate::cpu::isa::Isa;
 
-/// One way to multiply blocks.
+/// One way to multiply blocks. Whoever has a value of it has found that the processor has the instructions.
 ///
 /// A block has `MR` rows (channels that result) and `NR` columns (pixels). The left operand is packed
 /// as [`left_at`](Self::left_at) says; the right one has, for each `PAIR` of products, `PAIR` values a
@@ -29,7 +29,7 @@ use crate::cpu::isa::Isa;
 pub trait Core: Send + Sync + 'static {
     /// What packed operands hold.
     type Value: bytemuck::Pod + Default + Send + Sync;
-    /// The instructions that it needs.
+    /// The instructions that it needs. For code that was given a core.
     const ISA: Isa;
     /// Rows of a block.
     const MR: usize;

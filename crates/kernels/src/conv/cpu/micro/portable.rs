@@ -7,7 +7,7 @@ use crate::cpu::isa::Isa;
 pub struct Portable;
 
 impl Wide for Portable {
-    const ISA: Isa = Isa::Portable;
+    const ISA: Isa = Isa::PORTABLE;
     const ROWS: usize = 6;
     const COLUMNS: usize = 16;
     const DEPTH: usize = 256;

@@ -32,8 +32,9 @@ const CHUNK: usize = 96 << 10;
 /// Writes every output.
 ///
 /// # Safety
-/// `output` has room for the output; the processor has the core's instructions.
+/// `output` has room for the output.
 pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
+    _: C,
     geometry: &Geometry,
     x: &[E],
     kernels: Kernels<'_, W>,

@@ -15,7 +15,7 @@ use super::plan::{Kernels, Layout, Run, Tile};
 use super::scheme::{Lanes, Minimal, Scheme, both_axes};
 use crate::cpu::element::Element;
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::Level;
 use crate::cpu::isa::{Work, compiled};
 use crate::cpu::scratch::{Shared, prefetch};
 
@@ -187,7 +187,7 @@ where
         let step = TILE * dilation_x;
         let mut window = [[[0.0; LANES]; WINDOW]; WINDOW];
         #[cfg(target_arch = "x86_64")]
-        if C::ISA >= Isa::Avx512 && avx512::handles(step) {
+        if C::ISA.has(Level::Avx512) && avx512::handles(step) {
             for run in runs {
                 let start = (run.tile.image * geometry.c_in + channel) * height * width;
                 let plane = &self.x[start..start + height * width];
@@ -339,7 +339,7 @@ where
                 });
                 let values = both_axes!(Minimal::output, &sums, WINDOW, TILE);
                 #[cfg(target_arch = "x86_64")]
-                if C::ISA >= Isa::Avx512 && avx512::handles(TILE * dilation_x) {
+                if C::ISA.has(Level::Avx512) && avx512::handles(TILE * dilation_x) {
                     let bias = self.tail.bias.map_or(0.0, |bias| bias[channel]);
                     for run in runs {
                         let Tile { image, y, x } = run.tile;
