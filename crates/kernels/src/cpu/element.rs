@@ -255,3 +255,94 @@ impl Element for f16 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::isa::dispatch;
+
+    /// Every stored value, its neighbours in f32, what lies half way to the next one, and that one's
+    /// neighbours; of both signs, with infinities and what is no number.
+    fn values<E: Element>(of_bits: fn(u16) -> E) -> Vec<f32> {
+        let step = if cfg!(miri) { 997 } else { 1 };
+        let mut values = Vec::new();
+        for bits in (0..=u16::MAX).step_by(step) {
+            let value = of_bits(bits).widen();
+            let next = of_bits(bits.wrapping_add(1)).widen();
+            // Exact: both have few digits, but for the largest, whose next one is infinite.
+            let tie = value / 2.0 + next / 2.0;
+            for value in [value, tie] {
+                values.extend([value, value.next_up(), value.next_down()]);
+            }
+        }
+        values.extend([f32::MAX, f32::MIN, f32::MIN_POSITIVE, 65_519.996, 65_520.0]);
+        values
+    }
+
+    fn check<E: Element + PartialEq>(of_bits: fn(u16) -> E, reference: fn(f32) -> E) {
+        fn same<E: Element + PartialEq>(a: E, b: E) -> bool {
+            let (a, b) = (a.widen(), b.widen());
+            a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
+        }
+        let wide = values(of_bits);
+        let narrow: Vec<E> = wide.iter().map(|value| reference(*value)).collect();
+        for (value, expected) in wide.iter().zip(&narrow) {
+            assert!(same(E::narrow(*value), *expected), "{value:e}");
+        }
+        for isa in Isa::available() {
+            let mut found = vec![E::default(); wide.len()];
+            dispatch(
+                isa,
+                #[inline(always)]
+                |isa| E::narrow_run(isa, &wide, &mut found),
+            );
+            let equal = found.iter().zip(&narrow).position(|(a, b)| !same(*a, *b));
+            assert_eq!(equal.map(|at| wide[at]), None, "runs of {isa:?}");
+            let mut widened = vec![0f32; found.len()];
+            dispatch(
+                isa,
+                #[inline(always)]
+                |isa| E::widen_run(isa, &found, &mut widened),
+            );
+            let exact = |(value, wide): (&E, &f32)| {
+                value.widen().to_bits() == wide.to_bits() || wide.is_nan()
+            };
+            assert!(found.iter().zip(&widened).all(exact), "{isa:?}");
+            #[cfg(target_arch = "x86_64")]
+            if isa.has(Level::Avx512) {
+                let mut found = vec![E::default(); wide.len()];
+                for (wide, found) in wide.chunks(13).zip(found.chunks_mut(13)) {
+                    let mask = u16::MAX >> (16 - wide.len());
+                    dispatch(
+                        isa,
+                        #[inline(always)]
+                        // SAFETY: the mask has the values of the chunks; the processor has AVX-512.
+                        |_| unsafe {
+                            let lanes = <f32 as Element>::load_lanes(wide.as_ptr(), mask);
+                            E::store_lanes(lanes, mask, found.as_mut_ptr());
+                            let lanes = E::load_lanes(found.as_ptr(), mask);
+                            let mut again = [0f32; 13];
+                            <f32 as Element>::store_lanes(lanes, mask, again.as_mut_ptr());
+                            let exact = |(value, wide): (&E, &f32)| {
+                                value.widen().to_bits() == wide.to_bits() || wide.is_nan()
+                            };
+                            assert!(found.iter().zip(&again).all(exact));
+                        },
+                    );
+                }
+                let equal = found.iter().zip(&narrow).position(|(a, b)| !same(*a, *b));
+                assert_eq!(equal.map(|at| wide[at]), None, "lanes");
+            }
+        }
+    }
+
+    #[test]
+    fn lanes_runs_and_scalars_round_alike_to_f16() {
+        check(f16::from_bits, f16::from_f32_const);
+    }
+
+    #[test]
+    fn lanes_runs_and_scalars_round_alike_to_bf16() {
+        check(bf16::from_bits, bf16::from_f32);
+    }
+}
