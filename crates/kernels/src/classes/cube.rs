@@ -111,7 +111,7 @@ fn cross_entropy<E: Float, I: Numeric>(
     tables[unit] = entropy;
     tables[UNITS + unit] = right;
     tables[2 * UNITS + unit] = counted;
-    add_rows(&mut tables, unit, UNITS, 1, 0, 3, UNITS, 1);
+    add_rows(&mut tables, unit, 0, 3, UNITS, 1, 1);
     if unit == 0 {
         parts[CUBE_POS] = tables[0];
         parts[groups + CUBE_POS] = tables[UNITS];
@@ -138,7 +138,7 @@ fn total(parts: &[f32], totals: &mut [f32], groups: usize) {
     tables[unit] = sum;
     tables[UNITS + unit] = right;
     tables[2 * UNITS + unit] = counted;
-    add_rows(&mut tables, unit, UNITS, 1, 0, 3, UNITS, 1);
+    add_rows(&mut tables, unit, 0, 3, UNITS, 1, 1);
     if unit == 0 {
         totals[0] = tables[0];
         totals[1] = tables[UNITS];

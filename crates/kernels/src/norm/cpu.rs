@@ -181,7 +181,7 @@ pub fn forward<E: Element>(
                     let mut skips = skip.map(|skip| sizes.planes(skip, channel));
                     for (x, output) in planes.zip(output) {
                         let skip = skips.as_mut().and_then(Iterator::next);
-                        apply(isa, x, skip, output, statistics.mean, scale, shift, relu);
+                        apply(isa, x, skip, output, [statistics.mean, scale, shift], relu);
                     }
                     statistics
                 },
@@ -200,9 +200,7 @@ fn apply<E: Element>(
     x: &[E],
     skip: Option<&[E]>,
     output: &mut [MaybeUninit<E>],
-    mean: f32,
-    scale: f32,
-    shift: f32,
+    [mean, scale, shift]: [f32; 3],
     relu: bool,
 ) {
     let (x_buffer, skip_buffer) = (&mut [0f32; BLOCK], &mut [0f32; BLOCK]);
@@ -267,11 +265,11 @@ pub fn backward<E: Element>(
         .zip(targets)
         .enumerate()
         .with_min_len(sizes.channels_per_task())
-        .map(|(channel, (gradient, target))| {
+        .map(|(channel, planes)| {
             dispatch(
                 isa,
                 #[inline(always)]
-                |isa| backward_channel(isa, sizes, x, channels, mask, channel, gradient, target),
+                |isa| backward_channel(isa, sizes, x, channels, mask, channel, planes),
             )
         })
         .unzip();
@@ -290,8 +288,7 @@ fn backward_channel<E: Element>(
     channels: Channels<'_>,
     mask: Mask<'_, E>,
     channel: usize,
-    mut gradient: Vec<&mut [E]>,
-    mut target: Option<Vec<&mut [MaybeUninit<E>]>>,
+    (mut gradient, mut target): (Vec<&mut [E]>, Option<Vec<&mut [MaybeUninit<E>]>>),
 ) -> (f32, f32) {
     let statistics = channels.statistics[channel];
     let mean = statistics.mean;

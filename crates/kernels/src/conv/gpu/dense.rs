@@ -52,20 +52,27 @@ struct Pass {
 }
 
 /// One way to compute a pass.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 enum Way {
     Products(Candidate),
     Implicit(
         fn(Problem, &Strategy) -> Result<CubeTensor, Declined>,
-        Strategy,
+        ConvAlgorithm,
+        AcceleratedTileKind,
     ),
 }
 
 impl Way {
-    fn run(&self, problem: Problem) -> Result<CubeTensor, Declined> {
+    fn run(self, problem: Problem) -> Result<CubeTensor, Declined> {
         match self {
             Self::Products(products) => products(problem),
-            Self::Implicit(implicit, strategy) => implicit(problem, strategy),
+            Self::Implicit(implicit, algorithm, tile_kind) => {
+                let strategy = Strategy::Inferred {
+                    algorithm,
+                    tile_kind,
+                };
+                implicit(problem, &strategy)
+            }
         }
     }
 }
@@ -161,13 +168,7 @@ impl Pass {
         let implicit = self.implicit;
         let implicit = IMPLICIT
             .into_iter()
-            .map(move |(name, algorithm, tile_kind)| {
-                let strategy = Strategy::Inferred {
-                    algorithm,
-                    tile_kind,
-                };
-                (name, Way::Implicit(implicit, strategy))
-            });
+            .map(move |(name, algorithm, kind)| (name, Way::Implicit(implicit, algorithm, kind)));
         std::iter::once((name, Way::Products(products))).chain(implicit)
     }
 
