@@ -64,5 +64,5 @@ pub fn start_threads(count: Option<NonZeroUsize>) -> Result<()> {
     }
     threads
         .build_global()
-        .context("cannot start the threads that compute")
+        .context("cannot start the threads that compute (`ulimit -u` limits how many there are)")
 }
