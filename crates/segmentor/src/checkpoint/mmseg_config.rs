@@ -165,9 +165,8 @@ fn check_backbone(backbone: &Part<'_>) -> Result<(), Unsupported> {
 fn check_convolutions(head: &Part<'_>) -> Result<(), Unsupported> {
     head.is("conv_cfg", "None", "None")?;
     head.is("input_transform", "None", "None")?;
-    match head.value.get("act_cfg") {
-        Some(activation) => Part::new("act_cfg", activation).is("type", "'ReLU'", "'ReLU'")?,
-        None => {}
+    if let Some(activation) = head.value.get("act_cfg") {
+        Part::new("act_cfg", activation).is("type", "'ReLU'", "'ReLU'")?;
     }
     check_norm(head)
 }
@@ -238,7 +237,9 @@ impl<'a> Part<'a> {
 
     fn numbers(&self, key: &str, default: &[usize]) -> Result<Vec<usize>, Unsupported> {
         let whole = |value: &Value| match *value {
-            Value::Number(n) if n >= 1.0 && n <= 65_536.0 && n.fract() == 0.0 => Some(n as usize),
+            Value::Number(n) if (1.0..=65_536.0).contains(&n) && n.fract() == 0.0 => {
+                Some(n as usize)
+            }
             _ => None,
         };
         let numbers = match self.value.get(key) {
