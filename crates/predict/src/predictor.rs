@@ -25,8 +25,8 @@ pub(crate) const RATIOS: [f64; 6] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75];
 
 /// A network for inference, with the precision and the way that pictures pass through it.
 ///
-/// Memory is that of one picture, however many are given. Several threads may share a predictor; each
-/// call then takes memory of its own.
+/// Memory is that of one picture, however many are given. Several threads may share a predictor, which was
+/// tested on the CPU; each call then takes memory of its own.
 #[derive(Debug)]
 pub struct Predictor {
     model: Segmentor,
