@@ -5,6 +5,10 @@ use std::str::FromStr;
 use halfseg_data::{Crop, ParseSizeError, Scale};
 use serde::{Deserialize, Serialize};
 
+/// Ratios of the multi-scale views, each also mirrored
+/// (`configs/_base_/datasets/cityscapes.py` of MMSegmentation).
+pub(crate) const RATIOS: [f64; 6] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75];
+
 /// How pictures pass through a network.
 ///
 /// The default is that of MMSegmentation's published Cityscapes configurations: whole pictures at their

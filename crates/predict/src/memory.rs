@@ -9,7 +9,7 @@ use halfseg_devices::{Bytes, available_memory, is_host};
 use halfseg_layers::resize_memory;
 use halfseg_segmentor::{SegmentorConfig, inference_memory};
 
-use crate::predictor::RATIOS;
+use crate::config::RATIOS;
 use crate::{EvalMode, EvalScale, PredictError, PredictorConfig, PredictorSettings};
 
 /// Width and height in pixels.
@@ -19,6 +19,24 @@ type Size = (usize, usize);
 const SCORE: u64 = 4;
 /// Pixels for each of the network's logits, along a side; DeepLabV3+ has half as many.
 const OUTPUT_STRIDE: usize = 8;
+
+impl PredictorSettings {
+    /// Whether the host's memory can hold a picture of `width` and `height` in pixels that `model` is run
+    /// with on `device`, as far as can be foreseen: what is refused could not run, and what is not may
+    /// still need more.
+    ///
+    /// # Errors
+    /// [`PredictError::Memory`], which says what would fit.
+    pub fn check_memory(
+        &self,
+        model: &SegmentorConfig,
+        device: &Device,
+        width: usize,
+        height: usize,
+    ) -> Result<(), PredictError> {
+        Plan::new(model, self, device, false).check((width, height))
+    }
+}
 
 /// What the memory of a picture depends on, besides its size.
 #[derive(Clone, Copy)]

@@ -16,12 +16,9 @@ use halfseg_eval::{ConfusionMatrix, Prediction, Windows, argmax, multi_scale_fli
 use halfseg_layers::{most_likely_classes, resize_with};
 use halfseg_segmentor::Segmentor;
 
+use crate::config::RATIOS;
 use crate::memory::{Plan, fitted};
 use crate::{EvalMode, PredictError, PredictorConfig, PredictorSettings};
-
-/// Ratios of the multi-scale views, each also mirrored
-/// (`configs/_base_/datasets/cityscapes.py` of MMSegmentation).
-pub(crate) const RATIOS: [f64; 6] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75];
 
 /// A network for inference, with the precision and the way that pictures pass through it.
 ///

@@ -2,12 +2,9 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
 use halfseg_amp::Policy;
-use halfseg_segmentor::SegmentorConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::memory::Plan;
 use crate::{PredictError, PredictorConfig};
 
 /// How a network is to be run: what [`Predictor::load`](crate::Predictor::load) takes from a checkpoint.
@@ -36,22 +33,6 @@ impl PredictorSettings {
     /// As the metadata of a checkpoint holds them.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("settings are valid JSON")
-    }
-
-    /// Whether the host's memory can hold a picture of `width` and `height` in pixels that `model` is run
-    /// with on `device`, as far as can be foreseen: what is refused could not run, and what is not may
-    /// still need more.
-    ///
-    /// # Errors
-    /// [`PredictError::Memory`], which says what would fit.
-    pub fn check_memory(
-        &self,
-        model: &SegmentorConfig,
-        device: &Device,
-        width: usize,
-        height: usize,
-    ) -> Result<(), PredictError> {
-        Plan::new(model, self, device, false).check((width, height))
     }
 
     /// Those of the checkpoint at `path`; `None` where it says nothing, as files from elsewhere.
