@@ -183,16 +183,19 @@ mod bits {
 
 impl LogLine {
     pub fn add(&mut self, step: &Step, timing: &Timing) {
-        self.steps += 1;
+        // What was read from a damaged folder may be at its end.
+        self.steps = self.steps.saturating_add(1);
         let numbers = [step.loss, step.decode, step.aux, step.accuracy];
         self.sums
             .iter_mut()
             .zip(numbers)
             .for_each(|(sum, number)| *sum += number);
-        self.skipped += u32::from(!step.outcome.stepped());
-        self.waited += timing.waited;
-        self.total += timing.total;
-        self.images += timing.images;
+        self.skipped = self
+            .skipped
+            .saturating_add(u32::from(!step.outcome.stepped()));
+        self.waited = self.waited.saturating_add(timing.waited);
+        self.total = self.total.saturating_add(timing.total);
+        self.images = self.images.saturating_add(timing.images);
     }
 
     pub fn json(self, last: &Step) -> Value {

@@ -266,7 +266,7 @@ impl Trainer {
             found,
         };
         if let StepOutcome::Skipped { .. } = &step.outcome {
-            self.skipped_in_a_row += 1;
+            self.skipped_in_a_row = self.skipped_in_a_row.saturating_add(1);
             let mut line = serde_json::to_value(&step.outcome).expect("an outcome is JSON");
             line["event"] = "skip".into();
             line["iteration"] = step.iteration.into();
