@@ -7,6 +7,9 @@ use plotters::prelude::*;
 
 use crate::{ConfusionMatrix, EvalError};
 
+/// Points beyond it are not drawn, as those that are not finite.
+const LARGEST: f64 = 1e30;
+
 /// One curve.
 #[derive(Clone, Debug)]
 pub struct Series {
@@ -45,25 +48,24 @@ fn draw_curves(
     (x_label, y_label): (&str, &str),
     series: &[Series],
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let finite = || {
+    let drawn = |(x, y): &(f64, f64)| x.abs() <= LARGEST && y.abs() <= LARGEST;
+    let points = || {
         let points = series.iter().flat_map(|s| &s.points);
-        points
-            .copied()
-            .filter(|(x, y)| x.is_finite() && y.is_finite())
+        points.copied().filter(drawn)
     };
     let bounds = |values: Vec<f64>| {
         let low = values.iter().copied().fold(f64::INFINITY, f64::min);
         let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        if low < high {
-            (low, high)
-        } else if low == high {
-            (low - 0.5, low + 0.5)
-        } else {
-            (0.0, 1.0)
+        // Marks between two numbers that are nearly the same are the same.
+        let least = low.abs().max(high.abs()) * 1e-6;
+        match high - low {
+            width if width > least => (low, high),
+            width if width >= 0.0 => (low - least.max(0.5), high + least.max(0.5)),
+            _ => (0.0, 1.0),
         }
     };
-    let (x0, x1) = bounds(finite().map(|p| p.0).collect());
-    let (y0, y1) = bounds(finite().map(|p| p.1).chain([0.0]).collect());
+    let (x0, x1) = bounds(points().map(|p| p.0).collect());
+    let (y0, y1) = bounds(points().map(|p| p.1).chain([0.0]).collect());
     let root = SVGBackend::with_string(svg, (800, 450)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
@@ -82,11 +84,7 @@ fn draw_curves(
         .draw()?;
     for (i, one) in series.iter().enumerate() {
         let color = Palette99::pick(i).to_rgba();
-        let points = one
-            .points
-            .iter()
-            .copied()
-            .filter(|(x, y)| x.is_finite() && y.is_finite());
+        let points = one.points.iter().copied().filter(drawn);
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)))?
             .label(&one.name)
@@ -215,5 +213,22 @@ mod tests {
         let svg = std::fs::read_to_string(&path).unwrap();
         assert!(svg.contains("road") && svg.contains("car") && !svg.contains("absent"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn no_numbers_keep_curves_from_their_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("loss.svg");
+        for points in [
+            vec![],
+            vec![(9e18, 1.0)],
+            vec![(9e18, 1e29), (9e18 + 2048.0, 1e29)],
+            vec![(1.0, f64::MAX), (2.0, -f64::MAX), (3.0, 1.0)],
+            vec![(1.0, 1e-320), (2.0, 1e-300)],
+            vec![(-1e30, 0.0), (1e30, 0.0)],
+        ] {
+            let name = "loss".into();
+            curves_svg(&path, "Loss", ("x", "y"), &[Series { name, points }]).unwrap();
+        }
     }
 }
