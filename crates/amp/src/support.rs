@@ -21,8 +21,13 @@ pub(crate) fn unsupported(device: &Device, precision: Precision) -> Option<AmpEr
         return None;
     }
     let floats = [Precision::F16, Precision::Bf16, Precision::F32];
+    // The hardware, whether or not it records a graph.
+    let hardware = match device.is_autodiff() {
+        true => device.clone().inner(),
+        false => device.clone(),
+    };
     Some(AmpError::Unsupported {
-        device: format!("{device:?}"),
+        device: format!("{hardware:?}"),
         precision,
         supported: floats.into_iter().filter(works).collect(),
     })
