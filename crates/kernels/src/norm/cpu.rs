@@ -250,7 +250,7 @@ pub fn backward<E: Element>(
 ) -> (Option<Vec<E>>, Vec<f32>, Vec<f32>) {
     let length = gradient.len();
     let mut result = apart.then(|| Vec::with_capacity(length));
-    let targets: Vec<Option<Vec<&mut [MaybeUninit<E>]>>> = match &mut result {
+    let targets: Vec<Target<'_, E>> = match &mut result {
         Some(result) => {
             let room: &mut [MaybeUninit<E>] = Vec::spare_capacity_mut(result);
             let planes = sizes.planes_mut(&mut room[..length]);
@@ -280,6 +280,9 @@ pub fn backward<E: Element>(
     (result, dgamma, dbeta)
 }
 
+/// The planes of a channel that its gradient goes to, if it does not replace the output's.
+type Target<'a, E> = Option<Vec<&'a mut [MaybeUninit<E>]>>;
+
 #[inline(always)]
 fn backward_channel<E: Element>(
     isa: Isa,
@@ -288,7 +291,7 @@ fn backward_channel<E: Element>(
     channels: Channels<'_>,
     mask: Mask<'_, E>,
     channel: usize,
-    (mut gradient, mut target): (Vec<&mut [E]>, Option<Vec<&mut [MaybeUninit<E>]>>),
+    (mut gradient, mut target): (Vec<&mut [E]>, Target<'_, E>),
 ) -> (f32, f32) {
     let statistics = channels.statistics[channel];
     let mean = statistics.mean;
