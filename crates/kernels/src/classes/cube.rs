@@ -40,8 +40,12 @@ fn interpolated<E: Float>(
     (a * (1.0 - wx) + b * wx) * (1.0 - wy) + (c * (1.0 - wx) + d * wx) * wy
 }
 
-/// What is no number, by its bits: some compilers assume that there are no such values.
-const NAN: u32 = 0x7fc0_0000;
+/// What is no number. By the bits of a value that is known when the kernel runs: compilers refuse a constant
+/// that is none, and some assume that there are no such values.
+#[cube]
+fn no_number(value: f32) -> f32 {
+    f32::reinterpret(u32::reinterpret(value) | 0x7fc0_0000u32)
+}
 
 /// Whether `label`, which was `stored`, is one of the classes: a kernel cannot refuse others, and calling
 /// them some class would train a wrong one.
@@ -103,7 +107,7 @@ fn cross_entropy<E: Float, I: Numeric>(
         let normaliser = largest + sum.ln();
         normalisers[index] = normaliser;
         if label != ignored {
-            entropy = select(exists, normaliser - picked, f32::reinterpret(NAN));
+            entropy = select(exists, normaliser - picked, no_number(normaliser));
             right = select(best == label, 1.0, 0.0);
             counted = 1.0;
         }
@@ -190,7 +194,7 @@ fn cross_entropy_gradient<E: Float, I: Numeric>(
                     let value = interpolated(logits, image, class, &down, &across);
                     let one = select(label == i32::cast_from(class), 1.0, 0.0);
                     let change = (value - normalisers[start + column]).exp() - one;
-                    part += share * select(exists, change, f32::reinterpret(NAN));
+                    part += share * select(exists, change, no_number(value));
                 }
             }
             sum += weight * part;
