@@ -83,7 +83,7 @@ fn cross_entropy<E: Float, I: Numeric>(
         let down = taps(line % rows.out, &rows, align_corners);
         let image = line / rows.out;
         let label = i32::cast_from(labels[index]);
-        let exists = is_class(label, labels[index], logits.shape(1));
+        let exists = is_class::<I>(label, labels[index], logits.shape(1));
 
         // One pass: when a larger logit comes, what was summed before is rescaled.
         let mut largest = interpolated(logits, image, 0, &down, &across);
@@ -115,7 +115,7 @@ fn cross_entropy<E: Float, I: Numeric>(
     tables[unit] = entropy;
     tables[UNITS + unit] = right;
     tables[2 * UNITS + unit] = counted;
-    add_rows(&mut tables, unit, 0, 3, UNITS, 1, 1);
+    add_rows(&mut tables, unit, 0, 3usize, UNITS, 1usize, 1usize);
     if unit == 0 {
         parts[CUBE_POS] = tables[0];
         parts[groups + CUBE_POS] = tables[UNITS];
@@ -142,7 +142,7 @@ fn total(parts: &[f32], totals: &mut [f32], groups: usize) {
     tables[unit] = sum;
     tables[UNITS + unit] = right;
     tables[2 * UNITS + unit] = counted;
-    add_rows(&mut tables, unit, 0, 3, UNITS, 1, 1);
+    add_rows(&mut tables, unit, 0, 3usize, UNITS, 1usize, 1usize);
     if unit == 0 {
         totals[0] = tables[0];
         totals[1] = tables[UNITS];
@@ -189,7 +189,7 @@ fn cross_entropy_gradient<E: Float, I: Numeric>(
                 let across = taps(column, &columns, align_corners);
                 let share = weight_of(x, &across);
                 let label = i32::cast_from(labels[start + column]);
-                let exists = is_class(label, labels[start + column], logits.shape(1));
+                let exists = is_class::<I>(label, labels[start + column], logits.shape(1));
                 if share > 0.0 && label != ignored {
                     let value = interpolated(logits, image, class, &down, &across);
                     let one = select(label == i32::cast_from(class), 1.0, 0.0);

@@ -71,7 +71,7 @@ fn scale_and_measure<E: Float>(
     }
     tables[unit] = lost;
     tables[UNITS + unit] = sum;
-    add_rows(&mut tables, unit, 0, 2, UNITS, 1, 1);
+    add_rows(&mut tables, unit, 0, 2usize, UNITS, 1usize, 1usize);
     if unit == 0 {
         let at = place * groups + CUBE_POS_X as usize;
         parts[at] = tables[0];

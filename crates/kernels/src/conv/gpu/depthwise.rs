@@ -124,7 +124,7 @@ fn weight_parts<E: Float, N: Size>(
         for lane in 0..lanes {
             table[row * width + column + lane] = sums[tap].extract(lane);
         }
-        add_rows(&mut table, row, column, 1, size, width, lanes);
+        add_rows(&mut table, row, column, 1usize, size, width, lanes);
         if row == 0 && channel < channels {
             #[unroll]
             for lane in 0..lanes {

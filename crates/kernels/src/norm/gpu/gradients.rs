@@ -108,7 +108,7 @@ fn part_sums<E: Float, N: Size>(
             tables[own + size + lane] = product.extract(lane);
         }
     }
-    add_rows(&mut tables, row, column, 2, size, width, columns);
+    add_rows(&mut tables, row, column, 2usize, size, width, columns);
 
     if row == 0 && channel < channels {
         let total = channels * columns;
