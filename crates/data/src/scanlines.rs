@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use crate::CropBox;
-use crate::image::reader::reserve;
+use crate::image::limits::reserve;
 
 /// Reads `wanted` of a PNG of `size` (width, height) that is not interlaced and has `N` channels of
 /// 8 bits.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 
-use super::reader::{ImageReader, check_memory, guarded, open, room, undecodable, zeros};
+use super::limits::{ImageReader, check_memory, guarded, open, room, undecodable, zeros};
 use crate::orientation::Orientation;
 use crate::{DataError, RgbImage};
 

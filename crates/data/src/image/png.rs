@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use png::{BitDepth, ColorType};
 
-use super::reader::{ImageReader, guarded, open, out_of_memory, reserve, undecodable, zeros};
+use super::limits::{ImageReader, guarded, open, out_of_memory, reserve, undecodable, zeros};
 use crate::{CropBox, DataError, scanlines};
 
 const FORMAT: &str = "PNG";

@@ -10,11 +10,13 @@ mod flex;
 mod gpu;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod ops;
+mod parts;
 #[cfg(feature = "cube")]
 mod passes;
 mod shared;
 
-pub use shared::{BatchParts, batch_norm_shared};
+pub use parts::BatchParts;
+pub use shared::batch_norm_shared;
 
 use burn::tensor::{DType, FloatDType, Tensor, activation::relu};
 

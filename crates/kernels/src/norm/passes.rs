@@ -9,7 +9,7 @@ use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Shape, Tensor};
 
 use super::BatchNormOutput;
-use super::shared::{BatchParts, shared_statistics};
+use super::parts::{BatchParts, shared_statistics};
 use crate::{Activation, AnyTensor, with_gradient};
 
 /// See [`super::batch_norm_shared`]; shapes and dtypes were checked, and the device is one that has it.

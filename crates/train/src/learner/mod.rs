@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{PolySchedule, Recipe, Sgd};
-use parts::{Pass, joined};
+use parts::{Pass, joined, pass_on_all};
 
 /// A network in training: weights, optimizer, gradient scaler and schedule.
 ///
@@ -133,7 +133,11 @@ impl Learner {
         self.scaler.begin(&model);
         let (numbers, grads) = match self.further_devices.is_empty() {
             true => self.pass().run(&model, images, labels, forward_done),
-            false => self.pass_on_all(&model, images, labels, forward_done),
+            false => {
+                let (pass, devices) = (self.pass(), self.all_devices(&model));
+                let on = (self.route, &devices[..]);
+                pass_on_all(pass, on, &model, images, labels, forward_done)
+            }
         };
         let mut grads = self.scaler.unscale(grads);
         if self.clip_norm > 0.0 {

@@ -3,12 +3,10 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use halfseg_amp::{GradScaler, Policy, ScaledGrads, autocast};
-use halfseg_devices::is_host;
+use halfseg_devices::{Route, is_host};
 use halfseg_layers::IGNORED_LABEL;
 use halfseg_segmentor::Segmentor;
 use rand_chacha::ChaCha8Rng;
-
-use super::Learner;
 
 const _: () = assert!(
     halfseg_data::IGNORE as i64 == IGNORED_LABEL,
@@ -112,60 +110,58 @@ pub(super) fn joined(parts: &[[f64; 5]]) -> [f64; 4] {
     [loss, decode, aux, accuracy]
 }
 
-impl Learner {
-    /// Forward and backward pass on all devices, in equal parts of the batch.
-    pub(super) fn pass_on_all(
-        &self,
-        model: &Segmentor,
-        images: Tensor<4>,
-        labels: Tensor<3, Int>,
-        forward_done: impl FnOnce(),
-    ) -> (Numbers, ScaledGrads) {
-        let pass = self.pass();
-        let [batch, ..] = images.dims();
-        let parts = pass.parts;
-        assert!(
-            batch.is_multiple_of(parts),
-            "{batch} images cannot be shared equally by {parts} devices"
-        );
-        let size = batch / parts;
-        let part = |index: usize| {
-            let images = images.clone().narrow(0, index * size, size);
-            (images, labels.clone().narrow(0, index * size, size))
-        };
-        let mut workers = self.route.group(&self.all_devices(model)).into_iter();
-        let first = workers.next().expect("there is one part for each device");
-        std::thread::scope(|threads| {
-            let others: Vec<_> = workers
-                .zip(&self.further_devices)
-                .enumerate()
-                .map(|(index, (worker, device))| {
-                    let (images, labels) = part(index + 1);
-                    let (images, labels) = (handed_over(images, device), labels.into_data());
-                    let labels = Tensor::from_data(labels, device);
-                    let (model, pass) = (replica(model, device), pass.clone());
-                    threads.spawn(move || {
-                        worker.scope(|| {
-                            let (numbers, grads) = pass.run(&model, images, labels, || ());
-                            // The first worker makes the step.
-                            drop(grads.summed(|values| worker.sum(values)));
-                            numbers.read()
-                        })
+/// Forward and backward pass on all `devices`, the model's own first, in equal parts of the batch.
+pub(super) fn pass_on_all(
+    pass: Pass<'_>,
+    (route, devices): (Route, &[Device]),
+    model: &Segmentor,
+    images: Tensor<4>,
+    labels: Tensor<3, Int>,
+    forward_done: impl FnOnce(),
+) -> (Numbers, ScaledGrads) {
+    let [batch, ..] = images.dims();
+    let parts = pass.parts;
+    assert!(
+        batch.is_multiple_of(parts),
+        "{batch} images cannot be shared equally by {parts} devices"
+    );
+    let size = batch / parts;
+    let part = |index: usize| {
+        let images = images.clone().narrow(0, index * size, size);
+        (images, labels.clone().narrow(0, index * size, size))
+    };
+    let mut workers = route.group(devices).into_iter();
+    let first = workers.next().expect("there is one part for each device");
+    std::thread::scope(|threads| {
+        let others: Vec<_> = workers
+            .zip(&devices[1..])
+            .enumerate()
+            .map(|(index, (worker, device))| {
+                let (images, labels) = part(index + 1);
+                let (images, labels) = (handed_over(images, device), labels.into_data());
+                let labels = Tensor::from_data(labels, device);
+                let (model, pass) = (replica(model, device), pass.clone());
+                threads.spawn(move || {
+                    worker.scope(|| {
+                        let (numbers, grads) = pass.run(&model, images, labels, || ());
+                        // The first worker makes the step.
+                        drop(grads.summed(|values| worker.sum(values)));
+                        numbers.read()
                     })
                 })
-                .collect();
-            let (images, labels) = part(0);
-            let (mut numbers, grads) = first.scope(|| {
-                let (numbers, grads) = pass.run(model, images, labels, forward_done);
-                (numbers, grads.summed(|values| first.sum(values)))
-            });
-            for thread in others {
-                match thread.join() {
-                    Ok(found) => numbers.others.extend(found),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
+            })
+            .collect();
+        let (images, labels) = part(0);
+        let (mut numbers, grads) = first.scope(|| {
+            let (numbers, grads) = pass.run(model, images, labels, forward_done);
+            (numbers, grads.summed(|values| first.sum(values)))
+        });
+        for thread in others {
+            match thread.join() {
+                Ok(found) => numbers.others.extend(found),
+                Err(panic) => std::panic::resume_unwind(panic),
             }
-            (numbers, grads)
-        })
-    }
+        }
+        (numbers, grads)
+    })
 }

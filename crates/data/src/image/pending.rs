@@ -1,0 +1,88 @@
+//! A picture between its header and its pixels.
+
+use std::io::Read;
+use std::path::Path;
+
+use super::jpeg::Jpeg;
+use super::limits::{ImageReader, open, room, undecodable};
+use super::plane::{PartialImage, RgbImage};
+use super::png::PngFile;
+use crate::{CropBox, DataError};
+
+/// Grey, grey + alpha, RGB or RGB + alpha as RGB; alpha is dropped, as OpenCV does.
+fn rgb(pixel: &[u8]) -> [u8; 3] {
+    match *pixel {
+        [r, g, b] | [r, g, b, _] => [r, g, b],
+        _ => [pixel[0]; 3],
+    }
+}
+
+/// A picture of known size whose pixels have not been decoded yet.
+pub(crate) enum PendingImage {
+    Png(Box<PngFile>),
+    Jpeg(Jpeg),
+}
+
+impl PendingImage {
+    /// Opens a PNG or a JPEG, told apart by their first bytes.
+    pub(crate) fn open(path: &Path, reader: ImageReader) -> Result<Self, DataError> {
+        let mut magic = Vec::new();
+        let start = open(path)?.take(4).read_to_end(&mut magic);
+        start.map_err(|e| DataError::io(path, e))?;
+        match magic[..] {
+            [0x89, b'P', b'N', b'G'] => Ok(Self::Png(Box::new(PngFile::open(path, true, reader)?))),
+            [0xFF, 0xD8, ..] => Ok(Self::Jpeg(Jpeg::open(path, reader)?)),
+            _ => {
+                let found = format!("a file that starts with {magic:02x?}");
+                Err(undecodable(path, "PNG or JPEG", found))
+            }
+        }
+    }
+
+    /// Width and height, the right way up.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        match self {
+            Self::Png(png) => png.size(),
+            Self::Jpeg(jpeg) => jpeg.size(),
+        }
+    }
+
+    /// The part `wanted` of the picture, or more.
+    pub(crate) fn part(self, wanted: CropBox) -> Result<PartialImage, DataError> {
+        let size = self.size();
+        assert!(
+            CropBox::whole(size).contains(wanted),
+            "{wanted:?} lies outside a picture of {size:?}"
+        );
+        let png = match self {
+            Self::Png(png) => png,
+            Self::Jpeg(jpeg) => return Ok(jpeg.all()?.into()),
+        };
+        let (path, channels) = (png.path().to_owned(), png.channels());
+        let (mut data, all) = png.part(wanted)?;
+        let part = match all {
+            true => CropBox::whole(size),
+            false => wanted,
+        };
+        if channels != 3 {
+            let mut colors = room(&path, data.len() / channels * 3)?;
+            colors.extend(data.chunks_exact(channels).flat_map(rgb));
+            data = colors;
+        }
+        Ok(PartialImage {
+            image: RgbImage {
+                width: part.width,
+                height: part.height,
+                data,
+            },
+            origin: (part.left, part.top),
+            size,
+        })
+    }
+
+    /// All of the picture.
+    pub(crate) fn all(self) -> Result<RgbImage, DataError> {
+        let size = self.size();
+        Ok(self.part(CropBox::whole(size))?.image)
+    }
+}
