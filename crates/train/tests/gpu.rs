@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Device;
 use gpu_device::gpu;
+use halfseg_amp::Policy;
 use halfseg_predict::Predictor;
 use halfseg_segmentor::{Depth, Method, Segmentor, load};
 use halfseg_train::{Learner, Recipe, RunPrecision};
