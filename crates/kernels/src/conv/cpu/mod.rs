@@ -38,8 +38,13 @@ macro_rules! with_core {
     ($isa:expr, $E:ident, $core:ident => $body:expr) => {
         match $isa.level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Amx if has_amx_for::<$E>($isa) => {
+            Level::Amx if is::<$E, half::bf16>() => {
                 let $core = micro::Amx::on($isa);
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx if is::<$E, half::f16>() => {
+                let $core = micro::AmxF16::on($isa);
                 $body
             }
             _ => with_wide_core!($isa, $core => $body),
@@ -138,7 +143,10 @@ fn forward_with<E: Element, W: Element>(
     unsafe {
         match algorithm::<E>(isa, &geometry, exactness) {
             Algorithm::Direct => {
-                with_core!(isa, E, core => direct::forward(core, &geometry, x, weight, tail, target))
+                let direct = |isa: Isa| with_core!(isa, E, core => direct::forward(core, &geometry, x, weight, tail, target));
+                if !direct(isa) {
+                    direct(without_tiles(isa));
+                }
             }
             Algorithm::Winograd2 => {
                 with_wide_core!(isa, core => winograd::forward::<_, E, W, 2, 4>(core, &geometry, x, kernels, tail, target))
@@ -195,9 +203,19 @@ fn algorithm<E: Element>(isa: Isa, geometry: &Geometry, exactness: Exactness) ->
     }
 }
 
-/// Tiles of bf16 are faster than any way to save products of f32.
+/// Tiles of bf16, also three for one of f16, are faster than any way to save products of f32.
 fn has_amx_for<E: Element>(isa: Isa) -> bool {
-    isa.has(Level::Amx) && std::any::TypeId::of::<E>() == std::any::TypeId::of::<half::bf16>()
+    isa.has(Level::Amx) && !is::<E, f32>()
+}
+
+/// Without tiles, if the operands are such that tiles cannot hold them: an f16 that is not finite is not the
+/// sum of two bf16.
+fn without_tiles(isa: Isa) -> Isa {
+    isa.at_most(Level::Avx512)
+}
+
+fn is<E: 'static, F: 'static>() -> bool {
+    std::any::TypeId::of::<E>() == std::any::TypeId::of::<F>()
 }
 
 /// The gradient of `x`, given that of the output.
@@ -246,7 +264,10 @@ fn input_gradient_with<E: Element, W: Element>(
                 with_wide_core!(isa, core => winograd::forward::<_, E, W, 2, 4>(core, &turned, gradient, kernels, tail, target));
             }
             _ => {
-                with_core!(isa, E, core => direct::input_gradient(core, &geometry, weight, gradient, target));
+                let direct = |isa: Isa| with_core!(isa, E, core => direct::input_gradient(core, &geometry, weight, gradient, target));
+                if !direct(isa) {
+                    direct(without_tiles(isa));
+                }
             }
         }
         result.set_len(length);
@@ -279,18 +300,17 @@ fn weight_gradient_with<E: Element, W: Element>(
     if geometry.is_depthwise() {
         depthwise::weight_gradient(isa, &geometry, x, gradient, &mut result);
     } else {
-        match isa.level() {
-            #[cfg(target_arch = "x86_64")]
-            Level::Amx if has_amx_for::<E>(isa) => {
-                let core = micro::Amx::on(isa);
-                direct::weight_gradient_amx(core, &geometry, x, gradient, &mut result);
+        #[cfg(target_arch = "x86_64")]
+        if has_amx_for::<E>(isa) {
+            let core = micro::Amx::on(isa);
+            if direct::weight_gradient_amx(core, &geometry, x, gradient, &mut result) {
+                return result;
             }
-            _ if algorithm::<E>(isa, &geometry, Exactness::Summed) == Algorithm::Winograd2 => {
-                with_weight_core!(isa, core => winograd::weight_gradient(core, &geometry, x, gradient, &mut result))
-            }
-            _ => {
-                with_weight_core!(isa, core => direct::weight_gradient(core, &geometry, x, gradient, &mut result))
-            }
+        }
+        if algorithm::<E>(isa, &geometry, Exactness::Summed) == Algorithm::Winograd2 {
+            with_weight_core!(isa, core => winograd::weight_gradient(core, &geometry, x, gradient, &mut result))
+        } else {
+            with_weight_core!(isa, core => direct::weight_gradient(core, &geometry, x, gradient, &mut result))
         }
     }
     result

@@ -4,8 +4,8 @@ use half::{bf16, f16};
 
 use super::super::Conv2dOptions;
 use super::{
-    Exactness, Geometry, Tail, Weight, forward_with, input_gradient_with, micro,
-    weight_gradient_with, winograd,
+    Algorithm, Exactness, Geometry, Tail, Weight, algorithm, forward_with, input_gradient_with,
+    micro, weight_gradient_with, winograd,
 };
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Level};
@@ -412,6 +412,70 @@ fn rounding_to_bf16_is_to_nearest_even() {
             ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
             "{value:e}: {ours} and {theirs}"
         );
+    }
+}
+
+/// Values of which some are infinite, no number, the least there are, or zero; one of a few powers of two
+/// otherwise, so that f32 sums of products are exact in any order.
+fn strange(random: &mut Random, count: usize, share: usize) -> Vec<f16> {
+    let of_bits = [0x7c00, 0xfc00, 0x7e00, 0x0001, 0x83ff, 0x0000, 0x8000];
+    let drawn = (0..count).map(|_| match random.below(share) {
+        0 => f16::from_bits(of_bits[random.below(of_bits.len())]),
+        _ => f16::from_f32([0.5, 1.0, 2.0, -0.5, -1.0][random.below(5)]),
+    });
+    drawn.collect()
+}
+
+/// Sums as IEEE has them, whatever the parts are that numbers are split into.
+#[test]
+#[cfg_attr(miri, ignore = "too slow")]
+fn what_is_not_finite_or_tiny_means_what_it_does_in_f32() {
+    let same = |found: &[f16], expected: &[f64], what: &str| {
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let expected = f16::from_f64(*expected);
+            let (a, b) = (found.to_f32(), expected.to_f32());
+            // Two roundings, of which the first one is f32's.
+            let close = (a - b).abs() <= b.abs() * 2f32.powi(-10);
+            assert!(
+                a == b || close || a.is_nan() && b.is_nan(),
+                "{found} where {expected} was expected, value {i} of {what}"
+            );
+        }
+    };
+    for seed in 0..60 {
+        let mut random = Random(500 + seed);
+        let geometry = random_geometry(&mut random);
+        if geometry.is_depthwise() {
+            continue;
+        }
+        // Operands that are all finite, and such that hold a few or many that are not.
+        let share = [1 << 40, 2000, 20][random.below(3)];
+        let count = |shape: [usize; 4]| shape.iter().product::<usize>();
+        let x = strange(&mut random, count(geometry.input_shape()), share);
+        let weight = strange(&mut random, count(geometry.weight_shape()), share);
+        let gradient = strange(&mut random, count(geometry.output_shape()), share);
+        let mut y = vec![0f64; gradient.len()];
+        let (mut dx, mut dw) = (vec![0f64; x.len()], vec![0f64; weight.len()]);
+        each_product(&geometry, |i, w, o| {
+            let [x, weight, gradient] = [x[i], weight[w], gradient[o]].map(f64::from);
+            y[o] += x * weight;
+            dx[i] += gradient * weight;
+            dw[w] += gradient * x;
+        });
+        for isa in [Isa::PORTABLE, Isa::best()] {
+            let what = |pass| format!("{pass} for {isa:?}, {geometry:?}");
+            let plain = Weight::plain(&weight[..]);
+            let found = forward_with(isa, &geometry, &x, plain, Tail::none(), Exactness::Summed);
+            // Transforms of Winograd's spread what is not finite over the tile.
+            if algorithm::<f16>(isa, &geometry, Exactness::Summed) != Algorithm::Direct {
+                continue;
+            }
+            same(&found, &y, &what("output"));
+            let found = input_gradient_with(isa, &geometry, &weight, &gradient);
+            same(&found, &dx, &what("input gradient"));
+            let found = weight_gradient_with::<f16, f16>(isa, &geometry, &x, &gradient);
+            same(&found, &dw, &what("weight gradient"));
+        }
     }
 }
 

@@ -14,6 +14,7 @@ pub use weight_gradient::weight_gradient;
 pub use weight_gradient_amx::weight_gradient as weight_gradient_amx;
 
 use std::marker::PhantomData;
+use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 
@@ -28,7 +29,8 @@ use pack::{WeightStrides, pack_weight};
 use problem::{Problem, Tap};
 use strip::Strip;
 
-/// Writes every output.
+/// Writes every output, and returns whether packed values meant what the operands do: else the output
+/// holds nothing of use.
 ///
 /// # Safety
 /// `output` has room for the output.
@@ -39,7 +41,7 @@ pub unsafe fn forward<C: Core, E: Element, W: Element>(
     weight: Weight<'_, W>,
     tail: Tail<'_, E>,
     output: Shared<E>,
-) {
+) -> bool {
     let [kernel_height, kernel_width] = geometry.kernel;
     let taps = (0..kernel_height * kernel_width)
         .map(|index| Tap {
@@ -69,11 +71,11 @@ pub unsafe fn forward<C: Core, E: Element, W: Element>(
         tap: 1,
     };
     // SAFETY: the caller's promises.
-    unsafe { run::<C, E, W>(&problem, geometry, x, weight, strides, tail, output) };
+    unsafe { run::<C, E, W>(&problem, geometry, x, weight, strides, tail, output) }
 }
 
 /// A stride scatters the output's gradient over the input's; each residue of the stride is a problem
-/// of its own, with the taps that reach it.
+/// of its own, with the taps that reach it. Returns what [`forward`] does.
 ///
 /// # Safety
 /// `result` has room for the input.
@@ -83,7 +85,7 @@ pub unsafe fn input_gradient<C: Core, E: Element, W: Element>(
     weight: &[W],
     gradient: &[E],
     result: Shared<E>,
-) {
+) -> bool {
     let [kernel_height, kernel_width] = geometry.kernel;
     let groups = geometry.options.groups;
     let channels = [geometry.c_out / groups, geometry.c_in / groups];
@@ -131,9 +133,15 @@ pub unsafe fn input_gradient<C: Core, E: Element, W: Element>(
             let weight = Weight::plain(weight);
             let tail = Tail::none();
             // SAFETY: the caller's promises.
-            unsafe { run::<C, E, W>(&problem, geometry, gradient, weight, strides, tail, result) };
+            let exact = unsafe {
+                run::<C, E, W>(&problem, geometry, gradient, weight, strides, tail, result)
+            };
+            if !exact {
+                return false;
+            }
         }
     }
+    true
 }
 
 /// # Safety
@@ -146,19 +154,21 @@ unsafe fn run<C: Core, E: Element, W: Element>(
     strides: WeightStrides,
     tail: Tail<'_, E>,
     output: Shared<E>,
-) {
+) -> bool {
     let groups = geometry.options.groups;
     let [c, m] = problem.channels;
     let slices = problem.slices::<C>();
-    let packed: Vec<Aligned<C::Value>> = (0..groups)
+    let packed: Option<Vec<Aligned<C::Value>>> = (0..groups)
         .map(|group| pack_weight::<C, E, W>(problem, &slices, weight.group(group, groups), strides))
         .collect();
+    let Some(packed) = packed else { return false };
+    let exact = AtomicBool::new(true);
     let panels = (problem.grid[0] * problem.grid[1]).div_ceil(C::NR);
     let rows = m.div_ceil(C::MR);
     let deepest = slices.iter().map(|slice| slice.depth).max().unwrap_or(0);
     // Enough tasks for every thread; few pixels are shared out by output channels.
     let wanted = 3 * rayon::current_num_threads();
-    let per_task = (C::STRIP / (deepest * C::NR).max(1)).clamp(
+    let per_task = (C::STRIP / (deepest * C::RIGHT).max(1)).clamp(
         1,
         panels
             .div_ceil(wanted.div_ceil(geometry.batch * groups))
@@ -195,6 +205,7 @@ unsafe fn run<C: Core, E: Element, W: Element>(
                 group,
                 start: (image * groups + group) * m * problem.output[0] * problem.output[1],
                 output,
+                exact: &exact,
                 core: PhantomData,
             };
             with_scratch(strip.lengths(), |values: &mut [C::Value], sums| {
@@ -202,4 +213,5 @@ unsafe fn run<C: Core, E: Element, W: Element>(
                 unsafe { compiled(C::ISA, (&strip, values, sums)) }
             });
         });
+    exact.into_inner()
 }

@@ -2,6 +2,7 @@
 
 use std::any::TypeId;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
@@ -23,16 +24,18 @@ pub struct WeightStrides {
     pub tap: usize,
 }
 
-/// A weight as `[slice][panel of MR channels]`, each as the core packs it; what fills up is zero.
+/// A weight as `[slice][panel of MR channels]`, each as the core packs it; what fills up is zero. `None`
+/// where packed values would not mean what the weight's do.
 pub fn pack_weight<C: Core, E: Element, W: Element>(
     problem: &Problem,
     slices: &[Slice],
     weight: Weight<'_, W>,
     strides: WeightStrides,
-) -> Aligned<C::Value> {
+) -> Option<Aligned<C::Value>> {
     let m = problem.channels[1];
     let rows = m.div_ceil(C::MR);
     let depth: usize = slices.iter().map(|slice| slice.depth).sum();
+    let exact = AtomicBool::new(true);
     let fill = |target: Shared<C::Value>| {
         (0..rows).into_par_iter().for_each(|row| {
             let work = PackRow::<E, W, C> {
@@ -42,6 +45,7 @@ pub fn pack_weight<C: Core, E: Element, W: Element>(
                 strides,
                 row,
                 target,
+                exact: &exact,
                 core: PhantomData,
             };
             // Nothing is multiplied here.
@@ -52,7 +56,8 @@ pub fn pack_weight<C: Core, E: Element, W: Element>(
         });
     };
     // SAFETY: every row of every slice is written, the rest of it cleared before.
-    unsafe { Aligned::written(rows * C::MR * depth, fill) }
+    let packed = unsafe { Aligned::written(rows * C::LEFT * depth, fill) };
+    exact.into_inner().then_some(packed)
 }
 
 /// Packs a weight for one panel of output channels, in all slices.
@@ -63,6 +68,7 @@ struct PackRow<'a, E, W, C: Core> {
     strides: WeightStrides,
     row: usize,
     target: Shared<C::Value>,
+    exact: &'a AtomicBool,
     core: PhantomData<(C, E)>,
 }
 
@@ -77,12 +83,12 @@ impl<E: Element, W: Element, C: Core> Work for PackRow<'_, E, W, C> {
         // Each segment, where its slice is packed, and its first product in there.
         let mut places = Vec::new();
         for slice in self.slices {
-            let panel = rows * C::MR * slice.start + self.row * C::MR * slice.depth;
+            let panel = rows * C::LEFT * slice.start + self.row * C::LEFT * slice.depth;
             let panel = self.target.at(panel);
             let products: usize = slice.segments.iter().map(|s| s.last - s.first).sum();
             if lanes < C::MR || products < slice.depth {
                 // SAFETY: the caller's promise; zero is all bits clear.
-                unsafe { panel.write_bytes(0, C::MR * slice.depth) };
+                unsafe { panel.write_bytes(0, C::LEFT * slice.depth) };
             }
             let mut step = 0;
             for &segment in &slice.segments {
@@ -115,7 +121,7 @@ impl<E: Element, W: Element, C: Core> PackRow<'_, E, W, C> {
     /// Packs `count` channels of one tap as products from `step` on of row `lane`.
     ///
     /// # Safety
-    /// The packed panel has these products.
+    /// The packed panel has these products; the processor has the core's instructions but for tiles.
     #[inline(always)]
     unsafe fn pack(
         &self,
@@ -148,18 +154,28 @@ impl<E: Element, W: Element, C: Core> PackRow<'_, E, W, C> {
                 E::narrow_run(C::ISA, &wide[..count], values);
             }
         }
+        let mut parts = [[C::Value::default(); TOGETHER]; 2];
+        let [first_part, second_part] = &mut parts;
+        // SAFETY: the caller promises the instructions.
+        if !unsafe { C::values(values, [first_part, second_part]) } {
+            self.exact.store(false, Ordering::Relaxed);
+        }
         let at = C::left_at(step, lane);
         // Inside whole steps products of a row are equally far apart.
         let even = C::STEP == 1 || step.is_multiple_of(C::STEP) && count <= C::STEP;
         let apart = C::left_at(step + 1, lane) - at;
-        for (i, &value) in values.iter().enumerate() {
-            let at = match (even, apart) {
-                (true, 1) => at + i,
-                (true, apart) => at + i * apart,
-                (false, _) => C::left_at(step + i, lane),
-            };
-            // SAFETY: the caller's promise; `left_at` tells where.
-            unsafe { *panel.add(at) = C::value(value) };
+        for (part, parts) in parts.iter().enumerate().take(C::PARTS) {
+            // SAFETY: as above; the panel holds all parts.
+            let panel = unsafe { panel.add(part * C::MR * C::STEP) };
+            for (i, &value) in parts.iter().enumerate().take(count) {
+                let at = match (even, apart) {
+                    (true, 1) => at + i,
+                    (true, apart) => at + i * apart,
+                    (false, _) => C::left_at(step + i, lane),
+                };
+                // SAFETY: the caller's promise; `left_at` tells where.
+                unsafe { *panel.add(at) = value };
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The pixels of one task: gathered, multiplied, finished.
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::micro::{Core, Walk};
 use super::super::tail::Tail;
@@ -16,6 +17,9 @@ const CHUNK: usize = 96 << 10;
 /// processor does not look ahead by itself.
 const AHEAD: usize = 2;
 
+/// The most columns that a block has.
+const MOST: usize = 48;
+
 /// A strip of pixels of one image and group, and the output channels of one task.
 pub struct Strip<'a, E, C: Core> {
     pub problem: &'a Problem,
@@ -30,6 +34,8 @@ pub struct Strip<'a, E, C: Core> {
     /// Where this image's and group's part of the output starts.
     pub start: usize,
     pub output: Shared<E>,
+    /// Cleared where packed values do not mean what the elements do: the output is not wanted then.
+    pub exact: &'a AtomicBool,
     pub core: PhantomData<C>,
 }
 
@@ -46,7 +52,7 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
     /// Values of a panel's part of the strip.
     fn panel_length(&self) -> usize {
         let deepest = self.slices.iter().map(|slice| slice.depth).max();
-        deepest.unwrap_or(0) * C::NR
+        deepest.unwrap_or(0) * C::RIGHT
     }
 
     /// Values of the strip, and sums: of all blocks, or of one if each is done at once.
@@ -64,6 +70,7 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
     /// The processor has the core's instructions.
     #[inline(always)]
     unsafe fn compute(&self, strip: &mut [C::Value], sums: &mut [f32]) {
+        const { assert!(C::NR <= MOST) };
         let count = self.panels.len();
         let panel_length = self.panel_length();
         let runs: Vec<Vec<Run>> = self
@@ -78,14 +85,21 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
         let all_rows = self.problem.channels[1].div_ceil(C::MR);
         for (index, slice) in self.slices.iter().enumerate() {
             let last_slice = index + 1 == self.slices.len();
-            // SAFETY: the caller promises the instructions.
-            unsafe { self.gather(slice, &runs, &mut reached, strip, panel_length, &mut filled) };
-            let weight = &self.weight[all_rows * C::MR * slice.start..];
+            let exact =
+                // SAFETY: the caller promises the instructions.
+                unsafe { self.gather(slice, &runs, &mut reached, strip, panel_length, &mut filled) };
+            if !exact {
+                self.exact.store(false, Ordering::Relaxed);
+            }
+            if !self.exact.load(Ordering::Relaxed) {
+                return;
+            }
+            let weight = &self.weight[all_rows * C::LEFT * slice.start..];
             let walk = Walk::packed::<C>(slice.depth);
             // The wider operand of a product stays in the first-level cache, the left one if they are
             // alike: then neighbouring pixels of the output follow each other.
             let chunk = if C::NR > C::MR {
-                (CHUNK / (slice.depth * C::MR)).max(1)
+                (CHUNK / (slice.depth * C::LEFT)).max(1)
             } else {
                 1
             };
@@ -96,9 +110,9 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                     if !filled[panel] && !last_slice {
                         continue;
                     }
-                    let right = &strip[panel * panel_length..][..slice.depth * C::NR];
+                    let right = &strip[panel * panel_length..][..slice.depth * C::RIGHT];
                     for row in first..last {
-                        let left = &weight[row * C::MR * slice.depth..][..C::MR * slice.depth];
+                        let left = &weight[row * C::LEFT * slice.depth..][..C::LEFT * slice.depth];
                         let at = if self.slices.len() > 1 {
                             (row - self.rows.start) * count + panel
                         } else {
@@ -136,7 +150,8 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
         }
     }
 
-    /// Packs each panel's input values. A panel that only sees padding is not `filled`.
+    /// Packs each panel's input values. A panel that only sees padding is not `filled`. Returns what
+    /// [`Core::gather`] does.
     ///
     /// # Safety
     /// The processor has the core's instructions.
@@ -149,11 +164,12 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
         strip: &mut [C::Value],
         panel_length: usize,
         filled: &mut [bool],
-    ) {
+    ) -> bool {
         let problem = self.problem;
         let plane = problem.input[0] * problem.input[1];
         let step = problem.step[1];
         filled.fill(false);
+        let mut exact = true;
         let mut at = 0;
         for segment in &slice.segments {
             let depth = segment.padded::<C>();
@@ -164,7 +180,7 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                 let lanes: usize = reached[before..].iter().map(|part| part.length).sum();
                 filled[panel] |= lanes > 0;
                 if lanes < C::NR {
-                    strip[panel * panel_length + at * C::NR..][..depth * C::NR]
+                    strip[panel * panel_length + at * C::RIGHT..][..depth * C::RIGHT]
                         .fill(C::Value::default());
                 }
             }
@@ -181,9 +197,10 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                         None
                     },
                 ];
-                let row = (at + channel - segment.first) * C::NR;
+                let row = (at + channel - segment.first) * C::RIGHT;
                 for part in reached.iter() {
                     let target = part.panel * panel_length + row;
+                    let target = &mut strip[target..target + C::RIGHT * C::PAIR];
                     if step == 1 {
                         for half in 0..C::PAIR {
                             prefetch(
@@ -196,44 +213,41 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                             source.map(|source| &source[part.offset..part.offset + part.length])
                         });
                         // Whole panels first: a length that is known compiles to a few moves.
-                        if part.length == C::NR {
-                            let target = &mut strip[target..target + C::NR * C::PAIR];
+                        // SAFETY: the caller promises the instructions.
+                        exact &= if part.length == C::NR {
                             let sources =
                                 sources.map(|source| source.map(|source| &source[..C::NR]));
-                            // SAFETY: the caller promises the instructions.
-                            unsafe { C::gather(sources, target) };
+                            unsafe { C::gather(sources, target, 0) }
                         } else {
-                            let target =
-                                &mut strip[target + part.lane * C::PAIR..][..part.length * C::PAIR];
                             // SAFETY: as above.
-                            unsafe { C::gather(sources, target) };
-                        }
+                            unsafe { C::gather(sources, target, part.lane) }
+                        };
                         continue;
                     }
-                    let target = &mut strip[target..];
-                    for (half, source) in sources.iter().enumerate().take(C::PAIR) {
-                        let Some(source) = source else { continue };
-                        let source = source[part.offset..].iter().step_by(step);
-                        for (lane, source) in source.take(part.length).enumerate() {
-                            target[(part.lane + lane) * C::PAIR + half] = C::value(*source);
+                    // Side by side first.
+                    let mut near = [[E::default(); MOST]; 2];
+                    for (near, source) in near.iter_mut().zip(sources) {
+                        let source = source.map_or(&[][..], |source| &source[part.offset..]);
+                        let source = source.iter().step_by(step).take(part.length);
+                        for (near, source) in near.iter_mut().zip(source) {
+                            *near = *source;
                         }
                     }
-                    if C::PAIR == 2 && sources[1].is_none() {
-                        for lane in part.lane..part.lane + part.length {
-                            target[lane * C::PAIR + 1] = C::Value::default();
-                        }
-                    }
+                    let near = [0, 1].map(|half| sources[half].map(|_| &near[half][..part.length]));
+                    // SAFETY: as above.
+                    exact &= unsafe { C::gather(near, target, part.lane) };
                 }
             }
             at += depth;
         }
         if at < slice.depth {
             for panel in 0..runs.len() {
-                strip
-                    [panel * panel_length + at * C::NR..panel * panel_length + slice.depth * C::NR]
+                strip[panel * panel_length + at * C::RIGHT
+                    ..panel * panel_length + slice.depth * C::RIGHT]
                     .fill(C::Value::default());
             }
         }
+        exact
     }
 
     /// Fetches what [`Self::store`] reads and writes, while the last products are made: each channel

@@ -1,10 +1,13 @@
-//! Weight gradient of bf16 maps with tiles: as in [`weight_gradient`](mod@super::weight_gradient), but the
-//! input's rows are multiplied where they lie, and pairs of the gradient's pixels are packed side by side.
+//! Weight gradient of bf16 and f16 maps with tiles: as in [`weight_gradient`](mod@super::weight_gradient), but
+//! the input's rows are multiplied where they lie, and pairs of the gradient's pixels are packed side by
+//! side. An f16 has two parts, as in [`AmxF16`](super::super::micro::AmxF16).
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
 use super::super::geometry::{Geometry, inside};
-use super::super::micro::{Amx, Core, Walk, interleave, multiply_rows};
+use super::super::micro::{Amx, Core, Walk, interleave, multiply_rows, split_run};
 use super::weight_gradient::{Rectangle, bands};
 use crate::cpu::element::{Element, convert};
 use crate::cpu::isa::{Level, Work, compiled};
@@ -19,23 +22,45 @@ const CHANNELS: usize = Amx::MR;
 /// Pixels of a step.
 const STEP: usize = Amx::STEP;
 
-/// `E` holds bf16.
+/// Parts of a value of `E`, which is bf16 or f16.
+fn parts<E: Element>() -> usize {
+    assert_eq!(size_of::<E>(), size_of::<u16>());
+    1 + usize::from(std::any::TypeId::of::<E>() == std::any::TypeId::of::<half::f16>())
+}
+
+/// Writes the parts of a row, each with a target of its own. Whether all are finite, or bf16.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[inline(always)]
+unsafe fn write_parts<E: Element>(source: &[E], [high, low]: [&mut [u16]; 2]) -> bool {
+    if parts::<E>() == 2 {
+        // SAFETY: the caller's promise.
+        return unsafe { split_run(source, [high, low]) };
+    }
+    for (target, source) in high.iter_mut().zip(source) {
+        *target = source.bf16_bits();
+    }
+    true
+}
+
+/// `E` holds bf16 or f16. Returns whether the result is of use: f16 that is not finite has no parts.
 pub fn weight_gradient<E: Element, W: Element>(
     _: Amx,
     geometry: &Geometry,
     x: &[E],
     gradient: &[E],
     result: &mut [W],
-) {
+) -> bool {
     const { assert!(Amx::MR == Amx::NR) };
-    assert_eq!(size_of::<E>(), size_of::<u16>());
     let groups = geometry.options.groups;
     let [c, m] = [geometry.c_in / groups, geometry.c_out / groups];
     let [kernel_height, kernel_width] = geometry.kernel;
     let kernel = kernel_height * kernel_width;
     let (left_panels, right_panels) = (c.div_ceil(CHANNELS), m.div_ceil(CHANNELS));
-    // [panel of output channels][row of the band][pair of pixels][channel][pixel]
-    let panel_length = PIXELS * CHANNELS;
+    let exact = AtomicBool::new(true);
+    // [panel of output channels][part][row of the band][pair of pixels][channel][pixel]
+    let panel_length = parts::<E>() * PIXELS * CHANNELS;
     let together = TOGETHER / panel_length;
     let mut right = Aligned::<u16>::zeros(right_panels * panel_length);
     for group in 0..groups {
@@ -55,6 +80,7 @@ pub fn weight_gradient<E: Element, W: Element>(
                         first: (band.image * groups + group) * m + panel * CHANNELS,
                         count: CHANNELS.min(m - panel * CHANNELS),
                         target,
+                        exact: &exact,
                     };
                     // Nothing is multiplied here.
                     // SAFETY: the caller promises the processor.
@@ -80,18 +106,25 @@ pub fn weight_gradient<E: Element, W: Element>(
                         panel_length,
                         panels: chunk * together..right_panels.min((chunk + 1) * together),
                         sums: Shared(target.at(first * right_panels * Amx::BLOCK)),
+                        exact: &exact,
                     };
                     let Some(layout) = part.layout() else { return };
-                    with_scratch([layout.length(), 0], |left: &mut [u16], _| {
-                        let work = PartWork {
-                            part: &part,
-                            layout: &layout,
-                            left,
-                        };
-                        // SAFETY: the caller promises the processor; tasks own their taps' sums.
-                        unsafe { compiled(Amx::ISA, work) };
-                    });
+                    with_scratch(
+                        [parts::<E>() * layout.length(), 0],
+                        |left: &mut [u16], _| {
+                            let work = PartWork {
+                                part: &part,
+                                layout: &layout,
+                                left,
+                            };
+                            // SAFETY: the caller promises the processor; tasks own their taps' sums.
+                            unsafe { compiled(Amx::ISA, work) };
+                        },
+                    );
                 });
+            if !exact.load(Ordering::Relaxed) {
+                return false;
+            }
         }
         let length = m * c * kernel;
         result[group * length..][..length]
@@ -115,6 +148,7 @@ pub fn weight_gradient<E: Element, W: Element>(
                 }
             });
     }
+    true
 }
 
 /// Packs a panel of the gradient; pixels that fill the last step, and channels past the last, are zero.
@@ -125,6 +159,7 @@ struct Pairs<'a, E> {
     first: usize,
     count: usize,
     target: &'a mut [u16],
+    exact: &'a AtomicBool,
 }
 
 impl<E: Element> Work for Pairs<'_, E> {
@@ -133,34 +168,44 @@ impl<E: Element> Work for Pairs<'_, E> {
         let plane = self.size[0] * self.size[1];
         let [height, width] = self.band.size();
         let row_length = width.next_multiple_of(STEP) * CHANNELS;
-        for (i, target) in self
-            .target
-            .chunks_exact_mut(row_length)
-            .enumerate()
-            .take(height)
-        {
+        let isa = Amx::ISA.at_most(Level::Avx512);
+        let mut split = vec![[0u16; 2 * PIXELS]; if parts::<E>() == 2 { CHANNELS } else { 0 }];
+        let (high, low) = self.target.split_at_mut(PIXELS * CHANNELS);
+        for i in 0..height {
             let at = (self.band.rows[0] + i) * self.size[1] + self.band.columns[0];
             let row = |lane: usize| &self.gradient[(self.first + lane) * plane + at..][..width];
-            let rows: [*const f32; CHANNELS] =
-                std::array::from_fn(|lane| row(lane.min(self.count - 1)).as_ptr().cast());
-            // A pair of bf16 is moved as one value of four bytes.
-            // SAFETY: each row holds `width / 2` pairs, the target as many for all channels.
-            unsafe {
-                let target = target.as_mut_ptr().cast();
-                interleave(
-                    Amx::ISA.at_most(Level::Avx512),
-                    CHANNELS,
-                    &rows,
-                    self.count,
-                    width / 2,
-                    target,
-                );
+            let mut rows: [*const E; CHANNELS] =
+                std::array::from_fn(|lane| row(lane.min(self.count - 1)).as_ptr());
+            for (lane, split) in split.iter_mut().enumerate().take(self.count) {
+                let (high, low) = split.split_at_mut(PIXELS);
+                // SAFETY: the caller promises the processor.
+                if !unsafe { split_run(row(lane), [high, low]) } {
+                    self.exact.store(false, Ordering::Relaxed);
+                }
             }
-            let rest = &mut target[width / 2 * 2 * CHANNELS..];
-            rest.fill(0);
-            if width % 2 == 1 {
-                for lane in 0..self.count {
-                    rest[lane * 2] = row(lane)[width - 1].bf16_bits();
+            for (part, target) in [&mut *high, &mut *low]
+                .into_iter()
+                .enumerate()
+                .take(parts::<E>())
+            {
+                for (row, split) in rows.iter_mut().zip(&split) {
+                    *row = split[part * PIXELS..].as_ptr().cast();
+                }
+                let target = &mut target[i * row_length..][..row_length];
+                // A pair of bf16 is moved as one value of four bytes.
+                let pairs = rows.map(|row| row.cast::<f32>());
+                // SAFETY: each row holds `width / 2` pairs, the target as many for all channels.
+                unsafe {
+                    let target = target.as_mut_ptr().cast();
+                    interleave(isa, CHANNELS, &pairs, self.count, width / 2, target);
+                }
+                let rest = &mut target[width / 2 * 2 * CHANNELS..];
+                rest.fill(0);
+                if width % 2 == 1 {
+                    for lane in 0..self.count {
+                        // SAFETY: each row holds `width` values of two bytes.
+                        rest[lane * 2] = unsafe { *rows[lane].cast::<u16>().add(width - 1) };
+                    }
                 }
             }
         }
@@ -181,9 +226,10 @@ struct Part<'a, E> {
     panels: std::ops::Range<usize>,
     /// Of all panels.
     sums: Shared<f32>,
+    exact: &'a AtomicBool,
 }
 
-/// How a panel of the input is copied: `[copy][channel][row][column]`.
+/// How a part of a panel of the input is copied: `[copy][channel][row][column]`.
 struct Copies {
     /// Rows of the output whose input exists.
     rows: std::ops::Range<usize>,
@@ -233,7 +279,8 @@ impl<E: Element> Part<'_, E> {
     /// Copies the panel's rows, shifted so that column 0 is the first tap's for the band's first
     /// column; what lies outside the map is zero.
     #[inline(always)]
-    fn copy(&self, layout: &Copies, left: &mut [u16]) {
+    unsafe fn copy(&self, layout: &Copies, left: &mut [u16]) {
+        let (high, low) = left.split_at_mut(layout.length());
         let geometry = self.geometry;
         let [step_y, step_x] = geometry.options.stride;
         let plane = geometry.input[0] * geometry.input[1];
@@ -242,33 +289,50 @@ impl<E: Element> Part<'_, E> {
             let start = (self.band.columns[0] * step_x) as isize + geometry.offset(1, copy);
             let inside = inside(layout.row, step_x, start, geometry.input[1]);
             for lane in 0..CHANNELS {
-                let target =
-                    &mut left[(copy * CHANNELS + lane) * layout.channel..][..layout.channel];
+                let at = (copy * CHANNELS + lane) * layout.channel;
+                let mut targets = [&mut *high, &mut *low].map(|target| match target.len() {
+                    0 => target,
+                    _ => &mut target[at..at + layout.channel],
+                });
                 if lane >= self.count {
-                    target.fill(0);
+                    targets.map(|target| target.fill(0));
                     continue;
                 }
                 let source = &self.x[(self.first + lane) * plane..][..plane];
-                for (target, y) in target.chunks_exact_mut(layout.row).zip(layout.rows.clone()) {
+                for (i, y) in layout.rows.clone().enumerate() {
                     let y = ((y * step_y) as isize + offset_y) as usize;
                     let source = &source[y * geometry.input[1]..][..geometry.input[1]];
-                    target[..inside.start].fill(0);
-                    target[inside.end..].fill(0);
+                    let targets = targets.each_mut().map(|target| {
+                        let target = match target.len() {
+                            0 => return &mut target[..],
+                            _ => &mut target[i * layout.row..][..layout.row],
+                        };
+                        target[..inside.start].fill(0);
+                        target[inside.end..].fill(0);
+                        &mut target[inside.clone()]
+                    });
                     if inside.is_empty() {
                         continue;
                     }
                     let first = ((inside.start * step_x) as isize + start) as usize;
                     let source = &source[first..];
-                    let target = &mut target[inside.clone()];
-                    if step_x == 1 {
-                        for (target, source) in target.iter_mut().zip(source) {
-                            *target = source.bf16_bits();
-                        }
+                    let exact = if step_x == 1 {
+                        // SAFETY: the caller promises the processor.
+                        unsafe { write_parts(&source[..inside.len()], targets) }
                     } else {
-                        for (target, source) in target.iter_mut().zip(source.iter().step_by(step_x))
-                        {
-                            *target = source.bf16_bits();
+                        let [high, low] = targets;
+                        let mut low = low.iter_mut();
+                        let mut exact = true;
+                        for (high, source) in high.iter_mut().zip(source.iter().step_by(step_x)) {
+                            let low = low.next().map_or(&mut [][..], std::slice::from_mut);
+                            let high = std::slice::from_mut(high);
+                            // SAFETY: as above.
+                            exact &= unsafe { write_parts(&[*source], [high, low]) };
                         }
+                        exact
+                    };
+                    if !exact {
+                        self.exact.store(false, Ordering::Relaxed);
                     }
                 }
             }
@@ -288,7 +352,8 @@ impl<E: Element> Work for PartWork<'_, E> {
     #[inline(always)]
     unsafe fn run(self) {
         let Self { part, layout, left } = self;
-        part.copy(layout, left);
+        // SAFETY: the caller promises the processor.
+        unsafe { part.copy(layout, left) };
         let kernel_width = part.geometry.kernel[1];
         let dilation = part.geometry.options.dilation[1];
         let width = part.band.size()[1].next_multiple_of(STEP);
@@ -301,26 +366,32 @@ impl<E: Element> Work for PartWork<'_, E> {
         };
         let skipped = (layout.rows.start - part.band.rows[0]) * width * CHANNELS;
         let panels = part.right.len() / part.panel_length;
+        // Parts of the input and of the gradient; the product of both low ones is left out.
+        let products = [[0, 0], [1, 0], [0, 1]];
+        let products = &products[..2 * parts::<E>() - 1];
         for panel in part.panels.clone() {
-            let right = &part.right[panel * part.panel_length + skipped..];
-            assert!(right.len() >= layout.rows.len() * width * CHANNELS);
+            let right = &part.right[panel * part.panel_length..][..part.panel_length];
             for tap in 0..kernel_width {
                 let at = if layout.copies == 1 {
                     tap * dilation
                 } else {
                     tap * CHANNELS * layout.channel
                 };
-                // SAFETY: copies hold every row of every channel for every tap; the sums are this
-                // task's own.
-                unsafe {
-                    multiply_rows(
-                        walk,
-                        left[at..].as_ptr(),
-                        right.as_ptr(),
-                        layout.channel * size_of::<u16>(),
-                        part.sums.at((tap * panels + panel) * Amx::BLOCK),
-                        true,
-                    );
+                for &[of_left, of_right] in products {
+                    let right = &right[of_right * PIXELS * CHANNELS + skipped..];
+                    assert!(right.len() >= layout.rows.len() * width * CHANNELS);
+                    // SAFETY: copies hold every row of every channel for every tap; the sums are this
+                    // task's own.
+                    unsafe {
+                        multiply_rows(
+                            walk,
+                            left[of_left * layout.length() + at..].as_ptr(),
+                            right.as_ptr(),
+                            layout.channel * size_of::<u16>(),
+                            part.sums.at((tap * panels + panel) * Amx::BLOCK),
+                            true,
+                        );
+                    }
                 }
             }
         }

@@ -18,6 +18,61 @@ impl Amx {
         assert!(isa.has(Level::Amx));
         Self(())
     }
+
+    /// Bytes of a row of a block.
+    const BLOCK_STRIDE: usize = Self::NR * size_of::<f32>();
+
+    /// Loads a block into the first four tiles to add to it, or clears them.
+    ///
+    /// # Safety
+    /// As [`Core::multiply`].
+    #[inline(always)]
+    pub unsafe fn begin(block: *const f32, add: bool) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            if add {
+                asm!(
+                    "tileloadd tmm0, [{low} + {stride}]",
+                    "tileloadd tmm1, [{low} + {stride} + 64]",
+                    "tileloadd tmm2, [{high} + {stride}]",
+                    "tileloadd tmm3, [{high} + {stride} + 64]",
+                    low = in(reg) block,
+                    high = in(reg) block.add(16 * Self::NR),
+                    stride = in(reg) Self::BLOCK_STRIDE,
+                    options(nostack, readonly, preserves_flags),
+                );
+            } else {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    options(nostack, nomem, preserves_flags),
+                );
+            }
+        }
+    }
+
+    /// Stores the first four tiles as a block.
+    ///
+    /// # Safety
+    /// As [`Core::multiply`].
+    #[inline(always)]
+    pub unsafe fn end(block: *mut f32) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            asm!(
+                "tilestored [{low} + {stride}], tmm0",
+                "tilestored [{low} + {stride} + 64], tmm1",
+                "tilestored [{high} + {stride}], tmm2",
+                "tilestored [{high} + {stride} + 64], tmm3",
+                low = in(reg) block,
+                high = in(reg) block.add(16 * Self::NR),
+                stride = in(reg) Self::BLOCK_STRIDE,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
 }
 
 impl Core for Amx {
@@ -37,25 +92,23 @@ impl Core for Amx {
     }
 
     #[inline(always)]
-    fn value<E: Element>(element: E) -> u16 {
-        element.bf16_bits()
+    unsafe fn values<E: Element>(elements: &[E], [target, _]: [&mut [u16]; 2]) -> bool {
+        for (target, element) in target.iter_mut().zip(elements) {
+            *target = element.bf16_bits();
+        }
+        true
     }
 
     #[inline(always)]
-    unsafe fn gather<E: Element>(channels: [Option<&[E]>; 2], target: &mut [u16]) {
-        let [Some(first), second] = channels else {
-            return target.fill(0);
-        };
-        let bf16 = std::any::TypeId::of::<E>() == std::any::TypeId::of::<half::bf16>();
-        if !bf16 {
-            for (i, target) in target.chunks_exact_mut(2).enumerate() {
-                target[0] = first[i].bf16_bits();
-                target[1] = second.map_or(0, |second| second[i].bf16_bits());
-            }
-            return;
-        }
+    unsafe fn gather<E: Element>(
+        [first, second]: [Option<&[E]>; 2],
+        target: &mut [u16],
+        lane: usize,
+    ) -> bool {
+        assert_eq!(size_of::<E>(), size_of::<u16>());
+        let first = first.unwrap_or_default();
+        let target = &mut target[lane * 2..][..first.len() * 2];
         assert!(second.is_none_or(|second| second.len() == first.len()));
-        assert_eq!(target.len(), first.len() * 2);
         // SAFETY: elements are bf16; both runs and the target have the lengths that were checked,
         // and the caller promises the instructions.
         unsafe {
@@ -66,6 +119,7 @@ impl Core for Amx {
                 target.as_mut_ptr(),
             );
         }
+        true
     }
 
     #[inline(always)]
@@ -134,31 +188,11 @@ pub unsafe fn multiply_rows(
     add: bool,
 ) {
     debug_assert!(walk.depth.is_multiple_of(Amx::STEP));
-    let block_stride = Amx::NR * size_of::<f32>();
     let right_stride = walk.right_step * 2 * size_of::<u16>();
     // SAFETY: `compiled` configured eight tiles of 16 rows of 64 bytes; every address is one that
     // the caller promises. No other code of this program uses tile registers.
     unsafe {
-        if add {
-            asm!(
-                "tileloadd tmm0, [{low} + {stride}]",
-                "tileloadd tmm1, [{low} + {stride} + 64]",
-                "tileloadd tmm2, [{high} + {stride}]",
-                "tileloadd tmm3, [{high} + {stride} + 64]",
-                low = in(reg) block,
-                high = in(reg) block.add(16 * Amx::NR),
-                stride = in(reg) block_stride,
-                options(nostack, readonly, preserves_flags),
-            );
-        } else {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                options(nostack, nomem, preserves_flags),
-            );
-        }
+        Amx::begin(block, add);
         for row in 0..walk.rows {
             let left = left.wrapping_add(row * walk.left_row);
             // Packed tiles follow each other; rows of a map go on where they are.
@@ -189,15 +223,6 @@ pub unsafe fn multiply_rows(
                 options(nostack, readonly),
             );
         }
-        asm!(
-            "tilestored [{low} + {stride}], tmm0",
-            "tilestored [{low} + {stride} + 64], tmm1",
-            "tilestored [{high} + {stride}], tmm2",
-            "tilestored [{high} + {stride} + 64], tmm3",
-            low = in(reg) block,
-            high = in(reg) block.add(16 * Amx::NR),
-            stride = in(reg) block_stride,
-            options(nostack, preserves_flags),
-        );
+        Amx::end(block);
     }
 }

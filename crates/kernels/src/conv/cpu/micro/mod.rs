@@ -3,6 +3,8 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
+mod amx_f16;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -11,6 +13,8 @@ mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub use amx::{Amx, multiply_rows};
+#[cfg(target_arch = "x86_64")]
+pub use amx_f16::{AmxF16, split_run};
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -25,7 +29,8 @@ use crate::cpu::isa::Isa;
 ///
 /// A block has `MR` rows (channels that result) and `NR` columns (pixels). The left operand is packed
 /// as [`left_at`](Self::left_at) says; the right one has, for each `PAIR` of products, `PAIR` values a
-/// column.
+/// column. Where a value has several parts, the second ones of a step of the left operand, and of a
+/// `PAIR` of the right one, follow its first ones.
 pub trait Core: Send + Sync + 'static {
     /// What packed operands hold.
     type Value: bytemuck::Pod + Default + Send + Sync;
@@ -37,6 +42,12 @@ pub trait Core: Send + Sync + 'static {
     const NR: usize;
     /// Values of a block.
     const BLOCK: usize = Self::MR * Self::NR;
+    /// Packed values that an element becomes, 1 or 2: their sum is the element.
+    const PARTS: usize = 1;
+    /// Packed values of a row of blocks for each product.
+    const LEFT: usize = Self::MR * Self::PARTS;
+    /// Packed values of a column of blocks for each product.
+    const RIGHT: usize = Self::NR * Self::PARTS;
     /// Products that lie side by side in a packed operand.
     const PAIR: usize;
     /// Products are summed in steps of this many; the rest of the last step is zero.
@@ -47,25 +58,33 @@ pub trait Core: Send + Sync + 'static {
     /// Values of right operands that fill about half of a second-level cache.
     const STRIP: usize;
 
-    /// Where product `step` of row `lane` lies.
+    /// Where product `step` of row `lane` lies; its second part follows `MR * STEP` values on.
     fn left_at(step: usize, lane: usize) -> usize;
 
-    /// An element as a packed value.
-    fn value<E: Element>(element: E) -> Self::Value;
+    /// Elements as packed values, part by part. Whether the parts mean what the elements do: those
+    /// of a number that is not finite do not.
+    ///
+    /// # Safety
+    /// The processor has [`ISA`](Self::ISA) but for tiles.
+    unsafe fn values<E: Element>(elements: &[E], parts: [&mut [Self::Value]; 2]) -> bool;
 
     /// Packs neighbouring pixels of `PAIR` channels, of which the second may be missing, side by
-    /// side. `target` has `PAIR` values per pixel.
+    /// side, from column `lane` of the `NR` that `target` has. Returns what [`values`](Self::values) does.
     ///
     /// # Safety
     /// The processor has [`ISA`](Self::ISA).
-    unsafe fn gather<E: Element>(channels: [Option<&[E]>; 2], target: &mut [Self::Value]);
+    unsafe fn gather<E: Element>(
+        channels: [Option<&[E]>; 2],
+        target: &mut [Self::Value],
+        lane: usize,
+    ) -> bool;
 
     /// Sets `block[i][j]` to `sum over steps of left[step][i] * right[step][j]`, or adds that to it:
     /// the sum starts from zero and is added at the end, since short sums lose fewer bits than one
     /// long one.
     ///
     /// # Safety
-    /// For each run and step of `walk`, `MR` values at `left` and `NR` at `right` are readable;
+    /// For each run and step of `walk`, `LEFT` values at `left` and `RIGHT` at `right` are readable;
     /// `BLOCK` values at `block` are readable and writable. The processor has [`ISA`](Self::ISA),
     /// and this runs inside [`compiled`](crate::cpu::isa::compiled) for it.
     unsafe fn multiply(
@@ -103,7 +122,7 @@ impl Walk {
             depth,
             left_row: 0,
             right_row: 0,
-            right_step: C::NR,
+            right_step: C::RIGHT,
         }
     }
 }
@@ -143,16 +162,24 @@ impl<C: Wide> Core for C {
     }
 
     #[inline(always)]
-    fn value<E: Element>(element: E) -> f32 {
-        element.widen()
+    unsafe fn values<E: Element>(elements: &[E], [target, _]: [&mut [f32]; 2]) -> bool {
+        E::widen_run(<C as Wide>::ISA, elements, &mut target[..elements.len()]);
+        true
     }
 
     #[inline(always)]
-    unsafe fn gather<E: Element>(channels: [Option<&[E]>; 2], target: &mut [f32]) {
-        match channels[0] {
-            Some(source) => E::widen_run(<C as Wide>::ISA, source, target),
-            None => target.fill(0.0),
-        }
+    unsafe fn gather<E: Element>(
+        channels: [Option<&[E]>; 2],
+        target: &mut [f32],
+        lane: usize,
+    ) -> bool {
+        let source = channels[0].unwrap_or_default();
+        E::widen_run(
+            <C as Wide>::ISA,
+            source,
+            &mut target[lane..][..source.len()],
+        );
+        true
     }
 
     #[inline(always)]
