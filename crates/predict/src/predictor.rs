@@ -13,6 +13,8 @@ use halfseg_data::{
 };
 use halfseg_devices::Bytes;
 use halfseg_eval::{ConfusionMatrix, Prediction, Windows, argmax, multi_scale_flip};
+#[cfg(feature = "flex")]
+use halfseg_kernels::PackedWeights;
 use halfseg_layers::{most_likely_classes, resize_with};
 use halfseg_segmentor::Segmentor;
 
@@ -23,12 +25,15 @@ use crate::{EvalMode, PredictError, PredictorConfig, PredictorSettings};
 /// A network for inference, with the precision and the way that pictures pass through it.
 ///
 /// Memory is that of one picture, however many are given. Several threads may share a predictor, which was
-/// tested on the CPU; each call then takes memory of its own.
+/// tested on the CPU; each call then takes memory of its own. On the CPU weights are kept as its kernels want
+/// them, in two to four bytes a value, until the predictor is dropped.
 #[derive(Debug)]
 pub struct Predictor {
     model: Segmentor,
     settings: PredictorSettings,
     device: Device,
+    #[cfg(feature = "flex")]
+    _packed: PackedWeights,
 }
 
 impl Predictor {
@@ -42,6 +47,8 @@ impl Predictor {
             model,
             settings: PredictorSettings::new(policy, config),
             device: device.expect("a network has parameters").inner(),
+            #[cfg(feature = "flex")]
+            _packed: PackedWeights::keep(),
         }
     }
 
@@ -77,6 +84,15 @@ impl Predictor {
     /// The network.
     pub fn model(&self) -> &Segmentor {
         &self.model
+    }
+
+    /// Bytes of weights that all predictors of the process keep as the CPU's kernels want them; 0 before the
+    /// first picture, and on GPUs.
+    pub fn packed_weights() -> u64 {
+        #[cfg(feature = "flex")]
+        return PackedWeights::bytes() as u64;
+        #[cfg(not(feature = "flex"))]
+        0
     }
 
     /// How operations are cast.

@@ -5,7 +5,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::DType;
 
 use super::Conv2dOptions;
-use super::cpu::{self, Exactness, Geometry, Tail, Weight};
+use super::cpu::{self, Exactness, Geometry, Owner, Tail, Weight};
 use super::ops::Convolution;
 use crate::cpu::element::Element;
 use crate::cpu::tensor::{shape, tensor, values, with_element};
@@ -43,6 +43,9 @@ fn run(
     exactness: Exactness,
 ) -> FlexTensor {
     let geometry = Geometry::new(shape(&x), shape(&weight), options);
+    // A pass that is recorded may be followed by a step, which changes the weight.
+    let keeps = exactness == Exactness::Output && cpu::keeps();
+    let owner = keeps.then(|| owner(&weight, options.groups));
     let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
     let skip = extra.skip.map(|skip| skip.to_contiguous());
     one_dtype(&[Some(&x), skip.as_ref()]);
@@ -60,11 +63,33 @@ fn run(
         };
         let scale = scale.as_deref();
         let output = with_weight!(x, weight, E, W => {
-            let weight = Weight { values: values::<W>(&weight), scale };
+            let weight = Weight {
+                values: values::<W>(&weight),
+                scale,
+                owner: owner.as_ref(),
+            };
             cpu::forward::<E, W>(&geometry, values(&x), weight, tail, exactness)
         });
         tensor(output, geometry.output_shape())
     })
+}
+
+/// What `weight` is known by, whose memory is held weakly: it may be freed, but while it is not, nothing
+/// else lies at its address, and whoever wants to change it takes other memory.
+fn owner(weight: &FlexTensor, groups: usize) -> Owner {
+    let (memory, layout) = (weight.data_arc(), weight.layout());
+    let strides = layout.strides();
+    Owner {
+        address: std::ptr::from_ref(&*memory).addr(),
+        first: layout.start_offset(),
+        shape: shape(weight),
+        strides: std::array::from_fn(|axis| strides[axis]),
+        groups,
+        unchanged: {
+            let memory = std::sync::Arc::downgrade(&memory);
+            std::sync::Arc::new(move || memory.strong_count() > 0)
+        },
+    }
 }
 
 fn widened<E: Element + burn::tensor::Element + bytemuck::Pod>(tensor: &FlexTensor) -> Vec<f32> {

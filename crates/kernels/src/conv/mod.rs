@@ -9,6 +9,9 @@ mod gpu;
 #[cfg(feature = "flex")]
 mod ops;
 
+#[cfg(feature = "flex")]
+pub use cpu::PackedWeights;
+
 use burn::tensor::{Tensor, activation::relu, module, ops::ConvOptions};
 
 use crate::Activation;

@@ -61,6 +61,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         memory_source,
         allocated,
         saved,
+        packed,
     } = measured;
     let plan = args
         .train
@@ -89,6 +90,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     );
     if let Some(allocated) = allocated {
         row("allocated at most", allocated.to_string());
+    }
+    if let Some(packed) = packed {
+        row("packed weights", packed.to_string());
     }
     if let Some(saved) = saved {
         row("kept for backward", saved.to_string());
@@ -128,6 +132,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             "peak_source": memory_source,
             "allocated_peak_bytes": allocated.map(|bytes| bytes.0),
             "saved_bytes": saved.map(|bytes| bytes.0),
+            "packed_weights_bytes": packed.map(|bytes| bytes.0),
             "predicted": plan.as_ref().map(memory_plan),
         });
         write_json(path, &json)?;
@@ -202,6 +207,8 @@ struct Measured {
     /// What the last step kept between its forward and its backward pass: maps, and weights in half
     /// precision.
     saved: Option<Bytes>,
+    /// Of inference on the CPU: weights as the kernels want them, which are kept beside the network's own.
+    packed: Option<Bytes>,
 }
 
 impl Measured {
@@ -225,6 +232,7 @@ impl Measured {
                 .filter(|_| choice == DeviceChoice::Flex)
                 .map(|(_, peak)| peak),
             saved: None,
+            packed: None,
         }
     }
 }
@@ -261,7 +269,10 @@ fn measure_inference(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
         predictor.segment(images.clone());
         Ok(())
     })?;
-    Ok(Measured::new(seconds, parameters, args.device, &device))
+    let mut measured = Measured::new(seconds, parameters, args.device, &device);
+    measured.packed =
+        (args.device == DeviceChoice::Flex).then(|| Bytes(Predictor::packed_weights()));
+    Ok(measured)
 }
 
 fn measure_training(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {

@@ -95,68 +95,80 @@ pub fn weight_gradient<E: Element, W: Element>(
 #[inline(always)]
 fn forward_plane(geometry: &Geometry, x: &[f32], weight: &[f32], sums: &mut [f32]) {
     let step = geometry.options.stride[1];
-    each_tap_row(geometry, |tap, input, output, length| {
-        let (weight, x) = (weight[tap], &x[input..]);
-        let sums = &mut sums[output..output + length];
-        if step == 1 {
-            for (sum, x) in sums.iter_mut().zip(&x[..length]) {
-                *sum += weight * x;
+    each_tap_row(
+        geometry,
+        #[inline(always)]
+        |tap, input, output, length| {
+            let (weight, x) = (weight[tap], &x[input..]);
+            let sums = &mut sums[output..output + length];
+            if step == 1 {
+                for (sum, x) in sums.iter_mut().zip(&x[..length]) {
+                    *sum += weight * x;
+                }
+            } else {
+                for (sum, x) in sums.iter_mut().zip(x.iter().step_by(step)) {
+                    *sum += weight * x;
+                }
             }
-        } else {
-            for (sum, x) in sums.iter_mut().zip(x.iter().step_by(step)) {
-                *sum += weight * x;
-            }
-        }
-    });
+        },
+    );
 }
 
 #[inline(always)]
 fn input_plane(geometry: &Geometry, weight: &[f32], gradient: &[f32], sums: &mut [f32]) {
     let step = geometry.options.stride[1];
-    each_tap_row(geometry, |tap, input, output, length| {
-        let (weight, gradient) = (weight[tap], &gradient[output..output + length]);
-        let sums = &mut sums[input..];
-        if step == 1 {
-            for (sum, gradient) in sums[..length].iter_mut().zip(gradient) {
-                *sum += weight * gradient;
+    each_tap_row(
+        geometry,
+        #[inline(always)]
+        |tap, input, output, length| {
+            let (weight, gradient) = (weight[tap], &gradient[output..output + length]);
+            let sums = &mut sums[input..];
+            if step == 1 {
+                for (sum, gradient) in sums[..length].iter_mut().zip(gradient) {
+                    *sum += weight * gradient;
+                }
+            } else {
+                for (sum, gradient) in sums.iter_mut().step_by(step).zip(gradient) {
+                    *sum += weight * gradient;
+                }
             }
-        } else {
-            for (sum, gradient) in sums.iter_mut().step_by(step).zip(gradient) {
-                *sum += weight * gradient;
-            }
-        }
-    });
+        },
+    );
 }
 
 #[inline(always)]
 fn weight_plane(geometry: &Geometry, x: &[f32], gradient: &[f32], sums: &mut [f64]) {
     let step = geometry.options.stride[1];
-    each_tap_row(geometry, |tap, input, output, length| {
-        let (x, gradient) = (&x[input..], &gradient[output..output + length]);
-        // Eight sums side by side, so that the compiler may vectorise.
-        let mut lanes = [0f32; 8];
-        let mut rest = 0f32;
-        if step == 1 {
-            let (xs, gradients) = (x[..length].chunks_exact(8), gradient.chunks_exact(8));
-            for (x, gradient) in xs.remainder().iter().zip(gradients.remainder()) {
-                rest += x * gradient;
-            }
-            for (x, gradient) in xs.zip(gradients) {
-                for (lane, (x, gradient)) in lanes.iter_mut().zip(x.iter().zip(gradient)) {
-                    *lane += x * gradient;
+    each_tap_row(
+        geometry,
+        #[inline(always)]
+        |tap, input, output, length| {
+            let (x, gradient) = (&x[input..], &gradient[output..output + length]);
+            // Eight sums side by side, so that the compiler may vectorise.
+            let mut lanes = [0f32; 8];
+            let mut rest = 0f32;
+            if step == 1 {
+                let (xs, gradients) = (x[..length].chunks_exact(8), gradient.chunks_exact(8));
+                for (x, gradient) in xs.remainder().iter().zip(gradients.remainder()) {
+                    rest += x * gradient;
+                }
+                for (x, gradient) in xs.zip(gradients) {
+                    for (lane, (x, gradient)) in lanes.iter_mut().zip(x.iter().zip(gradient)) {
+                        *lane += x * gradient;
+                    }
+                }
+            } else {
+                for (x, gradient) in x.iter().step_by(step).zip(gradient) {
+                    rest += x * gradient;
                 }
             }
-        } else {
-            for (x, gradient) in x.iter().step_by(step).zip(gradient) {
-                rest += x * gradient;
-            }
-        }
-        sums[tap] += f64::from(lanes.iter().sum::<f32>() + rest);
-    });
+            sums[tap] += f64::from(lanes.iter().sum::<f32>() + rest);
+        },
+    );
 }
 
 /// Calls `body(tap, first input pixel, first output pixel, pixels)` for every tap of every row whose
-/// input exists.
+/// input exists. The closure is to be `#[inline(always)]`, as for [`dispatch`].
 #[inline(always)]
 fn each_tap_row(geometry: &Geometry, mut body: impl FnMut(usize, usize, usize, usize)) {
     let [kernel_height, kernel_width] = geometry.kernel;

@@ -11,12 +11,14 @@
 mod depthwise;
 mod direct;
 mod geometry;
+mod kept;
 mod micro;
 mod tail;
 mod weight;
 mod winograd;
 
 pub use geometry::Geometry;
+pub use kept::{Owner, PackedWeights, keeps};
 pub use tail::Tail;
 pub use weight::Weight;
 

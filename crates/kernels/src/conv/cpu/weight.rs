@@ -1,5 +1,6 @@
 //! The weight of a convolution on the CPU.
 
+use super::kept::Owner;
 use crate::cpu::element::{Element, convert};
 
 /// A weight, `[c_out, c_in / groups, kh, kw]`, and what each output channel's is multiplied by. What
@@ -10,6 +11,8 @@ pub struct Weight<'a, W> {
     pub values: &'a [W],
     /// One value per output channel.
     pub scale: Option<&'a [f32]>,
+    /// What it is known by, if it may be kept as it is packed.
+    pub owner: Option<&'a Owner>,
 }
 
 impl<'a, W> Weight<'a, W> {
@@ -18,6 +21,7 @@ impl<'a, W> Weight<'a, W> {
         Self {
             values,
             scale: None,
+            owner: None,
         }
     }
 
@@ -30,6 +34,7 @@ impl<'a, W> Weight<'a, W> {
         Self {
             values: part(self.values, group, groups),
             scale: self.scale.map(|scale| part(scale, group, groups)),
+            owner: self.owner,
         }
     }
 }

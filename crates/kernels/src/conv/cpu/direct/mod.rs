@@ -13,12 +13,14 @@ pub use weight_gradient::weight_gradient;
 #[cfg(target_arch = "x86_64")]
 pub use weight_gradient_amx::weight_gradient as weight_gradient_amx;
 
+use std::any::TypeId;
 use std::marker::PhantomData;
 use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 
 use super::geometry::Geometry;
+use super::kept;
 use super::micro::Core;
 use super::tail::Tail;
 use super::weight::Weight;
@@ -158,9 +160,19 @@ unsafe fn run<C: Core, E: Element, W: Element>(
     let groups = geometry.options.groups;
     let [c, m] = problem.channels;
     let slices = problem.slices::<C>();
-    let packed: Option<Vec<Aligned<C::Value>>> = (0..groups)
-        .map(|group| pack_weight::<C, E, W>(problem, &slices, weight.group(group, groups), strides))
-        .collect();
+    let kernel = TypeId::of::<(C, E)>();
+    let packed = kept::packed(weight.owner, weight.scale, kernel, || {
+        let packed: Option<Vec<Aligned<C::Value>>> = (0..groups)
+            .map(|group| {
+                pack_weight::<C, E, W>(problem, &slices, weight.group(group, groups), strides)
+            })
+            .collect();
+        let bytes =
+            |packed: &Vec<Aligned<C::Value>>| packed.iter().map(|of| size_of_val(&of[..])).sum();
+        packed
+            .map(|packed| (bytes(&packed), packed))
+            .map(|(bytes, packed)| (packed, bytes))
+    });
     let Some(packed) = packed else { return false };
     let exact = AtomicBool::new(true);
     let panels = (problem.grid[0] * problem.grid[1]).div_ceil(C::NR);

@@ -295,7 +295,7 @@ impl<E: Element> Part<'_, E> {
                     _ => &mut target[at..at + layout.channel],
                 });
                 if lane >= self.count {
-                    targets.map(|target| target.fill(0));
+                    targets.into_iter().for_each(|target| target.fill(0));
                     continue;
                 }
                 let source = &self.x[(self.first + lane) * plane..][..plane];
