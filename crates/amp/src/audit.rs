@@ -9,6 +9,7 @@ use burn::tensor::{FloatDType, Tensor};
 use serde::Serialize;
 
 use crate::paths::paths_by_id;
+use crate::report::count_readback;
 use crate::scope::{Forced, with_forced};
 use crate::statistics::Snapshot;
 use crate::{Op, Policy, Precision, Site, autocast};
@@ -211,6 +212,7 @@ impl Errors {
             ],
             0,
         );
+        count_readback();
         let numbers = numbers.into_data();
         let numbers = numbers.as_slice::<f32>().expect("the sums are f32");
         let relative = match (numbers[0], numbers[1]) {

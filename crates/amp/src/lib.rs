@@ -41,7 +41,7 @@ pub use cache::{cast_param, invalidate_casts, param_dtype};
 pub use cast::cast;
 pub use ema::Ema;
 pub use error::AmpError;
-pub use grads::{ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
+pub use grads::{Numbers, ScaledGrads, ScaledGraph, ScaledLoss, UnscaledGrads};
 pub use observe::observe;
 pub use op::{Op, OpClass};
 pub use outcome::{OverflowPass, ScaleUpdate, StepOutcome};

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 /// An operation, or a family of operations that autocast treats alike.
 ///
 /// The classes follow PyTorch's CUDA autocast lists (`aten/src/ATen/autocast_mode.h`). Deviations:
-/// `Mean` is in the f32 class here, because Burn's mean may accumulate in its input's dtype, and
-/// `Attention`, `Rnn` and `PRelu` stand for the functions of that name. Variances count as means.
+/// `Mean` is in the f32 class here, because Burn's mean may accumulate in its input's dtype;
+/// `Attention`, `Rnn` and `PRelu` stand for the functions of that name, and `Model` for what PyTorch has no
+/// need of. Variances count as means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -27,6 +28,8 @@ pub enum Op {
     Attention,
     /// Cells of recurrent networks.
     Rnn,
+    /// A model that cannot be edited, as [one operation](crate::nn::whole).
+    Model,
     /// Parametric ReLU.
     #[serde(rename = "prelu", alias = "p_relu")]
     PRelu,
@@ -100,6 +103,7 @@ impl Op {
         Op::Linear,
         Op::Attention,
         Op::Rnn,
+        Op::Model,
         Op::PRelu,
         Op::Exp,
         Op::InverseTrig,
@@ -134,6 +138,7 @@ impl Op {
             | Op::Linear
             | Op::Attention
             | Op::Rnn
+            | Op::Model
             | Op::PRelu => OpClass::Compute,
             Op::Exp
             | Op::InverseTrig

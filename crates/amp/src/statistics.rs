@@ -96,6 +96,18 @@ impl Snapshot {
         }
     }
 
+    /// The statistics of `model`.
+    pub fn of<M: Module>(model: &M) -> Self {
+        let mut snapshot = Self::default();
+        snapshot.add(model);
+        snapshot
+    }
+
+    /// A statistic as it was.
+    pub fn get<const D: usize>(&self, id: ParamId) -> Option<Tensor<D>> {
+        self.values.get(&id)?.downcast_ref::<Tensor<D>>().cloned()
+    }
+
     /// The ids of the statistics in the snapshot.
     pub fn ids(&self) -> HashSet<ParamId> {
         self.values.keys().copied().collect()

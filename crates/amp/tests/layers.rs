@@ -525,7 +525,7 @@ fn gradients_of_recurrent_layers_and_attention_are_f32() {
     let encoder = TransformerEncoderConfig::new(8, 16, 2, 1)
         .with_dropout(0.0)
         .init(&device);
-    for policy in [Policy::f16(), Policy::bf16()] {
+    for (_, policy) in policies() {
         let loss = autocast(&policy, || {
             let x = nn::gru(&gru, x.clone(), None);
             let y = nn::transformer_encoder(&encoder, TransformerEncoderInput::new(x));

@@ -22,7 +22,7 @@ use burn::nn::{BatchNorm, Linear};
 use burn::optim::SgdConfig;
 use burn::tensor::{FloatDType, Int, Tensor, activation};
 use common::{device, exact, policies, values, vec};
-use halfseg_amp::{DynamicScale, GradScaler, Policy, autocast, ops};
+use halfseg_amp::{DynamicScale, GradScaler, autocast, ops};
 use resnet18_amp::ResNet18;
 use transformer_amp::{Layer, Transformer};
 
@@ -193,10 +193,11 @@ fn fell(losses: &[f32]) -> bool {
 fn both_learn_in_f16_and_bf16() {
     let device = device();
     let images = values([4, 3, 32, 32], 3, &device);
-    for (policy, start) in [
-        (Policy::f16(), GradScaler::dynamic(DynamicScale::torch())),
-        (Policy::bf16(), GradScaler::disabled()),
-    ] {
+    for (half, policy) in policies() {
+        let start = match half {
+            FloatDType::F16 => GradScaler::dynamic(DynamicScale::torch()),
+            _ => GradScaler::disabled(),
+        };
         let (mut optimizer, mut scaler) = (SgdConfig::new().init(), start.clone());
         let mut model = ResNet18::new(2, 4, &device);
         let mut losses = Vec::new();

@@ -7,7 +7,7 @@ use burn::nn::BatchNormConfig;
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::SgdConfig;
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
-use common::{Weights, device, floats, gradients, values, vec};
+use common::{Weights, computes_in, device, floats, gradients, values, vec};
 use halfseg_amp::{DynamicScale, GradScaler, Op, OverflowPass, Policy, StepOutcome};
 use halfseg_amp::{autocast, cast_param, nn, ops};
 
@@ -183,9 +183,11 @@ fn check_13_sums_and_means_accumulate_in_f32() {
     let sum = autocast(&Policy::f16(), || ops::sum(ones));
     assert_eq!(vec(sum), [4096.0]);
 
-    let ones = Tensor::<1>::ones([1000], &device).cast(FloatDType::BF16);
-    let mean = autocast(&Policy::bf16(), || ops::mean(ones));
-    assert_eq!(vec(mean), [1.0]);
+    if computes_in(FloatDType::BF16) {
+        let ones = Tensor::<1>::ones([1000], &device).cast(FloatDType::BF16);
+        let mean = autocast(&Policy::bf16(), || ops::mean(ones));
+        assert_eq!(vec(mean), [1.0]);
+    }
 }
 
 #[test]

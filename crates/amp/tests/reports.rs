@@ -3,8 +3,8 @@
 mod common;
 
 use burn::nn::LinearConfig;
-use burn::tensor::{Device, FloatDType, Tensor, activation};
-use common::{Net, Weights, bits, device, values, vec};
+use burn::tensor::{FloatDType, Tensor, activation};
+use common::{Net, Weights, bits, device, plain_device, values, vec};
 use halfseg_amp::{AuditReport, GradScaler, Op, Policy, Precision};
 use halfseg_amp::{audit, autocast, nn, observe, ops};
 
@@ -132,7 +132,7 @@ fn an_audit_tells_which_modules_are_exempt() {
 
 #[test]
 fn an_audit_covers_what_the_policy_runs_in_f32() {
-    let device = Device::flex();
+    let device = plain_device();
     let model = LinearConfig::new(4, 4).init(&device);
     let x = values([3, 4], 1, &device).add_scalar(12.0);
     let (_, report) = audit(&model, &Policy::f16(), || ops::exp(x));
@@ -148,10 +148,10 @@ fn an_audit_covers_what_the_policy_runs_in_f32() {
 
 #[test]
 fn own_operations_are_audited_once_with_all_that_is_in_them() {
-    let device = Device::flex();
+    let device = plain_device();
     let model = LinearConfig::new(4, 4).init(&device);
     let x = values([3, 4], 1, &device);
-    let (_, report) = audit(&model, &Policy::bf16(), || {
+    let (_, report) = audit(&model, &Policy::f16(), || {
         for _ in 0..3 {
             observe(Op::Linear, &model.weight, x.clone(), |x| {
                 activation::relu(nn::linear(&model, x))

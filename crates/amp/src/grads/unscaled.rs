@@ -5,6 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use super::measure::{measure_large, read_back, scale_all, total_norm};
+use super::numbers::Numbers;
 use super::round::Round;
 use super::slot::Grad;
 
@@ -50,6 +51,8 @@ pub struct UnscaledGrads {
     pub(crate) non_finite_forward: Vec<String>,
     /// The sum of the losses before scaling.
     pub(crate) loss: Option<f32>,
+    /// What the program wants to know.
+    pub(crate) numbers: Numbers,
     /// The sum of squares of each gradient as it is, if they are known.
     pub(crate) squares: Option<Vec<f64>>,
     /// The norm when it was first measured.
@@ -73,6 +76,12 @@ impl UnscaledGrads {
     /// for no device.
     pub fn loss(&self) -> Option<f32> {
         self.loss
+    }
+
+    /// What was given to [`ScaledGrads::with_numbers`](crate::ScaledGrads::with_numbers), read already if
+    /// the step waited for its device. Ask after clipping and before the step, and read after it.
+    pub fn take_numbers(&mut self) -> Numbers {
+        std::mem::replace(&mut self.numbers, Numbers::new(Vec::new()))
     }
 
     /// The l2 norm of all gradients together, before any clipping; not finite after an overflow, nor
@@ -123,12 +132,14 @@ impl UnscaledGrads {
     fn squares(&mut self) -> &[f64] {
         if self.squares.is_none() {
             let known = scale_all(&mut self.grads, 1.0);
-            let measured = match self.grads.first().map(|grad| grad.value.device()) {
-                Some(device) => read_back(known.numbers(&self.grads, &device)),
-                None => Vec::new(),
-            };
-            let measured = known.resolve(&measured).into_iter();
-            let mut squares: Vec<f64> = measured.map(|(_, square)| square).collect();
+            let device = self.grads.first().map(|grad| grad.value.device());
+            let measured = device.map_or_else(Vec::new, |device| {
+                let asked = self.numbers.waiting(&device).into_iter();
+                let measured = known.numbers(&self.grads, &device);
+                let brought = read_back(asked.chain(measured).collect());
+                known.resolve(self.numbers.take_from(&brought))
+            });
+            let mut squares: Vec<f64> = measured.into_iter().map(|(_, square)| square).collect();
             measure_large(&self.grads, &mut squares);
             self.measured(squares);
         }

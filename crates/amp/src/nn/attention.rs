@@ -6,6 +6,7 @@ use burn::nn::transformer::{
     PositionWiseFeedForward as FeedForward, TransformerDecoder, TransformerDecoderLayer,
     TransformerEncoder, TransformerEncoderLayer,
 };
+use burn::nn::{Dropout, LayerNorm};
 use burn::tensor::{Bool, Tensor, activation};
 
 use super::layers::{activation as activate, linear};
@@ -216,25 +217,41 @@ pub fn transformer_encoder_layer(
     mask_pad: Option<Tensor<2, Bool>>,
     mask_attn: Option<Tensor<3, Bool>>,
 ) -> Tensor<3> {
-    // The norms of the attention and of the feed-forward part, before or after them.
-    let attend = |x: Tensor<3>| MhaInput {
-        mask_pad,
-        mask_attn,
-        ..MhaInput::self_attn(x)
+    let attend = |x: Tensor<3>| {
+        let input = MhaInput {
+            mask_pad,
+            mask_attn,
+            ..MhaInput::self_attn(x)
+        };
+        multi_head_attention(&layer.mha, input).context
     };
     let feed_forward = |x| position_wise_feed_forward(&layer.pwff, x);
-    let dropout = |x| layer.dropout.forward(x);
-    if layer.norm_first {
-        let y = multi_head_attention(&layer.mha, attend(layer_norm(&layer.norm_2, x.clone())));
-        let x = add(x, dropout(y.context));
-        let y = feed_forward(layer_norm(&layer.norm_1, x.clone()));
-        add(x, dropout(y))
-    } else {
-        let y = multi_head_attention(&layer.mha, attend(x.clone()));
-        let x = layer_norm(&layer.norm_1, add(x, dropout(y.context)));
-        let y = feed_forward(x.clone());
-        layer_norm(&layer.norm_2, add(x, dropout(y)))
+    let (dropout, first) = (&layer.dropout, layer.norm_first);
+    let x = residual(x, attend, dropout, (&layer.norm_2, &layer.norm_1), first);
+    residual(
+        x,
+        feed_forward,
+        dropout,
+        (&layer.norm_1, &layer.norm_2),
+        first,
+    )
+}
+
+/// `x` and what `part` makes of it, after a dropout. The first of the norms is for the input of the part,
+/// if norms come first, the second for the sum otherwise: burn-nn takes different ones.
+fn residual(
+    x: Tensor<3>,
+    part: impl FnOnce(Tensor<3>) -> Tensor<3>,
+    dropout: &Dropout,
+    (before, after): (&LayerNorm, &LayerNorm),
+    norm_first: bool,
+) -> Tensor<3> {
+    if norm_first {
+        let y = part(layer_norm(before, x.clone()));
+        return add(x, dropout.forward(y));
     }
+    let y = part(x.clone());
+    layer_norm(after, add(x, dropout.forward(y)))
 }
 
 /// What [`transformer_decoder`] takes: burn-nn's input of the same name, whose fields are private.
@@ -322,38 +339,26 @@ pub fn transformer_decoder_layer(
     input: TransformerDecoderInput,
 ) -> Tensor<3> {
     let memory = input.memory;
-    let itself = |x: Tensor<3>| MhaInput {
-        mask_pad: input.target_mask_pad,
-        mask_attn: input.target_mask_attn,
-        ..MhaInput::self_attn(x)
+    let itself = |x: Tensor<3>| {
+        let input = MhaInput {
+            mask_pad: input.target_mask_pad,
+            mask_attn: input.target_mask_attn,
+            ..MhaInput::self_attn(x)
+        };
+        multi_head_attention(&layer.self_attn, input).context
     };
-    let across = |x: Tensor<3>| MhaInput {
-        mask_pad: input.memory_mask_pad,
-        mask_attn: input.memory_mask_attn,
-        ..MhaInput::new(x, memory.clone(), memory)
+    let across = |x: Tensor<3>| {
+        let input = MhaInput {
+            mask_pad: input.memory_mask_pad,
+            mask_attn: input.memory_mask_attn,
+            ..MhaInput::new(x, memory.clone(), memory)
+        };
+        multi_head_attention(&layer.cross_attn, input).context
     };
     let feed_forward = |x| position_wise_feed_forward(&layer.pwff, x);
-    let dropout = |x| layer.dropout.forward(x);
-    let x = input.target;
-    if layer.norm_first {
-        let y = itself(layer_norm(&layer.norm_3, x.clone()));
-        let x = add(
-            x,
-            dropout(multi_head_attention(&layer.self_attn, y).context),
-        );
-        let y = across(layer_norm(&layer.norm_1, x.clone()));
-        let x = add(
-            x,
-            dropout(multi_head_attention(&layer.cross_attn, y).context),
-        );
-        let y = feed_forward(layer_norm(&layer.norm_2, x.clone()));
-        add(x, dropout(y))
-    } else {
-        let y = multi_head_attention(&layer.self_attn, itself(x.clone()));
-        let x = layer_norm(&layer.norm_1, add(x, dropout(y.context)));
-        let y = multi_head_attention(&layer.cross_attn, across(x.clone()));
-        let x = layer_norm(&layer.norm_2, add(x, dropout(y.context)));
-        let y = feed_forward(x.clone());
-        layer_norm(&layer.norm_3, add(x, dropout(y)))
-    }
+    let (dropout, first) = (&layer.dropout, layer.norm_first);
+    let [one, two, three] = [&layer.norm_1, &layer.norm_2, &layer.norm_3];
+    let x = residual(input.target, itself, dropout, (three, one), first);
+    let x = residual(x, across, dropout, (one, two), first);
+    residual(x, feed_forward, dropout, (two, three), first)
 }

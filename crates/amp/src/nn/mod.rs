@@ -15,6 +15,7 @@ mod layers;
 mod norm;
 mod operands;
 mod recurrent;
+mod whole;
 
 pub use attention::{
     MhaInput, TransformerDecoderInput, TransformerEncoderInput, multi_head_attention,
@@ -28,3 +29,4 @@ pub use layers::{
 pub use norm::{batch_norm, group_norm, instance_norm, layer_norm, normalization, rms_norm};
 pub use operands::cast_module;
 pub use recurrent::{bi_gru, bi_lstm, bi_rnn, gru, lstm, rnn};
+pub use whole::{Inputs, whole};

@@ -1,15 +1,21 @@
 //! What several test programs share.
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses its part")]
+
+mod device;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig2d};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, activation};
+pub use device::{computes_in, device, plain_device};
 use halfseg_amp::{GradScaler, OpClass, Policy, StepOutcome, UnscaledGrads, autocast, nn, ops};
 
-pub fn device() -> Device {
-    Device::flex().autodiff()
+/// The policies among some that the device can run.
+pub fn runnable<const N: usize>(policies: [Policy; N]) -> impl Iterator<Item = Policy> {
+    let device = plain_device();
+    let runs = move |policy: &Policy| policy.check(&device).is_ok();
+    policies.into_iter().filter(runs)
 }
 
 /// Reproducible values around zero with magnitude up to one.
@@ -210,12 +216,14 @@ pub fn exact<const D: usize>(x: Tensor<D>) -> (DType, Vec<u32>) {
     (x.dtype(), floats(x.cast(FloatDType::F32), f32::to_bits))
 }
 
-/// Both half precisions with their policies.
-pub fn policies() -> [(FloatDType, Policy); 2] {
-    [
+/// The half precisions that the device computes in, with their policies.
+pub fn policies() -> Vec<(FloatDType, Policy)> {
+    let both = [
         (FloatDType::F16, Policy::f16()),
         (FloatDType::BF16, Policy::bf16()),
-    ]
+    ];
+    let found = both.into_iter().filter(|(half, _)| computes_in(*half));
+    found.collect()
 }
 
 /// Checks a function of one input: under autocast, from an f32 and from a half-precision input, it

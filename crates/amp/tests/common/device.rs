@@ -1,0 +1,52 @@
+//! The device that tests run on; those of other crates share this file.
+
+use std::sync::OnceLock;
+
+use burn::tensor::{Device, FloatDType};
+
+/// What tests run on: with the feature `cuda` or `wgpu` the first GPU that Burn finds, a simulated one or
+/// one in software too, and the CPU otherwise. Where there is no GPU this says so and gives the CPU, unless
+/// `HALFSEG_REQUIRE_GPU` is set: then it fails.
+pub fn plain_device() -> Device {
+    static FOUND: OnceLock<Device> = OnceLock::new();
+    let find = || {
+        let Some(gpu) = gpu() else {
+            return Device::flex();
+        };
+        gpu.unwrap_or_else(|| {
+            assert!(
+                std::env::var_os("HALFSEG_REQUIRE_GPU").is_none(),
+                "no GPU was found, not even a software one, and HALFSEG_REQUIRE_GPU is set"
+            );
+            eprintln!("no GPU was found, not even a software one: the CPU takes its place");
+            Device::flex()
+        })
+    };
+    FOUND.get_or_init(find).clone()
+}
+
+/// The GPU of the backend that a feature asks for, if one does.
+#[cfg(not(any(feature = "cuda", feature = "wgpu")))]
+fn gpu() -> Option<Option<Device>> {
+    None
+}
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn gpu() -> Option<Option<Device>> {
+    use burn::tensor::DeviceType;
+    #[cfg(feature = "cuda")]
+    let wanted = DeviceType::Cuda;
+    #[cfg(not(feature = "cuda"))]
+    let wanted = DeviceType::Wgpu;
+    Some(Device::enumerate(wanted).into_iter().next())
+}
+
+/// [`plain_device`] with gradients.
+pub fn device() -> Device {
+    plain_device().autodiff()
+}
+
+/// Whether the device computes in a dtype. Few GPUs do so in f64, and none through Vulkan in bf16.
+pub fn computes_in(dtype: FloatDType) -> bool {
+    plain_device().supports_dtype(dtype)
+}
