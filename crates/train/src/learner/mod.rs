@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{PolySchedule, Recipe, Sgd};
-use parts::{Pass, joined, pass_on_all};
+use parts::{Pass, joined, numbers_of, pass_on_all};
 
 /// A network in training: weights, optimizer, gradient scaler and schedule.
 ///
@@ -131,8 +131,11 @@ impl Learner {
             .take()
             .expect("a model is put back after each step");
         self.scaler.begin(&model);
-        let (numbers, grads) = match self.further_devices.is_empty() {
-            true => self.pass().run(&model, images, labels, forward_done),
+        let (others, grads) = match self.further_devices.is_empty() {
+            true => (
+                Vec::new(),
+                self.pass().run(&model, images, labels, forward_done),
+            ),
             false => {
                 let (pass, devices) = (self.pass(), self.all_devices(&model));
                 let on = (self.route, &devices[..]);
@@ -143,13 +146,16 @@ impl Learner {
         if self.clip_norm > 0.0 {
             grads = grads.clip_norm(self.clip_norm as f32);
         }
+        // Read with what was to be known of the gradients, or, if nothing was, while the step is made.
+        let numbers = grads.take_numbers();
         let (sgd, scaler) = (&mut self.sgd, &mut self.scaler);
         let (model, outcome) =
             scaler.step_with(model, grads, |model, grads| sgd.step(lr, model, grads));
         self.model = Some(model);
         self.iteration += 1;
 
-        let [loss, decode, aux, accuracy] = joined(&numbers.read());
+        let parts = [vec![numbers_of(numbers)], others].concat();
+        let [loss, decode, aux, accuracy] = joined(&parts);
         Step {
             iteration: self.iteration,
             lr,

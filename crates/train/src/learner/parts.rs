@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
-use halfseg_amp::{GradScaler, Policy, ScaledGrads, autocast};
+use halfseg_amp::{GradScaler, Numbers, Policy, ScaledGrads, autocast};
 use halfseg_devices::{Route, is_host};
 use halfseg_layers::IGNORED_LABEL;
 use halfseg_segmentor::Segmentor;
@@ -23,51 +23,39 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Losses, accuracy and the number of pixels that count, and gradients.
+    /// Gradients, with [`PartNumbers`] to be read along with them.
     pub fn run(
         mut self,
         model: &Segmentor,
         images: Tensor<4>,
         labels: Tensor<3, Int>,
         forward_done: impl FnOnce(),
-    ) -> (Numbers, ScaledGrads) {
+    ) -> ScaledGrads {
         let counted = labels.clone().inner().not_equal_elem(IGNORED_LABEL);
         let counted = counted.float().cast(FloatDType::F32).sum();
         let losses = autocast(self.policy, || model.loss(images, labels, &mut self.rng));
         let numbers = [&losses.total, &losses.decode, &losses.aux, &losses.accuracy];
         let mut numbers = numbers.map(|number| number.clone().inner()).to_vec();
         numbers.push(counted);
-        let numbers = Numbers {
-            own: Tensor::cat(numbers, 0),
-            others: Vec::new(),
-        };
         forward_done();
         // Each loss is the mean over the pixels of a part, of which all have the same number.
         let loss = match self.parts {
             1 => losses.total,
             parts => losses.total / parts as f64,
         };
-        (numbers, self.scaler.scale(loss).backward(model))
+        let grads = self.scaler.scale(loss).backward(model);
+        grads.with_numbers(Tensor::cat(numbers, 0))
     }
 }
 
-/// Loss, decode loss, auxiliary loss, accuracy and the number of pixels that count of the parts of a
-/// batch.
-pub(super) struct Numbers {
-    /// `[5]`, of the first part, on its device: reading them waits for it.
-    own: Tensor<1>,
-    /// Of the other parts.
-    others: Vec<[f64; 5]>,
-}
+/// Loss, decode loss, auxiliary loss, accuracy and the number of pixels that count of a part.
+pub(super) type PartNumbers = [f64; 5];
 
-impl Numbers {
-    /// Of all parts.
-    pub fn read(self) -> Vec<[f64; 5]> {
-        let own = self.own.into_data().try_into_vec();
-        let own: Vec<f32> = own.expect("a part has five f32 numbers");
-        let own = std::array::from_fn(|i| f64::from(own[i]));
-        std::iter::once(own).chain(self.others).collect()
-    }
+/// The numbers of one part, from its gradients.
+pub(super) fn numbers_of(numbers: Numbers) -> PartNumbers {
+    let read = numbers.read();
+    assert_eq!(read.len(), 5, "a part has five numbers");
+    std::array::from_fn(|i| f64::from(read[i]))
 }
 
 /// A copy of `model` on `device` that shares neither its graph nor its running statistics.
@@ -94,8 +82,8 @@ fn handed_over<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> 
     }
 }
 
-/// Loss, decode loss, auxiliary loss and accuracy of the whole batch from the [`Numbers`] of its parts.
-pub(super) fn joined(parts: &[[f64; 5]]) -> [f64; 4] {
+/// Loss, decode loss, auxiliary loss and accuracy of the whole batch.
+pub(super) fn joined(parts: &[PartNumbers]) -> [f64; 4] {
     let [loss, decode, aux] = [0, 1, 2].map(|i| {
         let sum: f64 = parts.iter().map(|part| part[i]).sum();
         sum / parts.len() as f64
@@ -110,7 +98,8 @@ pub(super) fn joined(parts: &[[f64; 5]]) -> [f64; 4] {
     [loss, decode, aux, accuracy]
 }
 
-/// Forward and backward pass on all `devices`, the model's own first, in equal parts of the batch.
+/// Forward and backward pass on all `devices`, the model's own first, in equal parts of the batch: the
+/// numbers of the others' parts, and the gradients of all with the numbers of the first.
 pub(super) fn pass_on_all(
     pass: Pass<'_>,
     (route, devices): (Route, &[Device]),
@@ -118,7 +107,7 @@ pub(super) fn pass_on_all(
     images: Tensor<4>,
     labels: Tensor<3, Int>,
     forward_done: impl FnOnce(),
-) -> (Numbers, ScaledGrads) {
+) -> (Vec<PartNumbers>, ScaledGrads) {
     let [batch, ..] = images.dims();
     let parts = pass.parts;
     assert!(
@@ -143,22 +132,23 @@ pub(super) fn pass_on_all(
                 let (model, pass) = (replica(model, device), pass.clone());
                 threads.spawn(move || {
                     worker.scope(|| {
-                        let (numbers, grads) = pass.run(&model, images, labels, || ());
+                        let grads = pass.run(&model, images, labels, || ());
                         // The first worker makes the step.
-                        drop(grads.summed(|values| worker.sum(values)));
-                        numbers.read()
+                        let mut grads = grads.summed(|values| worker.sum(values));
+                        numbers_of(grads.take_numbers())
                     })
                 })
             })
             .collect();
         let (images, labels) = part(0);
-        let (mut numbers, grads) = first.scope(|| {
-            let (numbers, grads) = pass.run(model, images, labels, forward_done);
-            (numbers, grads.summed(|values| first.sum(values)))
+        let grads = first.scope(|| {
+            let grads = pass.run(model, images, labels, forward_done);
+            grads.summed(|values| first.sum(values))
         });
+        let mut numbers = Vec::new();
         for thread in others {
             match thread.join() {
-                Ok(found) => numbers.others.extend(found),
+                Ok(found) => numbers.push(found),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
