@@ -1,47 +1,66 @@
-//! ResNetV1c with dilated stages.
+//! ResNets with stages that may be dilated.
 
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use halfseg_layers::{ConvBnAct, ConvBnActConfig, branch, recomputed, stem_max_pool};
 
-use crate::{Block, BlockConfig, Depth};
+use crate::{Block, BlockConfig, Depth, Style};
 
-/// Strides of the four stages in the D8 variant: maps end at an eighth of the image's size.
-const STRIDES: [usize; 4] = [1, 2, 1, 1];
-/// Dilations of the four stages in the D8 variant.
-const DILATIONS: [usize; 4] = [1, 1, 2, 4];
-
-/// Configuration of a [`ResNet`].
+/// Configuration of a [`ResNet`]. The defaults are MMSegmentation's `ResNetV1c` at output stride 8.
 #[derive(Config, Debug)]
 #[non_exhaustive]
 pub struct ResNetConfig {
     /// Number of layers.
     pub depth: Depth,
-    /// Channels that the stem ends with; even.
+    /// Channels of the image.
+    #[config(default = 3)]
+    pub in_channels: usize,
+    /// Channels that the stem ends with; even if it is deep.
     #[config(default = 64)]
     pub stem_channels: usize,
     /// Width of the first stage; each further stage doubles it.
     #[config(default = 64)]
     pub base_channels: usize,
+    /// Whether the stem is three 3x3 convolutions (V1c and V1d; arXiv:1812.01187, figure 2b), not one 7x7.
+    #[config(default = true)]
+    pub deep_stem: bool,
+    /// Whether skip connections are averaged where a stage has a stride (V1d; figure 2c there).
+    #[config(default = false)]
+    pub avg_down: bool,
+    /// Which convolution of a bottleneck has the stride.
+    #[config(default = "Style::Pytorch")]
+    pub style: Style,
+    /// Strides of the four stages. The stem divides an image's size by 4 before.
+    #[config(default = "[1, 2, 1, 1]")]
+    pub strides: [usize; 4],
+    /// Distances between the taps of the four stages' 3x3 convolutions, in pixels.
+    #[config(default = "[1, 1, 2, 4]")]
+    pub dilations: [usize; 4],
+    /// Whether the first block of a dilated stage has half the stage's dilation.
+    #[config(default = true)]
+    pub contract_dilation: bool,
+    /// Dilations of the last stage's blocks in the place of the stage's (arXiv:1706.05587, section
+    /// 3.2.2), at least one for each block; empty for none.
+    #[config(default = "vec![]")]
+    pub multi_grid: Vec<usize>,
 }
 
-/// ResNetV1c-D8: a stem of three 3x3 convolutions (arXiv:1812.01187, figure 2b), four stages, of
-/// which the last two trade their stride for dilation (arXiv:1706.05587).
-///
-/// The first block of a dilated stage has half the stage's dilation ("contracted"), as in
-/// MMSegmentation's `ResNetV1c`.
+/// A ResNet (arXiv:1512.03385): a stem, and four stages of residual blocks, of which the last may trade
+/// their stride for dilation (arXiv:1706.05587).
 #[derive(Module, Debug)]
 pub struct ResNet {
-    /// Three 3x3 convolutions, the first with stride 2.
+    /// One 7x7 convolution with stride 2; `None` if the stem is deep.
+    pub conv1: Option<ConvBnAct>,
+    /// Three 3x3 convolutions, the first with stride 2; none if the stem is not deep.
     pub stem: Vec<ConvBnAct>,
-    /// Gives c2, stride 4.
+    /// Gives c2.
     pub layer1: Vec<Block>,
-    /// Gives c3, stride 8.
+    /// Gives c3.
     pub layer2: Vec<Block>,
-    /// Gives c4, stride 8, dilation 2.
+    /// Gives c4.
     pub layer3: Vec<Block>,
-    /// Gives c5, stride 8, dilation 4.
+    /// Gives c5.
     pub layer4: Vec<Block>,
     #[module(skip)]
     recompute: bool,
@@ -51,14 +70,28 @@ pub struct ResNet {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stages {
-    /// `[n, expansion * base, h / 4, w / 4]`, sizes rounded up.
+    /// `[n, expansion * base, h / 4, w / 4]` if the first stage has stride 1, sizes rounded up.
     pub c2: Tensor<4>,
-    /// `[n, 2 * expansion * base, h / 8, w / 8]`.
+    /// `[n, 2 * expansion * base, h / 8, w / 8]` at output strides from 8 on.
     pub c3: Tensor<4>,
-    /// `[n, 4 * expansion * base, h / 8, w / 8]`.
+    /// `[n, 4 * expansion * base, h / 8, w / 8]` at output stride 8, else half as high and wide.
     pub c4: Tensor<4>,
-    /// `[n, 8 * expansion * base, h / 8, w / 8]`.
+    /// `[n, 8 * expansion * base, h / s, w / s]` at output stride `s`.
     pub c5: Tensor<4>,
+}
+
+impl Stages {
+    /// The map that a stage ends with, 0 for c2 to 3 for c5.
+    ///
+    /// # Panics
+    /// If there is no such stage.
+    pub fn at(&self, stage: usize) -> Tensor<4> {
+        let maps = [&self.c2, &self.c3, &self.c4, &self.c5];
+        maps.into_iter()
+            .nth(stage)
+            .unwrap_or_else(|| panic!("a ResNet has stages 0 to 3, not {stage}"))
+            .clone()
+    }
 }
 
 impl ResNetConfig {
@@ -88,24 +121,42 @@ impl ResNetConfig {
         [1, 2, 4, 8].map(|factor| factor * self.base_channels * self.depth.expansion())
     }
 
+    /// By what the four stages' maps are smaller than the image.
+    pub fn output_strides(&self) -> [usize; 4] {
+        let mut stride = 4usize;
+        self.strides.map(|factor| {
+            stride = stride.saturating_mul(factor);
+            stride
+        })
+    }
+
+    /// Dilation of a block's 3x3 convolution, in pixels; stages and blocks count from 0.
+    ///
+    /// # Panics
+    /// If there is no such stage, or the grid has no number for the block.
+    pub fn dilation(&self, stage: usize, block: usize) -> usize {
+        let dilation = self.dilations[stage];
+        match block {
+            _ if stage == 3 && !self.multi_grid.is_empty() => self.multi_grid[block],
+            0 if self.contract_dilation && dilation > 1 => dilation / 2,
+            _ => dilation,
+        }
+    }
+
     /// Draws the weights from `device`'s random numbers.
     ///
     /// # Panics
-    /// If the stem's channels are odd.
+    /// If the channels of a deep stem are odd, or the grid has fewer numbers than the last stage blocks.
     pub fn init(&self, device: &Device) -> ResNet {
-        assert!(
-            self.stem_channels.is_multiple_of(2),
-            "a stem's channels must be even, not {}",
-            self.stem_channels
-        );
-        let half = self.stem_channels / 2;
-        let stem = vec![
-            ConvBnActConfig::new([3, half], 3)
+        let conv1 = (!self.deep_stem).then(|| {
+            ConvBnActConfig::new([self.in_channels, self.stem_channels], 7)
                 .with_stride(2)
-                .init(device),
-            ConvBnActConfig::new([half, half], 3).init(device),
-            ConvBnActConfig::new([half, self.stem_channels], 3).init(device),
-        ];
+                .init(device)
+        });
+        let stem = match self.deep_stem {
+            true => self.init_stem(device),
+            false => vec![],
+        };
         let mut in_channels = self.stem_channels;
         let [layer1, layer2, layer3, layer4] = [0, 1, 2, 3].map(|stage| {
             let layer = self.stage(stage, in_channels, device);
@@ -113,6 +164,7 @@ impl ResNetConfig {
             layer
         });
         ResNet {
+            conv1,
             stem,
             layer1,
             layer2,
@@ -122,17 +174,33 @@ impl ResNetConfig {
         }
     }
 
+    fn init_stem(&self, device: &Device) -> Vec<ConvBnAct> {
+        let (all, half) = (self.stem_channels, self.stem_channels / 2);
+        assert!(
+            all.is_multiple_of(2),
+            "a deep stem's channels must be even, not {all}"
+        );
+        vec![
+            ConvBnActConfig::new([self.in_channels, half], 3)
+                .with_stride(2)
+                .init(device),
+            ConvBnActConfig::new([half, half], 3).init(device),
+            ConvBnActConfig::new([half, all], 3).init(device),
+        ]
+    }
+
     fn stage(&self, stage: usize, in_channels: usize, device: &Device) -> Vec<Block> {
         let width = self.base_channels << stage;
         let out_channels = self.stage_channels()[stage];
-        let dilation = DILATIONS[stage];
         let blocks = (0..self.depth.blocks()[stage]).map(|index| {
             let config = match index {
-                0 => BlockConfig::new(in_channels, width)
-                    .with_stride(STRIDES[stage])
-                    .with_dilation(dilation.div_ceil(2)),
-                _ => BlockConfig::new(out_channels, width).with_dilation(dilation),
+                0 => BlockConfig::new(in_channels, width).with_stride(self.strides[stage]),
+                _ => BlockConfig::new(out_channels, width),
             };
+            let config = config
+                .with_dilation(self.dilation(stage, index))
+                .with_avg_down(self.avg_down)
+                .with_style(self.style);
             match self.depth.has_bottlenecks() {
                 true => Block::Bottleneck(config.init_bottleneck(device)),
                 false => Block::Basic(config.init_basic(device)),
@@ -150,10 +218,11 @@ impl ResNet {
         self
     }
 
-    /// `[n, 3, h, w]`, normalised, to the maps of the four stages, in the dtype of the current
+    /// `[n, in_channels, h, w]`, normalised, to the maps of the four stages, in the dtype of the current
     /// autocast policy.
     pub fn forward(&self, x: Tensor<4>) -> Stages {
-        let x = self.stem.iter().fold(x, |x, conv| conv.forward(x));
+        let stem = self.conv1.iter().chain(&self.stem);
+        let x = stem.fold(x, |x, conv| conv.forward(x));
         let run = |layer: &[Block], x| {
             layer.iter().fold(x, |x, block| match self.recompute {
                 true => recomputed(block, x, Block::forward),
@@ -161,9 +230,9 @@ impl ResNet {
             })
         };
         let c2 = run(&self.layer1, stem_max_pool(x));
-        // Heads use c2 and c4, too.
+        // Heads may use each of them, too.
         let c3 = run(&self.layer2, branch(c2.clone()));
-        let c4 = run(&self.layer3, c3.clone());
+        let c4 = run(&self.layer3, branch(c3.clone()));
         let c5 = run(&self.layer4, branch(c4.clone()));
         Stages { c2, c3, c4, c5 }
     }

@@ -22,6 +22,9 @@ pub struct AsppConfig {
     /// Whether branches with a dilation are depthwise separable (DeepLabV3+).
     #[config(default = false)]
     pub separable: bool,
+    /// Height and width of the kernel that joins the branches, in taps; odd. 1 in torchvision's models.
+    #[config(default = 3)]
+    pub bottleneck_kernel: usize,
     /// Whether corners are aligned when the pooled map is resized.
     #[config(default = false)]
     pub align_corners: bool,
@@ -42,14 +45,14 @@ pub enum AsppBranch {
 }
 
 /// Views the input at several scales at once: its average, and convolutions of several dilations,
-/// convolved together by a dense 3x3 (arXiv:1706.05587, section 3.3).
+/// convolved together by a dense 3x3, or the paper's 1x1 (arXiv:1706.05587, section 3.3).
 #[derive(Module, Debug)]
 pub struct Aspp {
     /// 1x1 convolution of the input's average.
     pub image_pool: ConvBnAct,
     /// One branch per dilation.
     pub aspp_modules: Vec<AsppBranch>,
-    /// 3x3 over all branches, the pooled one first.
+    /// Over all branches, the pooled one first.
     pub bottleneck: ConvBnAct,
     align_corners: bool,
 }
@@ -75,7 +78,8 @@ impl AsppConfig {
         Aspp {
             image_pool: ConvBnActConfig::new(shape, 1).init(device),
             aspp_modules: self.dilations.iter().map(branch).collect(),
-            bottleneck: ConvBnActConfig::new([all, self.channels], 3).init(device),
+            bottleneck: ConvBnActConfig::new([all, self.channels], self.bottleneck_kernel)
+                .init(device),
             align_corners: self.align_corners,
         }
     }

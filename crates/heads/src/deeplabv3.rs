@@ -3,7 +3,7 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use halfseg_layers::{ChannelDropout, Conv2d};
+use halfseg_layers::{ChannelDropout, Conv2d, ConvBnAct, ConvBnActConfig};
 use rand::Rng;
 
 use crate::classifier::{check_inference, classifier};
@@ -17,9 +17,12 @@ pub struct DeepLabV3HeadConfig {
     pub aspp: AsppConfig,
     /// Number of classes.
     pub classes: usize,
-    /// Share of channels dropped before the classifier.
+    /// Share of channels dropped after the pyramid.
     #[config(default = 0.1)]
     pub dropout: f64,
+    /// Whether a 3x3 convolution follows the pyramid, as in torchvision's models.
+    #[config(default = false)]
+    pub refine: bool,
 }
 
 /// Atrous spatial pyramid pooling and a classifier (arXiv:1706.05587).
@@ -27,6 +30,8 @@ pub struct DeepLabV3HeadConfig {
 pub struct DeepLabV3Head {
     /// The pyramid.
     pub aspp: Aspp,
+    /// 3x3 between the pyramid and the classifier, in torchvision's models.
+    pub refine: Option<ConvBnAct>,
     /// 1x1 to classes.
     pub conv_seg: Conv2d,
     dropout: ChannelDropout,
@@ -35,9 +40,13 @@ pub struct DeepLabV3Head {
 impl DeepLabV3HeadConfig {
     /// Draws the weights from `device`'s random numbers.
     pub fn init(&self, device: &Device) -> DeepLabV3Head {
+        let channels = self.aspp.channels;
         DeepLabV3Head {
             aspp: self.aspp.init(device),
-            conv_seg: classifier(self.aspp.channels, self.classes, device),
+            refine: self
+                .refine
+                .then(|| ConvBnActConfig::new([channels; 2], 3).init(device)),
+            conv_seg: classifier(channels, self.classes, device),
             dropout: ChannelDropout::new(self.dropout),
         }
     }
@@ -51,7 +60,7 @@ impl DeepLabV3Head {
     /// [`forward_train`](Self::forward_train) there.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         check_inference(&x);
-        self.conv_seg.forward(self.aspp.forward(x))
+        self.classify(self.aspp.forward(x))
     }
 
     /// As [`forward`](Self::forward), with dropout drawn from `rng` on an autodiff device.
@@ -59,7 +68,13 @@ impl DeepLabV3Head {
     /// # Panics
     /// As [`Aspp::forward`].
     pub fn forward_train(&self, x: Tensor<4>, rng: &mut impl Rng) -> Tensor<4> {
-        self.conv_seg
-            .forward(self.dropout.forward(self.aspp.forward(x), rng))
+        self.classify(self.dropout.forward(self.aspp.forward(x), rng))
+    }
+
+    fn classify(&self, x: Tensor<4>) -> Tensor<4> {
+        self.conv_seg.forward(match &self.refine {
+            Some(conv) => conv.forward(x),
+            None => x,
+        })
     }
 }

@@ -18,9 +18,12 @@ pub struct FcnHeadConfig {
     pub channels: usize,
     /// Number of classes.
     pub classes: usize,
-    /// Number of 3x3 convolutions; at least 1.
+    /// Number of 3x3 convolutions. With 0, `channels` must be the input's.
     #[config(default = 2)]
     pub convs: usize,
+    /// Distance between their taps, in pixels: 6 in the models that are called D6.
+    #[config(default = 1)]
+    pub dilation: usize,
     /// Whether the input is put beside their output before one more 3x3 convolution.
     #[config(default = true)]
     pub concat_input: bool,
@@ -34,7 +37,7 @@ pub struct FcnHeadConfig {
 pub struct FcnHead {
     /// 3x3 convolutions.
     pub convs: Vec<ConvBnAct>,
-    /// 3x3 over the input beside their output.
+    /// 3x3 over the input beside their output, not dilated.
     pub conv_cat: Option<ConvBnAct>,
     /// 1x1 to classes.
     pub conv_seg: Conv2d,
@@ -50,14 +53,25 @@ impl FcnHeadConfig {
     }
 
     /// Draws the weights from `device`'s random numbers.
+    ///
+    /// # Panics
+    /// If there are no convolutions between two numbers of channels.
     pub fn init(&self, device: &Device) -> FcnHead {
+        assert!(
+            self.convs > 0 || self.in_channels == self.channels,
+            "an FCN head without convolutions cannot make {} channels of {}",
+            self.channels,
+            self.in_channels
+        );
         let convs = (0..self.convs).map(|index| {
             let in_channels = if index == 0 {
                 self.in_channels
             } else {
                 self.channels
             };
-            ConvBnActConfig::new([in_channels, self.channels], 3).init(device)
+            ConvBnActConfig::new([in_channels, self.channels], 3)
+                .with_dilation(self.dilation)
+                .init(device)
         });
         let both = self.in_channels + self.channels;
         FcnHead {

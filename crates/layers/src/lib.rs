@@ -21,7 +21,7 @@ pub use fork::fork;
 pub use halfseg_amp::cat;
 pub use halfseg_kernels::{Activation, Conv2dOptions, most_likely_classes};
 pub use loss::{IGNORED_LABEL, SegmentationLoss, cross_entropy, pixel_accuracy, segmentation_loss};
-pub use pool::{adaptive_avg_pool2d, stem_max_pool};
+pub use pool::{adaptive_avg_pool2d, avg_pool_to, stem_max_pool};
 pub use rand::Rng;
 pub use recompute::{branch, recomputed};
 pub use resize::{resize, resize_memory, resize_with};

@@ -1,6 +1,6 @@
 //! Pooling.
 
-use burn::tensor::ops::MaxPoolOptions;
+use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, module};
 use halfseg_amp::{Op, cast, observe};
 
@@ -41,6 +41,26 @@ pub fn stem_max_pool(x: Tensor<4>) -> Tensor<4> {
     })
 }
 
+/// Averages squares of `side x side` pixels that lie side by side; those at the right and the bottom edge
+/// may be smaller and are averaged over the pixels that they have: PyTorch's `AvgPool2d(side, side,
+/// ceil_mode=True, count_include_pad=False)`. Differentiable.
+///
+/// # Shapes
+/// - `x`: `[n, c, h, w]`
+/// - output: `[n, c, ceil(h / side), ceil(w / side)]`
+pub fn avg_pool_to(x: Tensor<4>, side: usize) -> Tensor<4> {
+    let options = AvgPoolOptions {
+        kernel_size: [side; 2],
+        stride: [side; 2],
+        padding: [(0, 0); 2],
+        count_include_pad: false,
+        ceil_mode: true,
+    };
+    observe(Op::Pool, "avg_pool_to", x, |x| {
+        module::avg_pool2d(cast(Op::Pool, x), options.clone())
+    })
+}
+
 fn averaging_matrix(size: usize, out: usize, device: &Device) -> Tensor<2> {
     let mut matrix = vec![0.0f32; out * size];
     for (o, row) in matrix.chunks_exact_mut(size).enumerate() {
@@ -66,6 +86,38 @@ mod tests {
                 let expected = module::adaptive_avg_pool2d(x.clone(), [s, s]).into_data();
                 found.assert_approx_eq::<f32>(&expected, Tolerance::relative(1e-5));
             }
+        }
+    }
+
+    #[test]
+    fn squares_at_the_edges_are_averaged_over_their_own_pixels() {
+        let device = Device::flex().autodiff();
+        let (h, w) = (5, 7);
+        let values: Vec<f32> = (0..h * w).map(|i| ((i * 7) % 31) as f32).collect();
+        let data = TensorData::new(values.clone(), [1, 1, h, w]);
+        let x = Tensor::<4>::from_data(data, &device).require_grad();
+        for side in [2, 3] {
+            let y = avg_pool_to(x.clone(), side);
+            let [_, _, rows, columns] = y.dims();
+            assert_eq!([rows, columns], [h.div_ceil(side), w.div_ceil(side)]);
+            let (mut expected, mut share) = (vec![], vec![0.0; h * w]);
+            for square in 0..rows * columns {
+                let (top, left) = (square / columns * side, square % columns * side);
+                let pixels = (top..h.min(top + side))
+                    .flat_map(|y| (left..w.min(left + side)).map(move |x| y * w + x));
+                let pixels: Vec<usize> = pixels.collect();
+                let sum: f32 = pixels.iter().map(|&pixel| values[pixel]).sum();
+                expected.push(sum / pixels.len() as f32);
+                for &pixel in &pixels {
+                    share[pixel] = 1.0 / pixels.len() as f32;
+                }
+            }
+            let found = y.clone().inner().into_data();
+            let expected = TensorData::new(expected, [1, 1, rows, columns]);
+            found.assert_approx_eq::<f32>(&expected, Tolerance::relative(1e-6));
+            let gradient = x.grad(&y.sum().backward()).unwrap().into_data();
+            let share = TensorData::new(share, [1, 1, h, w]);
+            gradient.assert_approx_eq::<f32>(&share, Tolerance::relative(1e-6));
         }
     }
 

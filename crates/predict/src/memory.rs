@@ -17,8 +17,6 @@ type Size = (usize, usize);
 
 /// Bytes of a score.
 const SCORE: u64 = 4;
-/// Pixels for each of the network's logits, along a side; DeepLabV3+ has half as many.
-const OUTPUT_STRIDE: usize = 8;
 
 impl PredictorSettings {
     /// Whether the host's memory can hold a picture of `width` and `height` in pixels that `model` is run
@@ -183,7 +181,7 @@ impl<'a> Plan<'a> {
         match self.on_host {
             true => {
                 let size = [size.1, size.0];
-                let logits = size.map(|side| side.div_ceil(OUTPUT_STRIDE));
+                let logits = size.map(|side| side.div_ceil(self.model.logits_stride()));
                 let network = inference_memory(self.model, size, self.element);
                 network.max(resize_memory(logits, size))
             }

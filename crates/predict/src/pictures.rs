@@ -70,7 +70,7 @@ pub fn panel(pictures: &[&RgbImage], gap: usize) -> RgbImage {
 /// # Errors
 /// When a file cannot be written.
 pub fn draw_prediction(folder: &Path, sample: &Sample, map: &LabelMap) -> Result<(), PredictError> {
-    write_maps(folder, &sample.name, &sample.image, map, 0.5)?;
+    write_maps(folder, &sample.name, &sample.image, map, (&PALETTE, 0.5))?;
     let colors = colorize(map, &PALETTE);
     let truth = sample.label.as_ref().map(|label| colorize(label, &PALETTE));
     let parts = [&sample.image, &colors].into_iter().chain(&truth);
@@ -81,8 +81,8 @@ pub fn draw_prediction(folder: &Path, sample: &Sample, map: &LabelMap) -> Result
     )?)
 }
 
-/// Writes `<stem>_color.png`, `<stem>_overlay.png` (the colours cover with `opacity`, 0 to 1) and
-/// `<stem>_trainIds.png`, making `folder` if need be.
+/// Writes `<stem>_color.png`, `<stem>_overlay.png` (the colours cover with an opacity, 0 to 1) and
+/// `<stem>_trainIds.png`, making `folder` if need be. `colors` are those of the classes, and the opacity.
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -91,15 +91,16 @@ pub fn write_maps(
     stem: &str,
     image: &RgbImage,
     map: &LabelMap,
-    opacity: f32,
+    colors: (&[[u8; 3]], f32),
 ) -> Result<(), PredictError> {
+    let (palette, opacity) = colors;
     fs::create_dir_all(folder).map_err(|source| PredictError::Write {
         path: folder.to_owned(),
         source,
     })?;
     let file = |suffix: &str| folder.join(format!("{stem}_{suffix}.png"));
-    write_rgb(&file("color"), &colorize(map, &PALETTE))?;
-    write_rgb(&file("overlay"), &overlay(image, map, &PALETTE, opacity))?;
+    write_rgb(&file("color"), &colorize(map, palette))?;
+    write_rgb(&file("overlay"), &overlay(image, map, palette, opacity))?;
     Ok(write_label(&file("trainIds"), map)?)
 }
 

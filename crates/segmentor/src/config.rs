@@ -1,6 +1,6 @@
 //! What a segmentor is made of.
 
-use halfseg_backbone::{Depth, ResNetConfig};
+use halfseg_backbone::{Depth, ResNetConfig, Style};
 use serde::{Deserialize, Serialize};
 
 use crate::Method;
@@ -13,12 +13,36 @@ use crate::Method;
 pub struct SegmentorConfig {
     /// Which head follows the backbone.
     pub method: Method,
-    /// Depth of the ResNetV1c-D8 backbone.
+    /// Depth of the ResNet.
     pub backbone: Depth,
+    /// Channels of the image.
+    #[serde(default = "default_image")]
+    pub in_channels: usize,
     /// Number of classes, 2 to 255.
     #[serde(default = "default_classes")]
     pub num_classes: usize,
-    /// Channels that the backbone's stem ends with; even.
+    /// Whether the stem is three 3x3 convolutions (ResNet V1c, V1d), not one 7x7 (V1b).
+    #[serde(default = "default_true")]
+    pub deep_stem: bool,
+    /// Whether skip connections are averaged where a stage has a stride (ResNet V1d).
+    #[serde(default)]
+    pub avg_down: bool,
+    /// Which convolution of a bottleneck has the stride: `pytorch` (the 3x3) or `caffe` (the first 1x1).
+    #[serde(default)]
+    pub style: Style,
+    /// Strides of the backbone's four stages; the stem has 4.
+    #[serde(default = "default_strides")]
+    pub stage_strides: [usize; 4],
+    /// Dilations of the backbone's four stages, in pixels.
+    #[serde(default = "default_stage_dilations")]
+    pub stage_dilations: [usize; 4],
+    /// Whether the first block of a dilated stage has half the stage's dilation.
+    #[serde(default = "default_true")]
+    pub contract_dilation: bool,
+    /// Dilations of the last stage's blocks in the place of the stage's; empty for none.
+    #[serde(default)]
+    pub multi_grid: Vec<usize>,
+    /// Channels that the backbone's stem ends with; even if it is deep.
     #[serde(default = "default_width")]
     pub stem_channels: usize,
     /// Width of the backbone's first stage.
@@ -26,6 +50,25 @@ pub struct SegmentorConfig {
     pub base_channels: usize,
     /// Channels of the decode head's maps: 512, or 128 for depths 18 and 34.
     pub head_channels: usize,
+    /// The stage that the decode head reads, 0 to 3.
+    #[serde(default = "default_head_index")]
+    pub head_index: usize,
+    /// Number of 3x3 convolutions of FCN's head.
+    #[serde(default = "default_head_convs")]
+    pub head_convs: usize,
+    /// Distance between their taps, in pixels: 6 in FCN-D6.
+    #[serde(default = "default_one")]
+    pub head_dilation: usize,
+    /// Whether FCN's head joins its input with their output.
+    #[serde(default = "default_true")]
+    pub head_concat_input: bool,
+    /// Bins of PSPNet's levels, in each direction.
+    #[serde(default = "default_pool_scales")]
+    pub pool_scales: Vec<usize>,
+    /// Whether DeepLabV3's branches are joined by a 1x1 convolution that a 3x3 follows, as in torchvision,
+    /// not by one 3x3.
+    #[serde(default)]
+    pub refine: bool,
     /// Channels of the auxiliary head's map: 256, or 64 for depths 18 and 34.
     pub aux_channels: usize,
     /// Channels that DeepLabV3+ reduces its low-level map to: 48, or 12 for depths 18 and 34.
@@ -33,13 +76,26 @@ pub struct SegmentorConfig {
     /// Whether there is an auxiliary head.
     #[serde(default = "default_true")]
     pub aux_head: bool,
+    /// The stage that the auxiliary head reads, 0 to 3.
+    #[serde(default = "default_aux_index")]
+    pub aux_index: usize,
+    /// Number of the auxiliary head's 3x3 convolutions.
+    #[serde(default = "default_one")]
+    pub aux_convs: usize,
+    /// Distance between their taps, in pixels.
+    #[serde(default = "default_one")]
+    pub aux_dilation: usize,
+    /// Whether the auxiliary head joins its input with their output.
+    #[serde(default)]
+    pub aux_concat_input: bool,
     /// What the auxiliary head's loss is multiplied with.
     #[serde(default = "default_aux_weight")]
     pub aux_weight: f64,
-    /// Dilations of the atrous pyramid's branches, in pixels at stride 8.
+    /// Dilations of the atrous pyramid's branches, in pixels of the map that it reads.
     #[serde(default = "default_dilations")]
     pub dilations: Vec<usize>,
-    /// Share of channels dropped before the classifiers in training, in `0..1`.
+    /// Share of channels dropped before the classifiers in training, in `0..1`; with `refine`, after the
+    /// pyramid.
     #[serde(default = "default_dropout")]
     pub dropout: f64,
     /// Whether corners are aligned when maps are resized; the published 512x1024 models do not.
@@ -47,17 +103,38 @@ pub struct SegmentorConfig {
     pub align_corners: bool,
 }
 
-/// The most channels of a map's narrowest part, and pixels between taps, so that no size overflows.
-const MAX_CHANNELS: usize = 65_536;
-
 fn default_classes() -> usize {
     19
+}
+fn default_image() -> usize {
+    3
 }
 fn default_width() -> usize {
     64
 }
+fn default_one() -> usize {
+    1
+}
 fn default_true() -> bool {
     true
+}
+fn default_strides() -> [usize; 4] {
+    [1, 2, 1, 1]
+}
+fn default_stage_dilations() -> [usize; 4] {
+    [1, 1, 2, 4]
+}
+fn default_head_index() -> usize {
+    3
+}
+fn default_aux_index() -> usize {
+    2
+}
+fn default_head_convs() -> usize {
+    2
+}
+fn default_pool_scales() -> Vec<usize> {
+    vec![1, 2, 3, 6]
 }
 fn default_aux_weight() -> f64 {
     0.4
@@ -67,19 +144,6 @@ fn default_dilations() -> Vec<usize> {
 }
 fn default_dropout() -> f64 {
     0.1
-}
-
-/// A value that no segmentor can have.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{key} = {found} is not possible: expected {expected}")]
-#[non_exhaustive]
-pub struct ConfigError {
-    /// Name of the value.
-    pub key: &'static str,
-    /// What it may be.
-    pub expected: &'static str,
-    /// What it is.
-    pub found: String,
 }
 
 /// Methods that give the same configuration with another value of a field.
@@ -104,12 +168,30 @@ impl SegmentorConfig {
             method,
             backbone,
             num_classes: default_classes(),
+            in_channels: default_image(),
+            deep_stem: true,
+            avg_down: false,
+            style: Style::default(),
+            stage_strides: default_strides(),
+            stage_dilations: default_stage_dilations(),
+            contract_dilation: true,
+            multi_grid: Vec::new(),
             stem_channels: default_width(),
             base_channels: default_width(),
             head_channels,
+            head_index: default_head_index(),
+            head_convs: default_head_convs(),
+            head_dilation: default_one(),
+            head_concat_input: true,
+            pool_scales: default_pool_scales(),
+            refine: false,
             aux_channels,
             c1_channels,
             aux_head: true,
+            aux_index: default_aux_index(),
+            aux_convs: default_one(),
+            aux_dilation: default_one(),
+            aux_concat_input: false,
             aux_weight: default_aux_weight(),
             dilations: default_dilations(),
             dropout: default_dropout(),
@@ -136,6 +218,24 @@ impl SegmentorConfig {
 
     setters! {
         with_num_classes: num_classes as usize,
+        with_in_channels: in_channels as usize,
+        with_deep_stem: deep_stem as bool,
+        with_avg_down: avg_down as bool,
+        with_style: style as Style,
+        with_stage_strides: stage_strides as [usize; 4],
+        with_stage_dilations: stage_dilations as [usize; 4],
+        with_contract_dilation: contract_dilation as bool,
+        with_multi_grid: multi_grid as Vec<usize>,
+        with_head_index: head_index as usize,
+        with_head_convs: head_convs as usize,
+        with_head_dilation: head_dilation as usize,
+        with_head_concat_input: head_concat_input as bool,
+        with_pool_scales: pool_scales as Vec<usize>,
+        with_refine: refine as bool,
+        with_aux_index: aux_index as usize,
+        with_aux_convs: aux_convs as usize,
+        with_aux_dilation: aux_dilation as usize,
+        with_aux_concat_input: aux_concat_input as bool,
         with_stem_channels: stem_channels as usize,
         with_base_channels: base_channels as usize,
         with_head_channels: head_channels as usize,
@@ -148,72 +248,10 @@ impl SegmentorConfig {
         with_align_corners: align_corners as bool,
     }
 
-    /// Whether a segmentor can have these values.
-    ///
-    /// # Errors
-    /// The first value that it cannot have.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let check = |key, ok: bool, expected, found: String| match ok {
-            true => Ok(()),
-            false => Err(ConfigError {
-                key,
-                expected,
-                found,
-            }),
-        };
-        let classes = self.num_classes;
-        check(
-            "num_classes",
-            (2..=255).contains(&classes),
-            "2 to 255 (with one there is nothing to tell apart)",
-            classes.to_string(),
-        )?;
-        let stem = self.stem_channels;
-        let even = (2..=MAX_CHANNELS).contains(&stem) && stem.is_multiple_of(2);
-        check(
-            "stem_channels",
-            even,
-            "an even number from 2 to 65536",
-            stem.to_string(),
-        )?;
-        for (key, width) in [
-            ("base_channels", self.base_channels),
-            ("head_channels", self.head_channels),
-            ("aux_channels", self.aux_channels),
-            ("c1_channels", self.c1_channels),
-        ] {
-            let possible = (1..=MAX_CHANNELS).contains(&width);
-            check(key, possible, "a number from 1 to 65536", width.to_string())?;
-        }
-        let possible = |dilation: &usize| (1..=MAX_CHANNELS).contains(dilation);
-        let dilations =
-            (1..=64).contains(&self.dilations.len()) && self.dilations.iter().all(possible);
-        check(
-            "dilations",
-            dilations,
-            "1 to 64 numbers from 1 to 65536",
-            format!("{:?}", self.dilations),
-        )?;
-        let dropout = (0.0..1.0).contains(&self.dropout);
-        check(
-            "dropout",
-            dropout,
-            "0 or more, below 1",
-            self.dropout.to_string(),
-        )?;
-        let weight = self.aux_weight.is_finite() && self.aux_weight >= 0.0;
-        check(
-            "aux_weight",
-            weight,
-            "0 or more",
-            self.aux_weight.to_string(),
-        )
-    }
-
     /// The smallest batch that can train on images of this height and width, in pixels: where a map is
     /// one pixel, a normalisation of one image has one value per channel, and one value has no variance.
     /// Three of the methods pool to one pixel; the last maps of the backbone are one pixel where the
-    /// image has at most 8x8.
+    /// image has at most 8x8, at output stride 8.
     ///
     /// ```
     /// use halfseg_segmentor::SegmentorConfig;
@@ -223,16 +261,52 @@ impl SegmentorConfig {
     /// assert_eq!(SegmentorConfig::fcn_r101_d8().min_train_batch([8, 8]), 2);
     /// ```
     pub fn min_train_batch(&self, size: [usize; 2]) -> usize {
-        let one_pixel = size.iter().all(|side| side.div_ceil(8) <= 1);
+        let pools_to_one = match self.method {
+            Method::Fcn => false,
+            Method::PspNet => self.pool_scales.contains(&1),
+            Method::DeepLabV3 | Method::DeepLabV3Plus => true,
+        };
+        let stride = self.output_stride();
+        let one_pixel = size.iter().all(|side| side.div_ceil(stride) <= 1);
+        match pools_to_one || one_pixel {
+            true => 2,
+            false => 1,
+        }
+    }
+
+    /// By what the backbone's last maps are smaller than the image: 8 in the published models.
+    ///
+    /// ```
+    /// use halfseg_segmentor::SegmentorConfig;
+    ///
+    /// let model = SegmentorConfig::deeplabv3_r101_d8();
+    /// assert_eq!(model.output_stride(), 8);
+    /// assert_eq!(model.with_stage_strides([1, 2, 2, 1]).output_stride(), 16);
+    /// ```
+    pub fn output_stride(&self) -> usize {
+        self.backbone_config().output_strides()[3]
+    }
+
+    /// By what the decode head's logits are smaller than the image.
+    pub fn logits_stride(&self) -> usize {
+        let strides = self.backbone_config().output_strides();
         match self.method {
-            Method::Fcn if !one_pixel => 1,
-            Method::Fcn | Method::PspNet | Method::DeepLabV3 | Method::DeepLabV3Plus => 2,
+            Method::DeepLabV3Plus => strides[0],
+            _ => strides[self.head_index.min(3)],
         }
     }
 
     pub(crate) fn backbone_config(&self) -> ResNetConfig {
         ResNetConfig::new(self.backbone)
+            .with_in_channels(self.in_channels)
             .with_stem_channels(self.stem_channels)
             .with_base_channels(self.base_channels)
+            .with_deep_stem(self.deep_stem)
+            .with_avg_down(self.avg_down)
+            .with_style(self.style)
+            .with_strides(self.stage_strides)
+            .with_dilations(self.stage_dilations)
+            .with_contract_dilation(self.contract_dilation)
+            .with_multi_grid(self.multi_grid.clone())
     }
 }

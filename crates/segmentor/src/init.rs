@@ -19,9 +19,12 @@ impl SegmentorConfig {
             panic!("{error}");
         }
         let backbone = self.backbone_config();
-        let [_, _, c4, _] = backbone.stage_channels();
+        let from = backbone.stage_channels()[self.aux_index];
         let auxiliary = || {
-            FcnHeadConfig::auxiliary(c4, self.aux_channels, self.num_classes)
+            FcnHeadConfig::auxiliary(from, self.aux_channels, self.num_classes)
+                .with_convs(self.aux_convs)
+                .with_dilation(self.aux_dilation)
+                .with_concat_input(self.aux_concat_input)
                 .with_dropout(self.dropout)
                 .init(device)
         };
@@ -34,25 +37,32 @@ impl SegmentorConfig {
     }
 
     fn decode_head(&self, device: &Device) -> DecodeHead {
-        let [c2, _, _, c5] = self.backbone_config().stage_channels();
+        let stages = self.backbone_config().stage_channels();
+        let (c2, from) = (stages[0], stages[self.head_index]);
         let (channels, classes) = (self.head_channels, self.num_classes);
-        let aspp = AsppConfig::new(c5, channels)
+        let aspp = AsppConfig::new(from, channels)
             .with_dilations(self.dilations.clone())
+            .with_bottleneck_kernel(if self.refine { 1 } else { 3 })
             .with_align_corners(self.align_corners);
         match self.method {
             Method::Fcn => DecodeHead::Fcn(
-                FcnHeadConfig::new(c5, channels, classes)
+                FcnHeadConfig::new(from, channels, classes)
+                    .with_convs(self.head_convs)
+                    .with_dilation(self.head_dilation)
+                    .with_concat_input(self.head_concat_input)
                     .with_dropout(self.dropout)
                     .init(device),
             ),
             Method::PspNet => DecodeHead::PspNet(
-                PspHeadConfig::new(c5, channels, classes)
+                PspHeadConfig::new(from, channels, classes)
+                    .with_pool_scales(self.pool_scales.clone())
                     .with_dropout(self.dropout)
                     .with_align_corners(self.align_corners)
                     .init(device),
             ),
             Method::DeepLabV3 => DecodeHead::DeepLabV3(
                 DeepLabV3HeadConfig::new(aspp, classes)
+                    .with_refine(self.refine)
                     .with_dropout(self.dropout)
                     .init(device),
             ),

@@ -7,17 +7,19 @@ mod cost;
 mod init;
 mod method;
 mod segmentor;
+mod validate;
 
 pub use checkpoint::{
-    CONFIG_KEY, CheckpointError, LoadReport, Reinitialised, TensorFile, load, read_architecture,
-    read_backbone, read_metadata,
+    CONFIG_KEY, CheckpointError, ClassTable, LoadReport, Naming, Reinitialised, TensorFile, load,
+    read_architecture, read_backbone, read_classes, read_metadata,
 };
-pub use config::{ConfigError, SegmentorConfig};
+pub use config::SegmentorConfig;
 pub use cost::{
     Cost, MemoryPlan, PartCost, TrainingStep, count_parameters, inference_memory, training_memory,
 };
-pub use halfseg_backbone::{Depth, ResNet, ResNetConfig, UnknownDepth};
+pub use halfseg_backbone::{Depth, ResNet, ResNetConfig, Style, UnknownDepth};
 pub use halfseg_heads::{DeepLabV3Head, DeepLabV3PlusHead, FcnHead, PspHead};
 pub use method::{Method, UnknownMethod};
 pub use rand::Rng;
 pub use segmentor::{DecodeHead, Losses, Segmentor, TrainLogits};
+pub use validate::ConfigError;

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{FloatDType, Int, Tensor};
-use halfseg_backbone::{ResNet, Stages};
+use halfseg_backbone::ResNet;
 use halfseg_heads::{DeepLabV3Head, DeepLabV3PlusHead, FcnHead, PspHead};
 use halfseg_layers::{SegmentationLoss, resize_with, segmentation_loss};
 use rand::Rng;
@@ -37,7 +37,7 @@ pub struct Segmentor {
     pub backbone: ResNet,
     /// Gives class logits.
     pub decode_head: DecodeHead,
-    /// Gives class logits from the third stage, in training only.
+    /// Gives class logits from an earlier stage, in training only.
     pub auxiliary_head: Option<FcnHead>,
     #[module(skip)]
     config: SegmentorConfig,
@@ -47,9 +47,9 @@ pub struct Segmentor {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TrainLogits {
-    /// `[n, classes, h', w']`, at an eighth of the image's size (DeepLabV3+: a quarter).
+    /// `[n, classes, h', w']`, smaller than the image by [`SegmentorConfig::logits_stride`].
     pub decode: Tensor<4>,
-    /// `[n, classes, h', w']`, at an eighth of the image's size.
+    /// `[n, classes, h', w']`, of the size of the stage that the head reads.
     pub aux: Option<Tensor<4>>,
 }
 
@@ -97,7 +97,7 @@ impl Segmentor {
         self
     }
 
-    /// Class logits at the image's size, f32: `[n, 3, h, w]`, normalised, -> `[n, classes, h, w]`.
+    /// Class logits at the image's size, f32: `[n, in_channels, h, w]`, normalised, -> `[n, classes, h, w]`.
     ///
     /// # Panics
     /// If `x` is on an autodiff device, where layers would train: use `self.valid()` and
@@ -111,8 +111,9 @@ impl Segmentor {
         )
     }
 
-    /// Class logits at the decode head's own size, an eighth of the image's (DeepLabV3+: a quarter),
-    /// in the dtype of the current autocast policy: `[n, 3, h, w]` -> `[n, classes, h', w']`.
+    /// Class logits at the decode head's own size, smaller than the image by
+    /// [`SegmentorConfig::logits_stride`], in the dtype of the current autocast policy:
+    /// `[n, in_channels, h, w]` -> `[n, classes, h', w']`.
     ///
     /// # Panics
     /// As [`forward`](Self::forward).
@@ -122,12 +123,13 @@ impl Segmentor {
             "inference on an autodiff device would train the normalisations: use model.valid() and \
              an image without autodiff"
         );
-        let Stages { c2, c5, .. } = self.backbone.forward(x);
+        let stages = self.backbone.forward(x);
+        let x = stages.at(self.config.head_index);
         match &self.decode_head {
-            DecodeHead::Fcn(head) => head.forward(c5),
-            DecodeHead::PspNet(head) => head.forward(c5),
-            DecodeHead::DeepLabV3(head) => head.forward(c5),
-            DecodeHead::DeepLabV3Plus(head) => head.forward(c5, c2),
+            DecodeHead::Fcn(head) => head.forward(x),
+            DecodeHead::PspNet(head) => head.forward(x),
+            DecodeHead::DeepLabV3(head) => head.forward(x),
+            DecodeHead::DeepLabV3Plus(head) => head.forward(x, stages.at(0)),
         }
     }
 
@@ -136,21 +138,20 @@ impl Segmentor {
     /// # Panics
     /// If the batch is smaller than [`SegmentorConfig::min_train_batch`].
     pub fn forward_train(&self, x: Tensor<4>, rng: &mut impl Rng) -> TrainLogits {
-        let Stages { c2, c4, c5, .. } = self.backbone.forward(x);
+        let stages = self.backbone.forward(x);
+        let x = stages.at(self.config.head_index);
         let decode = match &self.decode_head {
-            DecodeHead::Fcn(head) => head.forward_train(c5, rng),
-            DecodeHead::PspNet(head) => head.forward_train(c5, rng),
-            DecodeHead::DeepLabV3(head) => head.forward_train(c5, rng),
-            DecodeHead::DeepLabV3Plus(head) => head.forward_train(c5, c2, rng),
+            DecodeHead::Fcn(head) => head.forward_train(x, rng),
+            DecodeHead::PspNet(head) => head.forward_train(x, rng),
+            DecodeHead::DeepLabV3(head) => head.forward_train(x, rng),
+            DecodeHead::DeepLabV3Plus(head) => head.forward_train(x, stages.at(0), rng),
         };
-        let aux = self
-            .auxiliary_head
-            .as_ref()
-            .map(|head| head.forward_train(c4, rng));
+        let auxiliary = self.auxiliary_head.as_ref();
+        let aux = auxiliary.map(|head| head.forward_train(stages.at(self.config.aux_index), rng));
         TrainLogits { decode, aux }
     }
 
-    /// Losses of a batch of images `[n, 3, h, w]`, normalised, against labels `[n, h, w]`, each a
+    /// Losses of a batch of images `[n, in_channels, h, w]`, normalised, against labels `[n, h, w]`, each a
     /// class or 255 where nothing counts. Dropout is drawn from `rng`.
     ///
     /// Logits are resized to the labels' size first, in f32; see

@@ -9,8 +9,8 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 use half::f16;
 use halfseg_segmentor::{
-    CheckpointError, Depth, Method, Segmentor, SegmentorConfig, load, read_architecture,
-    read_metadata,
+    CheckpointError, Depth, Method, Naming, Segmentor, SegmentorConfig, load, read_architecture,
+    read_classes, read_metadata,
 };
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -594,28 +594,6 @@ fn a_pickle_that_would_run_a_command_runs_nothing() {
     assert!(!trace.exists(), "the pickle's command was run");
 }
 
-#[test]
-fn a_plain_resnet_is_told_from_v1c() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("resnet.safetensors");
-    let values = BTreeMap::from([
-        (
-            "conv1.weight".to_owned(),
-            TensorData::zeros::<f32, _>([64, 3, 7, 7]),
-        ),
-        (
-            "layer1.0.conv1.weight".to_owned(),
-            TensorData::zeros::<f32, _>([64, 64, 3, 3]),
-        ),
-    ]);
-    write(&path, &values, Dtype::F32);
-    let error = read_architecture(&path).expect_err("it is no segmentor");
-    assert!(
-        matches!(error, CheckpointError::NotASegmentor { .. }),
-        "{error}"
-    );
-}
-
 /// A copy of a recording, in which bytes of its pickle are others of the same number.
 fn changed(file: &str, from: &str, to: &str) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
@@ -650,38 +628,69 @@ fn changed(file: &str, from: &str, to: &str) -> Vec<u8> {
     copy.finish().expect("memory can be written").into_inner()
 }
 
-/// Strides, dilations and grids change no tensor's shape: such files load as another network.
+/// Strides, dilations and grids change no tensor's shape, but the network.
 #[test]
-fn what_changes_no_shape_but_the_network_is_refused_by_name() {
+fn what_changes_no_shape_but_the_network_is_followed_or_refused_by_name() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("other.pth");
     let strides = "strides=(\n            1,\n            2,\n            1,";
     let dilations = "dilations=(\n            1,\n            1,\n            2,\n            4,";
-    for (file, from, to, key) in [
+    type Change = fn(SegmentorConfig) -> SegmentorConfig;
+    let followed: [(&str, &str, &str, &str, Change); 5] = [
         (
             "deeplabv3/model.pth",
             strides,
             "strides=(\n            1,\n            2,\n            2,",
-            "backbone.strides",
+            "stage_strides",
+            |config| config.with_stage_strides([1, 2, 2, 1]),
         ),
         (
             "deeplabv3plus/model.pth",
             dilations,
             "dilations=(\n            1,\n            1,\n            1,\n            2,",
-            "backbone.dilations",
-        ),
-        (
-            "pspnet/model.pth",
-            "norm_eval=False,",
-            "multi_grid=(1,),",
-            "backbone.multi_grid",
+            "stage_dilations",
+            |config| config.with_stage_dilations([1, 1, 1, 2]),
         ),
         (
             "pspnet/model.pth",
             "contract_dilation=True",
             "contract_dilat_on=True",
-            "backbone.contract_dilation",
+            "contract_dilation",
+            |config| config.with_contract_dilation(false),
         ),
+        (
+            "fcn/model.pth",
+            "in_index=3,",
+            "dilation=6,",
+            "head_dilation",
+            |config| config.with_head_dilation(6),
+        ),
+        (
+            "pspnet/model.pth",
+            "norm_eval=False,\n        num",
+            "multi_grid=(3,2),\n       num",
+            "multi_grid",
+            |config| config.with_multi_grid(vec![3, 2]),
+        ),
+    ];
+    for (file, from, to, key, change) in followed {
+        fs::write(&path, changed(file, from, to)).expect("a file");
+        let config = read_architecture(recording(file)).expect("it is supported");
+        let expected = change(config.clone());
+        assert_eq!(read_architecture(&path).expect("it is supported"), expected);
+        let (model, report) = load(&path, None, &Device::flex()).expect("it can be read");
+        assert_eq!(model.config(), &expected);
+        assert_eq!(report.remarks, [""; 0]);
+        // Who asks for another network hears what the file's was.
+        let (_, report) = load(&path, Some(&config), &Device::flex()).expect("its shapes fit");
+        assert!(report.to_string().contains(key), "{report}");
+        let (_, report) = config
+            .init(&Device::flex())
+            .load_pretrained(&path)
+            .expect("its shapes fit");
+        assert!(report.to_string().contains(key), "{report}");
+    }
+    for (file, from, to, key) in [
         (
             "pspnet/model.pth",
             "style='pytorch'",
@@ -690,15 +699,15 @@ fn what_changes_no_shape_but_the_network_is_refused_by_name() {
         ),
         (
             "fcn/model.pth",
-            "in_index=3,",
-            "dilation=6,",
-            "decode_head.dilation",
+            "contract_dilation=True",
+            "plugins=(1,2,3,4,5,66)",
+            "backbone.plugins",
         ),
         (
             "fcn/model.pth",
             "in_index=2,",
             "dilation=6,",
-            "auxiliary_head.dilation",
+            "auxiliary_head.in_index",
         ),
     ] {
         fs::write(&path, changed(file, from, to)).expect("a file");
@@ -717,6 +726,221 @@ fn what_changes_no_shape_but_the_network_is_refused_by_name() {
         let model = config.init(&Device::flex());
         let (_, report) = model.load_pretrained(&path).expect("its shapes fit");
         assert!(report.to_string().contains(key), "{report}");
+    }
+}
+
+#[test]
+fn networks_go_to_other_programs_names_and_come_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("named.safetensors");
+    let device = Device::flex();
+    let mut narrow = tiny(Method::DeepLabV3);
+    narrow.backbone = Depth::R50;
+    let v3 = narrow.clone().with_deep_stem(false).with_refine(true);
+    let mut fcn = v3.clone().with_refine(false);
+    fcn.method = Method::Fcn;
+    let fcn = fcn.with_head_convs(1).with_head_concat_input(false);
+    for config in [&v3, &fcn] {
+        let model = config.init(&device);
+        model
+            .export(&path, BTreeMap::new(), Naming::Torchvision)
+            .expect("torchvision has it");
+        let names = safetensors_names(&path);
+        assert!(names.contains(&"aux_classifier.4.bias".to_owned()));
+        assert!(
+            names.iter().all(|name| !name.contains("_head")),
+            "{names:?}"
+        );
+        let (back, report) = load(&path, None, &device).expect("it can be read");
+        assert!(
+            report.is_complete() && report.unexpected.is_empty(),
+            "{report}"
+        );
+        assert_eq!(tensors(&back), tensors(&model));
+        assert_eq!(back.config(), config);
+    }
+    let deep = narrow.clone().with_avg_down(true);
+    for (naming, config) in [
+        (Naming::MmsegBackbone, &deep),
+        (Naming::TimmBackbone, &deep),
+        (Naming::MmpretrainBackbone, &narrow),
+        (Naming::TorchvisionBackbone, &v3),
+    ] {
+        let model = config.init(&device);
+        model
+            .export(&path, BTreeMap::new(), naming)
+            .expect("the program has it");
+        assert!(read_architecture(&path).is_err(), "{naming}");
+        let (back, report) = config
+            .init(&device)
+            .load_pretrained(&path)
+            .expect("it can be read");
+        assert!(report.unexpected.is_empty(), "{naming}: {report}");
+        let (ours, theirs) = (tensors(&model), tensors(&back));
+        for (name, data) in ours
+            .iter()
+            .filter(|(name, _)| name.starts_with("backbone."))
+        {
+            assert_eq!(data, &theirs[name], "{naming}: {name}");
+        }
+    }
+    let error = deep
+        .init(&device)
+        .export(&path, BTreeMap::new(), Naming::Torchvision)
+        .expect_err("another stem");
+    assert!(error.to_string().contains("deep_stem"), "{error}");
+}
+
+/// Recordings of torchvision's own `fcn_resnet*` and `deeplabv3_resnet*` with random weights, below
+/// `$HALFSEG_TORCHVISION` or the narrow ones committed here; `torchvision/record.py` makes them.
+#[test]
+fn torchvisions_segmentors_give_its_logits() {
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/torchvision");
+    let root = std::env::var_os("HALFSEG_TORCHVISION").map_or(committed, PathBuf::from);
+    let device = Device::flex();
+    let folder = tempfile::tempdir().expect("a folder");
+    for method in [Method::Fcn, Method::DeepLabV3] {
+        let path = |file: &str| root.join(method.to_string()).join(file);
+        let (model, report) = load(path("model.pth"), None, &device).expect("it can be read");
+        assert!(
+            report.is_complete() && report.unexpected.is_empty(),
+            "{report}"
+        );
+        assert!(
+            report.to_string().contains("torchvision's names"),
+            "{report}"
+        );
+        let config = model.config();
+        assert_eq!((config.method, config.output_stride()), (method, 8));
+        assert!(!config.deep_stem && !config.align_corners);
+        assert_eq!(config.refine, method == Method::DeepLabV3);
+
+        let recorded = |name: &str| recorded_map(&path("logits.safetensors"), name, &device);
+        let image = recorded("image");
+        let [_, _, h, w] = image.dims();
+        let auxiliary = model.auxiliary_head.as_ref().expect("it has one");
+        let stages = model.backbone.forward(image.clone());
+        let aux = halfseg_layers::resize_with(auxiliary.forward(stages.c4), [h, w], false);
+        for (name, found) in [("out", model.forward(image)), ("aux", aux)] {
+            let error: f32 = (found - recorded(name)).abs().max().into_scalar();
+            println!("{method}, {name}: {error:.2e} from torchvision");
+            // Logits have a standard deviation of 2; torchvision's own f32 is 5e-6 from its f64.
+            assert!(error < 1e-3, "{method}, {name}: {error}");
+        }
+
+        // What goes back has torchvision's tensors, all of them and no others.
+        let again = folder.path().join("again.safetensors");
+        model
+            .export(&again, BTreeMap::new(), Naming::Torchvision)
+            .expect("torchvision has it");
+        let reader = pytorch_reader::PytorchReader::new(path("model.pth")).expect("it can be read");
+        let theirs: BTreeMap<String, Vec<usize>> = reader
+            .into_tensors()
+            .into_iter()
+            .map(|(name, tensor)| (name, tensor.shape().to_vec()))
+            .collect();
+        let bytes = fs::read(&again).expect("it was written");
+        let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+        let ours: BTreeMap<String, Vec<usize>> = file
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| (name, view.shape().to_vec()))
+            .collect();
+        assert_eq!(ours, theirs);
+    }
+}
+
+/// A map of a recording.
+fn recorded_map(path: &Path, name: &str, device: &Device) -> Tensor<4> {
+    let bytes = fs::read(path).expect("the recording is there");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let view = file.tensor(name).expect("it was recorded");
+    let (values, shape) = (view.data().to_vec(), view.shape().to_vec());
+    let data = TensorData::from_bytes_vec(values, shape, burn::tensor::DType::F32);
+    Tensor::from_data(data, device)
+}
+
+/// As the four published models are: files of MMSegmentation 0.5.0 with configurations of their time,
+/// SyncBN in them, in PyTorch's format from before 1.6. `mmseg_0_5/record.py` makes them.
+#[test]
+fn files_of_mmsegmentation_0_5_give_its_logits() {
+    let device = Device::flex();
+    for method in Method::ALL {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/mmseg_0_5")
+            .join(method.to_string());
+        let weights = folder.join("model.pth");
+        let bytes = fs::read(&weights).expect("the recording is there");
+        assert!(bytes.starts_with(b"\x80\x02\x8a\nl\xfc\x9cF\xf9"));
+        assert!(bytes.windows(6).any(|part| part == b"SyncBN"));
+        let (model, report) = load(&weights, None, &device).expect("it can be read");
+        assert!(
+            report.is_complete() && report.unexpected.is_empty(),
+            "{report}"
+        );
+        assert_eq!(report.remarks, [""; 0]);
+        let mut expected = SegmentorConfig::new(method, Depth::R18);
+        (expected.stem_channels, expected.base_channels) = (4, 2);
+        (expected.head_channels, expected.aux_channels) = (4, 4);
+        if method == Method::DeepLabV3Plus {
+            expected.c1_channels = 4;
+        }
+        assert_eq!(model.config(), &expected);
+        let recorded = |name| recorded_map(&folder.join("logits.safetensors"), name, &device);
+        let error = (model.forward(recorded("image")) - recorded("out"))
+            .abs()
+            .max();
+        let error: f32 = error.into_scalar();
+        println!("{method}: {error:.2e} from MMSegmentation 0.5.0");
+        assert!(error < 1e-3, "{method}: {error}");
+        let classes = read_classes(&weights)
+            .expect("it can be read")
+            .expect("it has some");
+        assert_eq!(
+            (classes.names.len(), classes.names[18].as_str()),
+            (19, "bicycle")
+        );
+        assert_eq!(classes.palette[0], [128, 64, 128]);
+    }
+}
+
+fn safetensors_names(path: &Path) -> Vec<String> {
+    let bytes = fs::read(path).expect("it was written");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    file.names()
+        .into_iter()
+        .map(|name| (*name).to_owned())
+        .collect()
+}
+
+#[test]
+fn pictures_of_other_channels_begin_with_averaged_colours_and_say_so() {
+    let device = Device::flex();
+    for deep_stem in [true, false] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("rgb.safetensors");
+        let rgb = tiny(Method::Fcn).with_deep_stem(deep_stem);
+        let source = rgb.init(&device);
+        source
+            .export(&path, BTreeMap::new(), Naming::MmsegBackbone)
+            .expect("it can be written");
+        let model = rgb.clone().with_in_channels(4).init(&device);
+        let (model, report) = model.load_pretrained(&path).expect("it fits");
+        let name = match deep_stem {
+            true => "backbone.stem.0.weight",
+            false => "backbone.conv1.weight",
+        };
+        let said = format!("{name} is for 4 channels");
+        assert!(report.to_string().contains(&said), "{report}");
+        let (ours, theirs) = (&tensors(&model)[name], &tensors(&source)[name]);
+        let sum = |data: &TensorData| data.iter::<f32>().map(f64::from).sum::<f64>();
+        assert!((sum(ours) - sum(theirs)).abs() < 1e-4);
+        // Not for inference, and not the other way around.
+        model
+            .save_safetensors(&path, BTreeMap::new())
+            .expect("it can be written");
+        assert_eq!(read_architecture(&path).expect("it is one").in_channels, 4);
+        assert!(rgb.init(&device).load_pretrained(&path).is_err());
     }
 }
 
@@ -752,7 +976,7 @@ fn what_a_file_does_not_say_is_said_to_be_assumed() {
     (other.dilations, other.align_corners) = (vec![1, 2, 3, 4], true);
     let (_, report) = load(&path, Some(&other), &Device::flex()).expect("its shapes fit");
     let text = report.to_string();
-    assert!(text.contains("the file's were [1, 12, 24, 36]"), "{text}");
+    assert!(text.contains("the file's was [1, 12, 24, 36]"), "{text}");
     assert!(
         text.contains("align_corners is true, the file's was false"),
         "{text}"

@@ -106,12 +106,8 @@ fn compare_checkpoints(recording: &Recording, report: &mut Report, device: &Devi
         model
     };
     let mut read = read_architecture(&pth).unwrap_or_else(|error| panic!("{error}"));
-    read.dropout = config.dropout;
     if matches!(config.method, Method::Fcn | Method::PspNet) {
         read.dilations.clone_from(&config.dilations);
-    }
-    if config.method != Method::DeepLabV3Plus {
-        read.c1_channels = config.c1_channels;
     }
     report.check(
         "architecture read off the tensors",
@@ -189,7 +185,7 @@ fn compare_inference(
     report.check("share of pixels of another class", differing, CLASS_LIMIT);
 
     if let Some(head) = &model.auxiliary_head {
-        let low = head.forward(stages.c4);
+        let low = head.forward(stages.at(recording.config().aux_index));
         let [_, _, h, w] = image.dims();
         let full = resize_with(low.clone(), [h, w], recording.config().align_corners);
         for (name, logits) in [("aux_logits", low), ("aux_logits_full", full)] {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
 use halfseg_amp::Policy;
-use halfseg_data::{Crop, Dataset, Sample};
+use halfseg_data::{Dataset, Sample};
 use halfseg_devices::{Bytes, DeviceChoice, available_memory};
 use halfseg_layers::resize_memory;
 use halfseg_predict::PredictorSettings;
@@ -13,21 +13,18 @@ use halfseg_segmentor::{LoadReport, Segmentor, training_memory};
 
 use crate::{Error, Recipe};
 
-/// Pixels of a crop for each of the logits, along a side; DeepLabV3+ has half as many.
-const OUTPUT_STRIDE: usize = 8;
-
 /// A network ready to be trained as a recipe says.
 pub(crate) struct Start {
     pub model: Segmentor,
     /// The recipe's, bound to `model`.
     pub policy: Policy,
-    /// What came from the recipe's `checkpoint`, if it names one.
+    /// What came from the recipe's `checkpoint` or `backbone_weights`, if it names one.
     pub loaded: Option<LoadReport>,
 }
 
 impl Start {
     /// The network that training begins with, on the autodiff device `training`: drawn from the
-    /// seed, under the weights of the recipe's `checkpoint`.
+    /// seed, under the weights of the recipe's `checkpoint` or `backbone_weights`.
     pub fn of(recipe: &Recipe, training: &Device) -> Result<Self, Error> {
         let alone = own_generator();
         training.seed(recipe.seed);
@@ -36,6 +33,11 @@ impl Start {
         if !recipe.checkpoint.is_empty() {
             let report;
             (model, report) = model.load_pretrained(&recipe.checkpoint)?;
+            loaded = Some(report);
+        }
+        if !recipe.backbone_weights.is_empty() {
+            let report;
+            (model, report) = model.load_backbone(&recipe.backbone_weights)?;
             loaded = Some(report);
         }
         drop(alone);
@@ -67,7 +69,7 @@ pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
     // The memory of a GPU is not known before its first use.
     let on_host = recipe.device == DeviceChoice::Flex;
     let needed = match on_host {
-        true => Bytes(needed.0.saturating_add(resize_of_logits(recipe.data.crop))),
+        true => Bytes(needed.0.saturating_add(resize_of_logits(recipe))),
         false => needed,
     };
     match available_memory().filter(|_| on_host) {
@@ -82,9 +84,10 @@ pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
 }
 
 /// Bytes that the host takes to resize the logits of a crop to its size.
-fn resize_of_logits(crop: Crop) -> u64 {
-    let size = [crop.height, crop.width];
-    resize_memory(size.map(|side| side.div_ceil(OUTPUT_STRIDE)), size)
+fn resize_of_logits(recipe: &Recipe) -> u64 {
+    let crop = recipe.data.crop;
+    let (size, stride) = ([crop.height, crop.width], recipe.model.logits_stride());
+    resize_memory(size.map(|side| side.div_ceil(stride)), size)
 }
 
 /// Whether the host could hold a picture in evaluation, by the first of `val`: a run that could not would

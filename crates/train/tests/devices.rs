@@ -119,6 +119,65 @@ fn workers_may_recompute_blocks() {
     assert!(share < 1e-5, "{share}");
 }
 
+/// Two parts of the same images have the same statistics, so that two of them in a row are one of them
+/// but for the running statistics, which move twice.
+#[test]
+fn parts_in_a_row_add_up_to_one_step() {
+    for precision in [RunPrecision::F32, RunPrecision::F16] {
+        let mut once = recipe(Method::Fcn, Depth::R18, precision);
+        once.model.dropout = 0.0;
+        let mut twice = once.clone();
+        twice.set("train.accumulate=2").unwrap();
+        let device = Device::flex().autodiff();
+        let model = once.model.init(&device);
+        let (images, labels) = BATCH.draw(once.model.num_classes, &device);
+        let (images, labels) = (images.narrow(0, 0, 2), labels.narrow(0, 0, 2));
+        let step = |recipe: &Recipe, copies: usize| {
+            // Running statistics are shared between clones.
+            let model = model.clone().valid().train();
+            let mut learner = Learner::new(model, recipe.precision.policy(), recipe);
+            let images = Tensor::cat(vec![images.clone(); copies], 0);
+            let labels = Tensor::cat(vec![labels.clone(); copies], 0);
+            let step = learner.step(images, labels);
+            (step, values(learner.model()))
+        };
+        let (alone, expected) = step(&once, 1);
+        let (joined, found) = step(&twice, 2);
+        assert!(joined.outcome.stepped(), "{}", joined.outcome);
+        assert!((alone.loss - joined.loss).abs() < 1e-6 * alone.loss);
+        assert!((alone.accuracy - joined.accuracy).abs() < 1e-4);
+        for (path, expected) in &expected {
+            if path.contains("running_") {
+                assert_ne!(expected, &found[path], "{path}");
+                continue;
+            }
+            for (a, b) in expected.iter().zip(&found[path]) {
+                // Half of a gradient twice: nothing is rounded but in half precision.
+                assert!(
+                    (a - b).abs() <= 1e-3 * a.abs().max(1e-3),
+                    "{path}: {a}, {b}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_is_skipped_if_a_later_part_overflows() {
+    let mut recipe = recipe(Method::Fcn, Depth::R18, RunPrecision::F16);
+    recipe.set("train.accumulate=2").unwrap();
+    let device = Device::flex().autodiff();
+    let model = recipe.model.init(&device);
+    let mut learner = Learner::new(model, recipe.precision.policy(), &recipe);
+    let before = values(learner.model());
+    let (images, labels) = BATCH.draw(recipe.model.num_classes, &device);
+    let spoilt = images.clone().narrow(0, 3, 1) * f32::INFINITY;
+    let images = Tensor::cat(vec![images.narrow(0, 0, 3), spoilt], 0);
+    let step = learner.step(images, labels);
+    assert!(!step.outcome.stepped(), "{}", step.outcome);
+    assert_eq!(before, values(learner.model()));
+}
+
 #[test]
 fn a_step_is_skipped_by_all_workers_if_one_overflows() {
     let recipe = recipe(Method::Fcn, Depth::R18, RunPrecision::F16);

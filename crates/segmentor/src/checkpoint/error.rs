@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use pytorch_reader::PytorchError;
 
+use super::Naming;
+
 /// A checkpoint that cannot be read, does not fit, or cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -102,9 +104,21 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The setting, as MMSegmentation names it.
         key: String,
-        /// The only value that is supported.
+        /// What is supported.
         expected: String,
         /// The file's value.
+        found: String,
+    },
+    /// Another program has no network like the one that is to be written under its names.
+    #[error("{naming} names cannot hold this network: expected {key} = {expected}, found {found}")]
+    CannotName {
+        /// Whose names.
+        naming: Naming,
+        /// The setting.
+        key: String,
+        /// What it has to be.
+        expected: String,
+        /// The network's.
         found: String,
     },
     /// The file cannot be written.

@@ -11,7 +11,9 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use super::CheckpointError;
+use super::classes::ClassTable;
 use super::mmseg_config::Configuration;
+use super::naming::{JOINED, Renaming};
 use super::prefix::Prefix;
 
 /// What checkpoints from before PyTorch 1.6 begin with: a pickled magic number.
@@ -31,8 +33,12 @@ pub(crate) struct CheckpointFile {
     pub(crate) metadata: BTreeMap<String, String>,
     /// What MMSegmentation says of the network.
     pub(crate) configuration: Configuration,
+    /// What it calls its classes.
+    pub(super) classes: Option<ClassTable>,
     /// What was before the names.
     pub(super) prefix: Prefix,
+    /// How the rest of the names was changed.
+    pub(super) renaming: Renaming,
 }
 
 /// A tensor in a file.
@@ -167,7 +173,9 @@ impl CheckpointFile {
             tensors,
             metadata,
             configuration: Configuration::Absent,
+            classes: None,
             prefix: Prefix::default(),
+            renaming: Renaming::default(),
         })
     }
 
@@ -203,7 +211,9 @@ impl CheckpointFile {
             tensors: tensors.collect(),
             metadata: BTreeMap::new(),
             configuration: Configuration::of_checkpoint(path),
+            classes: ClassTable::of_checkpoint(path),
             prefix: Prefix::default(),
+            renaming: Renaming::default(),
         })
     }
 
@@ -216,19 +226,31 @@ impl CheckpointFile {
                 expected: "the tensors of one network, or of one below `state_dict`".to_owned(),
                 found: format!("networks below {}", quoted(&prefixes)),
             })?;
-        for (name, tensor) in std::mem::take(&mut self.tensors) {
-            let Some(stripped) = self.prefix.strip(&name) else {
-                continue;
-            };
-            if self.tensors.insert(stripped.clone(), tensor).is_some() {
+        let stripped: Vec<(String, String, StoredTensor)> = std::mem::take(&mut self.tensors)
+            .into_iter()
+            .filter_map(|(name, tensor)| Some((self.prefix.strip(&name)?, name, tensor)))
+            .collect();
+        self.renaming = Renaming::of(stripped.iter().map(|(stripped, ..)| stripped.as_str()));
+        for (stripped, name, tensor) in stripped {
+            let given = self.renaming.name(&stripped);
+            if self.tensors.insert(given.clone(), tensor).is_some() {
                 return Err(CheckpointError::Damaged {
                     path: self.path.clone(),
-                    expected: format!("one tensor {stripped}"),
+                    expected: format!("one tensor {given}"),
                     found: format!("several, one of which is {name}"),
                 });
             }
         }
         Ok(())
+    }
+
+    /// Forgets what is not the backbone's, and gives its names.
+    pub(crate) fn without_heads(&mut self) -> Vec<String> {
+        let is_backbone = |name: &String| name.starts_with("backbone.");
+        let heads = self.tensors.keys().filter(|name| !is_backbone(name));
+        let heads = heads.cloned().collect();
+        self.tensors.retain(|name, _| is_backbone(name));
+        heads
     }
 
     /// The values of a tensor, in f32 whatever the file has.
@@ -259,8 +281,32 @@ impl CheckpointFile {
                 source,
             },
         })?;
-        Ok(TensorData::from_bytes_vec(bytes, tensor.shape.clone(), dtype).convert::<f32>())
+        let data = TensorData::from_bytes_vec(bytes, tensor.shape.clone(), dtype).convert::<f32>();
+        let pooled = self.tensors.get("decode_head.image_pool.1.conv.weight");
+        Ok(match (name, self.renaming.torchvision, pooled) {
+            (JOINED, Some(_), Some(pooled)) => {
+                inputs_rotated(data, pooled.shape.first().copied().unwrap_or(0))
+            }
+            _ => data,
+        })
     }
+}
+
+/// A convolution's weight `[c_out, c_in, h, w]` whose last `count` inputs become the first.
+pub(super) fn inputs_rotated(data: TensorData, count: usize) -> TensorData {
+    let shape = data.shape().to_vec();
+    let [c_out, c_in, ..] = shape[..] else {
+        return data;
+    };
+    if c_out == 0 || c_in == 0 || count > c_in {
+        return data;
+    }
+    let taps: usize = shape[2..].iter().product();
+    let mut values: Vec<f32> = data.iter::<f32>().collect();
+    for row in values.chunks_exact_mut((c_in * taps).max(1)) {
+        row.rotate_right(count * taps);
+    }
+    TensorData::new(values, shape)
 }
 
 /// Prefixes as a sentence lists them.

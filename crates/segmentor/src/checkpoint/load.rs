@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::CheckpointError;
 use super::file::CheckpointFile;
@@ -13,6 +13,9 @@ use crate::{Segmentor, SegmentorConfig};
 
 /// How many tensors an error names at most, of each kind.
 const NAMED: usize = 4;
+
+/// Channels of the pictures that published backbones were trained on.
+const RGB: usize = 3;
 
 /// By how much a network in f32 may be larger than twice its file, in bytes.
 const SLACK_BYTES: u64 = 64 << 20;
@@ -133,6 +136,7 @@ pub(crate) fn compare(
 ) -> Result<LoadReport, CheckpointError> {
     let shapes = tensor_shapes(config);
     let mut report = LoadReport::default();
+    let mut adapted = None;
     let mut wrong = Vec::new();
     for (name, expected) in &shapes {
         let Some(stored) = file.tensors.get(name) else {
@@ -142,6 +146,13 @@ pub(crate) fn compare(
         let found = &stored.shape;
         if found == expected {
             report.loaded.push(name.clone());
+        } else if mode == Mode::Pretrained && reads_other_channels(name, expected, found) {
+            report.loaded.push(name.clone());
+            adapted = Some(format!(
+                "{name} is for {count} channels, the file's for {RGB}: each of them begins with the mean of \
+                 the file's, times {RGB}/{count}",
+                count = expected[1]
+            ));
         } else if mode == Mode::Pretrained && classes_differ(name, expected, found) {
             report.reinitialised.push(Reinitialised {
                 name: name.clone(),
@@ -194,6 +205,7 @@ pub(crate) fn compare(
         check_size(file, &shapes)?;
     }
     report.remarks = file.remarks(config, mode)?;
+    report.remarks.extend(adapted);
     Ok(report)
 }
 
@@ -227,6 +239,36 @@ fn classes_differ(name: &str, expected: &[usize], found: &[usize]) -> bool {
     name.contains(".conv_seg.") && expected[1..] == *found.get(1..).unwrap_or_default()
 }
 
+/// Whether it is the convolution that reads the image, of a file that was trained on colours.
+fn reads_other_channels(name: &str, expected: &[usize], found: &[usize]) -> bool {
+    ["backbone.stem.0.weight", "backbone.conv1.weight"].contains(&name)
+        && found.len() == 4
+        && found[1] == RGB
+        && expected[0] == found[0]
+        && expected[2..] == found[2..]
+}
+
+/// A weight `[c_out, 3, h, w]` for other channels: each gets the mean over the colours, times
+/// `3 / channels`, so that a grey picture in all of them gives what it gave in three.
+fn averaged_colors(data: &TensorData, channels: usize) -> TensorData {
+    let [c_out, colors, height, width] = data.shape()[..] else {
+        unreachable!("`reads_other_channels` looked at the shape");
+    };
+    let taps = height * width;
+    let values: Vec<f32> = data.iter::<f32>().collect();
+    let mut averaged: Vec<f32> = Vec::with_capacity(c_out * channels * taps);
+    for row in values.chunks_exact(colors * taps) {
+        let sum = |tap: usize| {
+            (0..colors)
+                .map(|color| row[color * taps + tap])
+                .sum::<f32>()
+        };
+        let mean: Vec<f32> = (0..taps).map(|tap| sum(tap) / channels as f32).collect();
+        (0..channels).for_each(|_| averaged.extend(&mean));
+    }
+    TensorData::new(averaged, [c_out, channels, height, width])
+}
+
 fn first<'a>(names: impl Iterator<Item = &'a String>) -> Vec<String> {
     names.take(NAMED).cloned().collect()
 }
@@ -258,6 +300,11 @@ impl ModuleMapper for Loader<'_> {
         };
         let tracked = param.is_require_grad();
         let device = param.val().device();
+        let dims = param.val().dims();
+        let data = match data.shape()[..] == dims {
+            true => data,
+            false => averaged_colors(&data, dims[1]),
+        };
         let value = Tensor::from_data(data, (&device, DType::F32)).set_require_grad(tracked);
         param.map(|_| value)
     }
@@ -271,6 +318,26 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+
+    #[test]
+    fn averaged_colors_answer_to_grey_as_the_colors_did() {
+        let values: Vec<f32> = (0..2 * 3 * 4).map(|i| i as f32).collect();
+        let colors = TensorData::new(values.clone(), [2, 3, 2, 2]);
+        for channels in [1, 2, 4, 7] {
+            let found = averaged_colors(&colors, channels);
+            assert_eq!(found.shape()[..], [2, channels, 2, 2]);
+            let found: Vec<f32> = found.iter::<f32>().collect();
+            for (out, row) in values.chunks(12).enumerate() {
+                for tap in 0..4 {
+                    let there: f32 = (0..3).map(|color| row[4 * color + tap]).sum();
+                    let at = |channel| found[(out * channels + channel) * 4 + tap];
+                    let here: f32 = (0..channels).map(at).sum();
+                    assert!((here - there).abs() < 1e-4, "{channels}: {here}, {there}");
+                    assert_eq!(at(0), at(channels - 1));
+                }
+            }
+        }
+    }
 
     /// A tensor of any shape can be one value that is repeated: of a small file, a network of any size.
     #[test]

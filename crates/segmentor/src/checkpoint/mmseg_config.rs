@@ -5,10 +5,12 @@
 
 use std::path::Path;
 
+use halfseg_backbone::Style;
 use pytorch_reader::{PickleValue, PytorchReader};
 
+use super::part::{Part, Unsupported};
 use super::python::Value;
-use crate::Method;
+use crate::{Method, SegmentorConfig};
 
 /// The configuration in a checkpoint.
 #[derive(Debug)]
@@ -17,24 +19,8 @@ pub(crate) enum Configuration {
     Absent,
     /// There is one, but not as MMSegmentation prints it.
     Unreadable,
-    /// What it assigns to `model`.
+    /// What it assigns to `model`, with `test_cfg` in it.
     Model(Value),
-}
-
-/// What is chosen freely in the networks that this crate has.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct HeadSettings {
-    pub(crate) align_corners: bool,
-    /// Of the atrous pyramid.
-    pub(crate) dilations: Option<Vec<usize>>,
-}
-
-/// A setting that this crate's networks do not have.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Unsupported {
-    pub(crate) key: String,
-    pub(crate) expected: String,
-    pub(crate) found: String,
 }
 
 impl Configuration {
@@ -55,64 +41,235 @@ impl Configuration {
 
     fn of_text(text: &str) -> Self {
         match Value::assigned(text, "model") {
-            Some(model @ Value::Dict(_)) if model.get("decode_head").is_some() => {
-                Self::Model(model)
+            Some(Value::Dict(mut model)) if model.iter().any(|(key, _)| key == "decode_head") => {
+                // MMSegmentation 0.x had it beside the model at first.
+                let inside = model.iter().any(|(key, _)| key == "test_cfg");
+                let test = Value::assigned(text, "test_cfg").filter(|_| !inside);
+                model.extend(test.map(|test| ("test_cfg".to_owned(), test)));
+                Self::Model(Value::Dict(model))
             }
             _ => Self::Unreadable,
         }
     }
 }
 
-/// Checks that `model` is a network of `method` as this crate builds it, and gives what it may choose.
+/// `shown`, which tensors show, with what `model` says and tensors do not.
 ///
 /// # Errors
-/// The first setting that such a network does not have.
-pub(crate) fn settings(model: &Value, method: Method) -> Result<HeadSettings, Unsupported> {
-    if let Some(backbone) = model.get("backbone") {
-        check_backbone(&Part::new("backbone", backbone))?;
-    }
+/// The first setting that this crate's networks do not have, or that tensors contradict.
+pub(crate) fn settings(
+    model: &Value,
+    shown: &SegmentorConfig,
+) -> Result<SegmentorConfig, Unsupported> {
+    let mut config = shown.clone();
+    let whole = Part::new("model", model);
+    whole.is("type", "'EncoderDecoder'", "EncoderDecoder")?;
+    let nothing = Value::Dict(Vec::new());
+    let backbone = Part::new("backbone", model.get("backbone").unwrap_or(&nothing));
+    let stages = read_backbone(&backbone, &mut config)?;
     // Several auxiliary heads are told by their tensors.
     if let Some(head @ Value::Dict(_)) = model.get("auxiliary_head") {
         let head = Part::new("auxiliary_head", head);
-        head.is("type", "'FCNHead'", "FCNHead")?;
-        head.is("dilation", "1", "1")?;
-        check_convolutions(&head)?;
+        read_auxiliary(&head, &stages, &mut config)?;
     }
-    let nothing = Value::Dict(Vec::new());
     let head = Part::new("decode_head", model.get("decode_head").unwrap_or(&nothing));
-    let class = match method {
+    read_head(&head, &stages, &mut config)?;
+    config.validate().map_err(|error| Unsupported {
+        key: error.key.to_owned(),
+        expected: error.expected,
+        found: error.found,
+    })?;
+    Ok(config)
+}
+
+/// Fills in the backbone, and gives the stages that heads may choose from.
+fn read_backbone(
+    backbone: &Part<'_>,
+    config: &mut SegmentorConfig,
+) -> Result<Vec<usize>, Unsupported> {
+    let class = backbone.class().unwrap_or_else(|| "ResNetV1c".to_owned());
+    let [deep_stem, avg_down] = match class.as_str() {
+        "ResNetV1c" => [true, false],
+        "ResNetV1d" => [true, true],
+        "ResNet" => [
+            backbone.flag("deep_stem", false)?,
+            backbone.flag("avg_down", false)?,
+        ],
+        _ => return Err(backbone.unsupported("type", "ResNet, ResNetV1c or ResNetV1d", &class)),
+    };
+    backbone.agrees("deep_stem", deep_stem, config.deep_stem)?;
+    backbone.agrees("avg_down", avg_down, config.avg_down)?;
+    if let Some(depth) = backbone.value.get("depth") {
+        let shown = config.backbone.to_string();
+        backbone.agrees("depth", format!("resnet{depth}"), shown)?;
+    }
+    for key in ["dcn", "plugins", "conv_cfg"] {
+        backbone.is(key, "None", "None")?;
+    }
+    backbone.is("num_stages", "4", "4")?;
+    backbone.norm()?;
+    let four = |key, default| -> Result<[usize; 4], Unsupported> {
+        let numbers = backbone.numbers(key, default)?;
+        let found = format!("{numbers:?}");
+        let four = numbers.try_into();
+        four.map_err(|_| backbone.unsupported(key, "four numbers, one a stage", &found))
+    };
+    config.stage_strides = four("strides", &[1, 2, 2, 2])?;
+    config.stage_dilations = four("dilations", &[1; 4])?;
+    config.contract_dilation = backbone.flag("contract_dilation", false)?;
+    let is_given = |key| backbone.value.get(key).is_some_and(|grid| !grid.is_none());
+    config.multi_grid.clear();
+    if is_given("multi_grid") {
+        config.multi_grid = backbone.numbers("multi_grid", &[])?;
+    }
+    config.style = match backbone.text("style", "'pytorch'").as_str() {
+        "'pytorch'" => Style::Pytorch,
+        "'caffe'" => Style::Caffe,
+        found => return Err(backbone.unsupported("style", "'pytorch' or 'caffe'", found)),
+    };
+    backbone.stages("out_indices", &[0, 1, 2, 3])
+}
+
+fn read_auxiliary(
+    head: &Part<'_>,
+    stages: &[usize],
+    config: &mut SegmentorConfig,
+) -> Result<(), Unsupported> {
+    head.is("type", "'FCNHead'", "FCNHead")?;
+    if !config.aux_head {
+        // The file lacks its tensors.
+        return Ok(());
+    }
+    check_convolutions(head)?;
+    head.agrees("in_index", head.stage(stages)?, config.aux_index)?;
+    head.is("kernel_size", "3", "3")?;
+    head.agrees("num_convs", head.number("num_convs", 2)?, config.aux_convs)?;
+    let joins = head.flag("concat_input", true)?;
+    head.agrees("concat_input", joins, config.aux_concat_input)?;
+    config.aux_dilation = head.number("dilation", 1)?;
+    if let Some(Value::Number(weight)) = head
+        .value
+        .get("loss_decode")
+        .and_then(|loss| loss.get("loss_weight"))
+    {
+        config.aux_weight = *weight;
+    }
+    Ok(())
+}
+
+fn read_head(
+    head: &Part<'_>,
+    stages: &[usize],
+    config: &mut SegmentorConfig,
+) -> Result<(), Unsupported> {
+    let class = match config.method {
         Method::Fcn => "FCNHead",
         Method::PspNet => "PSPHead",
         Method::DeepLabV3 => "ASPPHead",
         Method::DeepLabV3Plus => "DepthwiseSeparableASPPHead",
     };
     head.is("type", &format!("'{class}'"), class)?;
-    check_convolutions(&head)?;
-    match method {
-        Method::Fcn => head.is("dilation", "1", "1")?,
-        Method::PspNet => head.is("pool_scales", "(1, 2, 3, 6)", "(1, 2, 3, 6)")?,
-        Method::DeepLabV3 | Method::DeepLabV3Plus => {}
+    check_convolutions(head)?;
+    head.agrees("in_index", head.stage(stages)?, config.head_index)?;
+    config.align_corners = head.flag("align_corners", false)?;
+    if let Some(Value::Number(ratio)) = head.value.get("dropout_ratio") {
+        config.dropout = *ratio;
     }
-    let align_corners = match head.text("align_corners", "False").as_str() {
-        "True" => true,
-        "False" => false,
-        found => return Err(head.unsupported("align_corners", "True or False", found)),
-    };
-    let dilations = match method {
-        Method::Fcn | Method::PspNet => None,
-        // The default of mmseg's class, which the published models do not use.
-        Method::DeepLabV3 | Method::DeepLabV3Plus => {
-            Some(head.numbers("dilations", &[1, 6, 12, 18])?)
+    match config.method {
+        Method::Fcn => {
+            head.is("kernel_size", "3", "3")?;
+            head.agrees("num_convs", head.number("num_convs", 2)?, config.head_convs)?;
+            let joins = head.flag("concat_input", true)?;
+            head.agrees("concat_input", joins, config.head_concat_input)?;
+            config.head_dilation = head.number("dilation", 1)?;
         }
+        Method::PspNet => {
+            let scales = head.numbers("pool_scales", &[1, 2, 3, 6])?;
+            head.as_many("pool_scales", &scales, config.pool_scales.len())?;
+            config.pool_scales = scales;
+        }
+        Method::DeepLabV3 | Method::DeepLabV3Plus => {
+            // The default of mmseg's class, which the published models do not use.
+            let dilations = head.numbers("dilations", &[1, 6, 12, 18])?;
+            head.as_many("dilations", &dilations, config.dilations.len())?;
+            config.dilations = dilations;
+        }
+    }
+    Ok(())
+}
+
+/// What all heads have in common.
+fn check_convolutions(head: &Part<'_>) -> Result<(), Unsupported> {
+    head.is("conv_cfg", "None", "None")?;
+    head.is("input_transform", "None", "None")?;
+    let out = head.text("out_channels", "None");
+    if out != "None" && out != head.text("num_classes", "None") {
+        return Err(head.unsupported("out_channels", "as many as classes", &out));
+    }
+    if let Some(activation) = head.value.get("act_cfg") {
+        Part::new("act_cfg", activation).is("type", "'ReLU'", "'ReLU'")?;
+    }
+    head.norm()
+}
+
+/// How a network was trained or tested otherwise than this project does.
+pub(crate) fn other_ways(model: &Value) -> Vec<String> {
+    let mut ways: Vec<String> = other_colors(model).into_iter().collect();
+    let head = |name: &'static str| {
+        let value = model
+            .get(name)
+            .filter(|head| matches!(head, Value::Dict(_)));
+        value.map(|value| Part::new(name, value))
     };
-    Ok(HeadSettings {
-        align_corners,
-        dilations,
-    })
+    let [decode, auxiliary] = ["decode_head", "auxiliary_head"].map(head);
+    if let (Some(decode), Some(auxiliary)) = (&decode, &auxiliary) {
+        for (key, default) in [("dropout_ratio", "0.1"), ("align_corners", "False")] {
+            let [ours, theirs] = [decode, auxiliary].map(|head| head.text(key, default));
+            if ours != theirs {
+                ways.push(format!(
+                    "trained with auxiliary_head.{key} = {theirs}, here {ours} as in the decode head"
+                ));
+            }
+        }
+    }
+    for head in [decode, auxiliary].into_iter().flatten() {
+        let loss = head.value.get("loss_decode");
+        let cross_entropy = Part::new("loss_decode", loss.unwrap_or(&Value::Dict(Vec::new())))
+            .class()
+            .is_none_or(|class| class == "CrossEntropyLoss");
+        let several = matches!(loss, Some(Value::List(_)));
+        let sigmoid = loss
+            .and_then(|loss| loss.get("use_sigmoid"))
+            .map(Value::to_string);
+        if several || !cross_entropy || sigmoid.as_deref() == Some("True") {
+            let found = head.text("loss_decode", "None");
+            let name = head.name;
+            ways.push(format!(
+                "trained with {name}.loss_decode = {found}, here cross-entropy"
+            ));
+        }
+        if head.text("sampler", "None") != "None" {
+            let (name, found) = (head.name, head.text("sampler", "None"));
+            ways.push(format!(
+                "trained with {name}.sampler = {found}, here on all pixels"
+            ));
+        }
+    }
+    let test = model
+        .get("test_cfg")
+        .map(|test| Part::new("test_cfg", test));
+    if let Some(test) = test.filter(|test| test.text("mode", "'whole'") == "'slide'") {
+        ways.push(format!(
+            "tested there in windows of {}, a stride of {} apart (`--mode slide`)",
+            test.text("crop_size", "None"),
+            test.text("stride", "None")
+        ));
+    }
+    ways
 }
 
 /// How a network was trained to see colours, if not as this project's pictures are normalised.
-pub(crate) fn other_colors(model: &Value) -> Option<String> {
+fn other_colors(model: &Value) -> Option<String> {
     let colors = Part::new("data_preprocessor", model.get("data_preprocessor")?);
     let expected = [
         ("mean", "(123.675, 116.28, 103.53)"),
@@ -126,134 +283,10 @@ pub(crate) fn other_colors(model: &Value) -> Option<String> {
     })
 }
 
-/// ResNetV1c-D8: see `halfseg_backbone::ResNet`.
-fn check_backbone(backbone: &Part<'_>) -> Result<(), Unsupported> {
-    let class = backbone.class();
-    let v1c = match class.as_deref() {
-        None | Some("ResNetV1c") => true,
-        Some("ResNet") => backbone.text("deep_stem", "False") == "True",
-        Some(_) => false,
-    };
-    if !v1c {
-        let found = class.unwrap_or_default();
-        return Err(backbone.unsupported("type", "ResNetV1c", &found));
-    }
-    let strides = backbone.numbers("strides", &[1, 2, 2, 2])?;
-    if strides != [1, 2, 1, 1] {
-        // The stem and its pooling halve the size twice.
-        let stride = strides
-            .iter()
-            .fold(4, |product: usize, s| product.saturating_mul(*s));
-        let found = format!(
-            "{} (output stride {stride})",
-            backbone.text("strides", "(1, 2, 2, 2)")
-        );
-        return Err(backbone.unsupported("strides", "(1, 2, 1, 1) (output stride 8)", &found));
-    }
-    backbone.is("dilations", "(1, 1, 2, 4)", "(1, 1, 1, 1)")?;
-    backbone.is("contract_dilation", "True", "False")?;
-    for key in ["multi_grid", "dcn", "plugins", "conv_cfg"] {
-        backbone.is(key, "None", "None")?;
-    }
-    backbone.is("style", "'pytorch'", "'pytorch'")?;
-    backbone.is("avg_down", "False", "False")?;
-    backbone.is("num_stages", "4", "4")?;
-    check_norm(backbone)
-}
-
-/// What all heads have in common.
-fn check_convolutions(head: &Part<'_>) -> Result<(), Unsupported> {
-    head.is("conv_cfg", "None", "None")?;
-    head.is("input_transform", "None", "None")?;
-    if let Some(activation) = head.value.get("act_cfg") {
-        Part::new("act_cfg", activation).is("type", "'ReLU'", "'ReLU'")?;
-    }
-    check_norm(head)
-}
-
-fn check_norm(part: &Part<'_>) -> Result<(), Unsupported> {
-    let Some(norm) = part.value.get("norm_cfg").filter(|norm| !norm.is_none()) else {
-        return Ok(());
-    };
-    let key = format!("{}.norm_cfg", part.name);
-    let norm = Part::new(&key, norm);
-    let class = norm.class().unwrap_or_else(|| "BN".to_owned());
-    if !["BN", "BN2d", "SyncBN", "MMSyncBN"].contains(&class.as_str()) {
-        return Err(norm.unsupported("type", "BN or SyncBN", &class));
-    }
-    match norm.value.get("eps") {
-        None | Some(Value::Number(1e-5)) => Ok(()),
-        Some(found) => Err(norm.unsupported("eps", "1e-05", &found.to_string())),
-    }
-}
-
-/// A part of a configuration, with its name.
-struct Part<'a> {
-    name: &'a str,
-    value: &'a Value,
-}
-
-impl<'a> Part<'a> {
-    fn new(name: &'a str, value: &'a Value) -> Self {
-        Self { name, value }
-    }
-
-    fn unsupported(&self, key: &str, expected: &str, found: &str) -> Unsupported {
-        Unsupported {
-            key: format!("{}.{key}", self.name),
-            expected: expected.to_owned(),
-            found: found.to_owned(),
-        }
-    }
-
-    /// A setting as Python writes it.
-    fn text(&self, key: &str, default: &str) -> String {
-        let value = self.value.get(key).map(Value::to_string);
-        value.unwrap_or_else(|| default.to_owned())
-    }
-
-    /// The name of the class, without the registry that it is from.
-    fn class(&self) -> Option<String> {
-        match self.value.get("type") {
-            Some(Value::Text(class) | Value::Word(class)) => {
-                class.rsplit('.').next().map(str::to_owned)
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether a setting, or its default, is what is expected.
-    fn is(&self, key: &str, expected: &str, default: &str) -> Result<(), Unsupported> {
-        let found = match (key, self.class()) {
-            ("type", Some(class)) => format!("'{class}'"),
-            ("type", None) => expected.to_owned(),
-            _ => self.text(key, default),
-        };
-        match found == expected {
-            true => Ok(()),
-            false => Err(self.unsupported(key, expected, &found)),
-        }
-    }
-
-    fn numbers(&self, key: &str, default: &[usize]) -> Result<Vec<usize>, Unsupported> {
-        let whole = |value: &Value| match *value {
-            Value::Number(n) if (1.0..=65_536.0).contains(&n) && n.fract() == 0.0 => {
-                Some(n as usize)
-            }
-            _ => None,
-        };
-        let numbers = match self.value.get(key) {
-            None => return Ok(default.to_owned()),
-            Some(Value::List(values)) => values.iter().map(whole).collect(),
-            Some(one) => whole(one).map(|n| vec![n]),
-        };
-        numbers.ok_or_else(|| self.unsupported(key, "numbers from 1 to 65536", &self.text(key, "")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Depth;
 
     /// As MMSegmentation 1.2.2 prints `configs/*/*_r101-d8_*.py`, shortened.
     fn published(head: &str) -> String {
@@ -282,9 +315,14 @@ mod tests {
 
     const FCN: &str = "concat_input=True, num_convs=2, type='FCNHead'";
 
-    fn read(text: &str, method: Method) -> Result<HeadSettings, Unsupported> {
+    /// What tensors of the published network show.
+    fn shown(method: Method) -> SegmentorConfig {
+        SegmentorConfig::new(method, Depth::R101)
+    }
+
+    fn read(text: &str, shown: &SegmentorConfig) -> Result<SegmentorConfig, Unsupported> {
         match Configuration::of_text(text) {
-            Configuration::Model(model) => settings(&model, method),
+            Configuration::Model(model) => settings(&model, shown),
             other => panic!("{other:?} in {text}"),
         }
     }
@@ -306,11 +344,8 @@ mod tests {
                 format!("c1_channels=48, c1_in_channels=256, {aspp}, type='DepthwiseSeparableASPPHead'"),
             ),
         ] {
-            let expected = HeadSettings {
-                align_corners: false,
-                dilations: head.contains("dilations").then(|| vec![1, 12, 24, 36]),
-            };
-            assert_eq!(read(&published(&head), method), Ok(expected), "{method}");
+            let expected = shown(method);
+            assert_eq!(read(&published(&head), &expected), Ok(expected.clone()), "{method}");
         }
     }
 
@@ -352,11 +387,8 @@ mod tests {
                  loss_weight=0.4)))\ntrain_cfg = dict()\ntest_cfg = dict(mode='whole')\n\
                  optimizer_config = dict(type='Fp16OptimizerHook', loss_scale=512.0)\n"
             );
-            let expected = HeadSettings {
-                align_corners: false,
-                dilations: head.contains("dilations").then(|| vec![1, 12, 24, 36]),
-            };
-            assert_eq!(read(&text, method), Ok(expected), "{method}");
+            let expected = shown(method);
+            assert_eq!(read(&text, &expected), Ok(expected.clone()), "{method}");
         }
     }
 
@@ -368,64 +400,128 @@ mod tests {
             "{before}decode_head{}",
             after.replace("corners=False", "corners=True")
         );
-        let expected = HeadSettings {
-            align_corners: true,
-            dilations: Some(vec![1, 6]),
-        };
-        assert_eq!(read(&text, Method::DeepLabV3), Ok(expected));
+        let mut shown = shown(Method::DeepLabV3);
+        shown.dilations = vec![1, 12];
+        let mut expected = shown.clone();
+        (expected.align_corners, expected.dilations) = (true, vec![1, 6]);
+        assert_eq!(read(&text, &shown), Ok(expected));
     }
 
     #[test]
-    fn what_changes_no_shape_is_refused_by_name() {
+    fn what_changes_no_shape_is_followed() {
+        type Change = fn(SegmentorConfig) -> SegmentorConfig;
         let text = published(FCN);
-        for (from, to, key, found) in [
+        let changes: [(&str, &str, Change); 9] = [
             (
                 "            2,\n            1,\n            1,\n        )",
                 "            2,\n            2,\n            1,\n        )",
-                "backbone.strides",
-                "(1, 2, 2, 1) (output stride 16)",
+                |fcn| fcn.with_stage_strides([1, 2, 2, 1]),
             ),
-            (
-                "            4,\n",
-                "            2,\n",
-                "backbone.dilations",
-                "(1, 1, 2, 2)",
-            ),
+            ("            4,\n", "            2,\n", |fcn| {
+                fcn.with_stage_dilations([1, 1, 2, 2])
+            }),
             (
                 "contract_dilation=True",
                 "contract_dilation=True, multi_grid=(1, 2, 4)",
-                "backbone.multi_grid",
-                "(1, 2, 4)",
+                |fcn| fcn.with_multi_grid(vec![1, 2, 4]),
             ),
+            ("contract_dilation=True", "x=1", |fcn| {
+                fcn.with_contract_dilation(false)
+            }),
+            ("style='pytorch'", "style='caffe'", |fcn| {
+                fcn.with_style(Style::Caffe)
+            }),
+            ("num_convs=2", "num_convs=2, dilation=6", |fcn| {
+                fcn.with_head_dilation(6)
+            }),
+            ("num_convs=1", "num_convs=1, dilation=2", |fcn| {
+                fcn.with_aux_dilation(2)
+            }),
+            ("loss_weight=0.4", "loss_weight=0.25", |fcn| {
+                fcn.with_aux_weight(0.25)
+            }),
+            ("in_index=3", "in_index=-1", |fcn| fcn),
+        ];
+        for (from, to, change) in changes {
+            let changed = text.replace(from, to);
+            assert_ne!(changed, text, "{to}");
+            let shown = shown(Method::Fcn);
+            assert_eq!(read(&changed, &shown), Ok(change(shown.clone())), "{to}");
+        }
+        // The kind of stem is another class, or a flag.
+        let v1d = shown(Method::Fcn).with_avg_down(true);
+        let v1b = shown(Method::Fcn).with_deep_stem(false);
+        for (class, shown) in [
+            ("'ResNetV1d'", &v1d),
+            ("'ResNet', deep_stem=True, avg_down=True", &v1d),
+            ("'ResNet'", &v1b),
+        ] {
+            let changed = text.replace("'ResNetV1c'", class);
+            assert_eq!(read(&changed, shown), Ok(shown.clone()), "{class}");
+        }
+    }
+
+    #[test]
+    fn what_these_networks_do_not_have_is_refused_by_name() {
+        let text = published(FCN);
+        for (from, to, key, found) in [
             (
                 "contract_dilation=True",
-                "x=1",
-                "backbone.contract_dilation",
-                "False",
+                "dcn=dict(type='DCN', deform_groups=1)",
+                "backbone.dcn",
+                "dict(type='DCN', deform_groups=1)",
             ),
             (
                 "style='pytorch'",
-                "style='caffe'",
+                "style='other'",
                 "backbone.style",
-                "'caffe'",
+                "'other'",
+            ),
+            (
+                "type='ResNetV1c'",
+                "type='ResNeSt'",
+                "backbone.type",
+                "ResNeSt",
             ),
             (
                 "type='ResNetV1c'",
                 "type='ResNetV1d'",
-                "backbone.type",
-                "ResNetV1d",
+                "backbone.avg_down",
+                "true",
+            ),
+            ("depth=101", "depth=50", "backbone.depth", "resnet50"),
+            (
+                "contract_dilation=True",
+                "contract_dilation=True, multi_grid=(1, 2)",
+                "multi_grid",
+                "[1, 2] for 3 blocks",
             ),
             (
-                "num_convs=2",
-                "num_convs=2, dilation=6",
-                "decode_head.dilation",
-                "6",
+                "concat_input=True, num_convs=2",
+                "kernel_size=1",
+                "decode_head.kernel_size",
+                "1",
             ),
+            ("num_convs=2", "num_convs=3", "decode_head.num_convs", "3"),
             (
                 "num_convs=1",
-                "num_convs=1, dilation=2",
-                "auxiliary_head.dilation",
+                "num_convs=2",
+                "auxiliary_head.num_convs",
                 "2",
+            ),
+            ("in_index=3", "in_index=1", "decode_head.in_index", "1"),
+            ("in_index=3", "in_index=7", "decode_head.in_index", "7"),
+            (
+                "in_index=3",
+                "in_index=(2, 3), input_transform='resize_concat'",
+                "decode_head.input_transform",
+                "'resize_concat'",
+            ),
+            (
+                "type='EncoderDecoder'",
+                "type='CascadeEncoderDecoder'",
+                "model.type",
+                "'CascadeEncoderDecoder'",
             ),
             (
                 "depth=101",
@@ -448,16 +544,73 @@ mod tests {
                 );
             }
             assert_ne!(changed, text, "{key}");
-            let error = read(&changed, Method::Fcn).unwrap_err();
+            let error = read(&changed, &shown(Method::Fcn)).unwrap_err();
             assert_eq!((error.key.as_str(), error.found.as_str()), (key, found));
         }
-        // MMSegmentation's defaults are another network.
+        let scales = published("pool_scales=(1, 3, 5), type='PSPHead'");
+        let error = read(&scales, &shown(Method::PspNet)).unwrap_err();
+        assert_eq!(error.key, "decode_head.pool_scales");
+    }
+
+    /// They are another network than the published ones.
+    #[test]
+    fn what_is_left_out_has_mmsegmentations_defaults() {
         let bare =
             "model = dict(backbone=dict(type='ResNetV1c'), decode_head=dict(type='FCNHead'))";
-        assert_eq!(read(bare, Method::Fcn).unwrap_err().key, "backbone.strides");
-        let scales = published("pool_scales=(1, 3, 5, 7), type='PSPHead'");
-        let error = read(&scales, Method::PspNet).unwrap_err();
-        assert_eq!(error.key, "decode_head.pool_scales");
+        let shown = shown(Method::Fcn).with_aux_head(false);
+        let found = read(bare, &shown).unwrap();
+        assert_eq!(found.output_stride(), 32);
+        assert_eq!(found.stage_dilations, [1; 4]);
+        assert!(!found.contract_dilation);
+    }
+
+    #[test]
+    fn other_ways_of_training_and_testing_are_told() {
+        let text = published(FCN);
+        let told = |from: &str, to: &str| {
+            let changed = text.replace(from, to);
+            assert_ne!(changed, text);
+            let Configuration::Model(model) = Configuration::of_text(&changed) else {
+                panic!("{changed}")
+            };
+            other_ways(&model).join("\n")
+        };
+        for (from, to, said) in [
+            (
+                "test_cfg=dict(mode='whole')",
+                "test_cfg=dict(crop_size=(769, 769), mode='slide', stride=(513, 513))",
+                "windows of (769, 769), a stride of (513, 513)",
+            ),
+            (
+                "test_cfg=dict(mode='whole')",
+                "train_cfg=dict(sampler=1), data_preprocessor=dict(mean=(0, 0, 0))",
+                "data_preprocessor.mean = (0, 0, 0)",
+            ),
+            (
+                "in_index=2",
+                "in_index=2, sampler=dict(type='OHEMPixelSampler')",
+                "auxiliary_head.sampler = dict(type='OHEMPixelSampler')",
+            ),
+            (
+                "loss_weight=1.0, type='CrossEntropyLoss'",
+                "type='DiceLoss'",
+                "DiceLoss",
+            ),
+            (
+                "dropout_ratio=0.1,\n        in_channels=1024",
+                "dropout_ratio=0.3,\n        in_channels=1024",
+                "auxiliary_head.dropout_ratio = 0.3",
+            ),
+        ] {
+            assert!(told(from, to).contains(said), "{to}: {}", told(from, to));
+        }
+        // As MMSegmentation 0.5 prints it, beside the model.
+        let beside = text.replace("    test_cfg=dict(mode='whole'),\n", "")
+            + "test_cfg = dict(mode='slide', crop_size=(769, 769), stride=(513, 513))\n";
+        let Configuration::Model(model) = Configuration::of_text(&beside) else {
+            panic!("{beside}")
+        };
+        assert_eq!(other_ways(&model).len(), 1);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Checkpoints: reading MMSegmentation's and halfseg's own, writing files that both read.
 
 mod architecture;
+mod classes;
 mod error;
 mod file;
 mod load;
 mod mmseg_config;
 mod names;
+mod naming;
+mod part;
 mod prefix;
 mod python;
 mod save;
@@ -18,8 +21,10 @@ use burn::module::ParamId;
 use burn::tensor::Device;
 use halfseg_backbone::ResNetConfig;
 
+pub use classes::ClassTable;
 pub use error::CheckpointError;
 pub use load::{LoadReport, Reinitialised};
+pub use naming::Naming;
 pub use tensors::TensorFile;
 
 use crate::{Segmentor, SegmentorConfig};
@@ -31,8 +36,9 @@ pub const CONFIG_KEY: &str = "halfseg.model";
 /// The architecture of the segmentor in a checkpoint: read from its metadata if halfseg wrote it,
 /// otherwise off the tensors' names and shapes.
 ///
-/// Dilations and `align_corners` come from MMSegmentation's configuration where the file carries it.
-/// What else tensors do not show has the published models' values: dropout and the auxiliary weight.
+/// What tensors do not show (strides, dilations, grids, `align_corners`, dropout) comes from
+/// MMSegmentation's configuration where the file carries it, and is that of torchvision's models where
+/// the names are theirs. Otherwise it has the published models' values.
 ///
 /// # Errors
 /// If the file cannot be read, holds no segmentor of the four methods, such as a backbone alone, or
@@ -45,7 +51,7 @@ pub fn read_architecture(path: impl AsRef<Path>) -> Result<SegmentorConfig, Chec
 /// read off the tensors' names and shapes.
 ///
 /// # Errors
-/// If the file cannot be read or holds no ResNetV1c.
+/// If the file cannot be read or holds no ResNet.
 pub fn read_backbone(path: impl AsRef<Path>) -> Result<ResNetConfig, CheckpointError> {
     CheckpointFile::open(path.as_ref())?.backbone()
 }
@@ -58,8 +64,16 @@ pub fn read_metadata(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>,
     Ok(CheckpointFile::open(path.as_ref())?.metadata)
 }
 
+/// The names and colours that a `.pth` of MMSegmentation has for its classes; `None` for other files.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn read_classes(path: impl AsRef<Path>) -> Result<Option<ClassTable>, CheckpointError> {
+    Ok(CheckpointFile::open(path.as_ref())?.classes)
+}
+
 /// Loads a whole segmentor for inference or further training, from MMSegmentation's `.pth` (zip or
-/// pre-1.6 format) or from `.safetensors` with the same names.
+/// pre-1.6 format), from torchvision's FCN or DeepLabV3, or from `.safetensors` with the names of either.
 ///
 /// What other programs put before names is recognised (`state_dict`, `model.` of Lightning, `module.`,
 /// `_orig_mod.` of `torch.compile`), f16 and bf16 weights become f32
@@ -87,10 +101,11 @@ pub fn load(
 
 impl Segmentor {
     /// Starts training from a checkpoint: of a whole segmentor, or of a backbone alone (ImageNet
-    /// weights of ResNetV1c, with or without `backbone.` before their names).
+    /// weights of OpenMMLab, torchvision or timm, with or without `backbone.` before their names).
     ///
-    /// What the file lacks stays as drawn, and so do classifiers whose number of classes differs;
-    /// the report names both.
+    /// What the file lacks stays as drawn, and so do classifiers whose number of classes differs. The
+    /// convolution that reads the image is averaged over the file's three colours if the network has
+    /// another number of channels. The report names all of these.
     ///
     /// # Errors
     /// If the file cannot be read, is no checkpoint, or its backbone or head is of another
@@ -104,9 +119,25 @@ impl Segmentor {
         load::fill(self, &file, report)
     }
 
+    /// As [`load_pretrained`](Self::load_pretrained), of which only the backbone is taken, whatever else the
+    /// file holds.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is no checkpoint, or its backbone is of another architecture.
+    pub fn load_backbone(
+        self,
+        path: impl AsRef<Path>,
+    ) -> Result<(Self, LoadReport), CheckpointError> {
+        let mut file = CheckpointFile::open(path.as_ref())?;
+        let heads = file.without_heads();
+        let mut report = load::compare(&file, self.config(), load::Mode::Pretrained)?;
+        report.unexpected.extend(heads);
+        load::fill(self, &file, report)
+    }
+
     /// MMSegmentation's name of every parameter and running statistic, by its id here.
     pub fn names(&self) -> BTreeMap<ParamId, String> {
-        names::by_id(self)
+        names::by_id(self, self.config().avg_down)
     }
 
     /// Writes all weights and statistics as `.safetensors` under MMSegmentation's names; PyTorch
@@ -122,6 +153,21 @@ impl Segmentor {
         path: impl AsRef<Path>,
         metadata: BTreeMap<String, String>,
     ) -> Result<(), CheckpointError> {
-        save::save(self, path.as_ref(), metadata)
+        self.export(path, metadata, Naming::Mmseg)
+    }
+
+    /// As [`save_safetensors`](Self::save_safetensors), under other names. Those of backbones leave the
+    /// heads out.
+    ///
+    /// # Errors
+    /// [`CheckpointError::CannotName`] if the other program has no such network, and
+    /// [`CheckpointError::Write`] if the file cannot be written.
+    pub fn export(
+        &self,
+        path: impl AsRef<Path>,
+        metadata: BTreeMap<String, String>,
+        naming: Naming,
+    ) -> Result<(), CheckpointError> {
+        save::save(self, path.as_ref(), metadata, naming)
     }
 }

@@ -90,7 +90,7 @@ impl Prefix {
         let name = without_wrapping(name);
         let name = name.strip_prefix(&self.before)?;
         let is_part = [
-            "stem.", "conv1.", "layer1.", "layer2.", "layer3.", "layer4.",
+            "stem.", "conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.",
         ]
         .iter()
         .any(|part| name.starts_with(part));

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use halfseg_backbone::Style;
+
 use crate::{Method, SegmentorConfig};
 
 pub(super) const DECODE: &str = "decode_head";
@@ -183,27 +185,80 @@ impl Walk {
 
 /// The convolutions of the network in the order of their forward pass, for an image of this height and
 /// width.
-pub(super) fn layers(model: &SegmentorConfig, [height, width]: [usize; 2]) -> Vec<Layer> {
+pub(super) fn layers(model: &SegmentorConfig, size: [usize; 2]) -> Vec<Layer> {
+    let backbone = model.backbone_config();
     let area = |stride: usize| {
-        let [height, width] = [height, width].map(|side| side.div_ceil(stride) as u64);
+        let [height, width] = size.map(|side| side.div_ceil(stride) as u64);
         height.saturating_mul(width)
     };
+    let areas = backbone.output_strides().map(area);
+    let channels = backbone.stage_channels().map(|channels| channels as u64);
     let mut walk = Walk::default();
+    stem(&mut walk, model, [area(1), area(2)]);
+    stages(&mut walk, model, area(4), areas);
 
-    let stem = model.stem_channels as u64;
+    let mut heads = vec![(DECODE, model.head_index)];
+    if model.aux_head {
+        heads.push((AUXILIARY, model.aux_index));
+    }
+    for (part, stage) in heads {
+        walk.part = part;
+        // What no network can have, `validate` refuses.
+        let stage = stage.min(3);
+        let from = Map {
+            channels: channels[stage],
+            area: areas[stage],
+        };
+        if part == AUXILIARY {
+            let (aux, classes) = (model.aux_channels as u64, model.num_classes as u64);
+            fcn(
+                &mut walk,
+                from,
+                aux,
+                model.aux_convs,
+                model.aux_concat_input,
+            );
+            walk.classifier(aux, classes, from.area);
+        } else {
+            let low_level = Map {
+                channels: channels[0],
+                area: areas[0],
+            };
+            decode_head(&mut walk, model, low_level, from);
+        }
+    }
+    walk.layers
+}
+
+/// A map that a head reads.
+#[derive(Clone, Copy)]
+struct Map {
+    channels: u64,
+    area: u64,
+}
+
+fn stem(walk: &mut Walk, model: &SegmentorConfig, [whole, half]: [u64; 2]) {
+    let (image, stem) = (model.in_channels as u64, model.stem_channels as u64);
     walk.part = "stem";
+    if !model.deep_stem {
+        let names = ["backbone.conv1", "backbone.bn1"].map(str::to_owned);
+        walk.strided(names, [image, stem, 7], [whole, half]);
+        return;
+    }
     // One sequence in which each convolution is followed by its normalisation and a ReLU.
     let names = |at: usize| [3 * at, 3 * at + 1].map(|part| format!("backbone.stem.{part}"));
-    walk.strided(names(0), [3, stem / 2, 3], [area(1), area(2)]);
-    walk.strided(names(1), [stem / 2, stem / 2, 3], [area(2); 2]);
-    walk.strided(names(2), [stem / 2, stem, 3], [area(2); 2]);
+    walk.strided(names(0), [image, stem / 2, 3], [whole, half]);
+    walk.strided(names(1), [stem / 2, stem / 2, 3], [half; 2]);
+    walk.strided(names(2), [stem / 2, stem, 3], [half; 2]);
+}
 
+fn stages(walk: &mut Walk, model: &SegmentorConfig, pooled: u64, areas: [u64; 4]) {
     let expansion = model.backbone.expansion() as u64;
-    let (mut from, mut before, mut index) = (stem, area(4), 0);
+    let (mut from, mut before, mut index) = (model.stem_channels as u64, pooled, 0);
     for (stage, blocks) in model.backbone.blocks().into_iter().enumerate() {
         walk.part = ["layer1", "layer2", "layer3", "layer4"][stage];
         let width = (model.base_channels << stage) as u64;
-        let (to, after) = (width * expansion, area(if stage == 0 { 4 } else { 8 }));
+        let (to, after) = (width * expansion, areas[stage]);
         for block in 0..blocks {
             let module = format!("backbone.{}.{block}", walk.part);
             let names = |at: usize| [format!("{module}.conv{at}"), format!("{module}.bn{at}")];
@@ -211,15 +266,30 @@ pub(super) fn layers(model: &SegmentorConfig, [height, width]: [usize; 2]) -> Ve
             walk.block = Some(inside);
             let strided = [before, after];
             if model.backbone.has_bottlenecks() {
-                walk.strided(names(1), [from, width, 1], [before; 2]);
-                walk.strided(names(2), [width, width, 3], strided);
+                let inner = match model.style {
+                    Style::Pytorch => [[before; 2], strided],
+                    Style::Caffe => [strided, [after; 2]],
+                };
+                walk.strided(names(1), [from, width, 1], inner[0]);
+                walk.strided(names(2), [width, width, 3], inner[1]);
             } else {
                 walk.strided(names(1), [from, width, 3], strided);
             }
-            // A shortcut projects where the shape changes: stage 2 has the stride.
-            if block == 0 && (from != to || stage == 1) {
-                let names = [0, 1].map(|part| format!("{module}.downsample.{part}"));
-                walk.strided(names, [from, to, 1], strided);
+            let stride = match block {
+                0 => model.stage_strides[stage],
+                _ => 1,
+            };
+            // A shortcut projects where the shape changes.
+            if from != to || stride != 1 {
+                // The average before it is a part of the sequence.
+                let first = usize::from(model.avg_down);
+                let names = [0, 1].map(|part| format!("{module}.downsample.{}", first + part));
+                let averages = model.avg_down && stride != 1;
+                let read = if averages { after } else { before };
+                walk.strided(names, [from, to, 1], [read, after]);
+                if averages {
+                    walk.of_joined();
+                }
                 walk.passed_on();
             }
             walk.block = Some(InBlock {
@@ -235,69 +305,67 @@ pub(super) fn layers(model: &SegmentorConfig, [height, width]: [usize; 2]) -> Ve
         }
     }
     walk.block = None;
-
-    let c2 = model.base_channels as u64 * expansion;
-    let (c4, c5) = (4 * c2, 8 * c2);
-    walk.part = DECODE;
-    decode_head(&mut walk, model, c2, c5, area(4), area(8));
-    if model.aux_head {
-        walk.part = AUXILIARY;
-        let aux = model.aux_channels as u64;
-        walk.conv("convs.0", [c4, aux, 3], area(8));
-        walk.classifier(aux, model.num_classes as u64, area(8));
-    }
-    walk.layers
 }
 
-fn decode_head(
-    walk: &mut Walk,
-    model: &SegmentorConfig,
-    c2: u64,
-    c5: u64,
-    quarter: u64,
-    eighth: u64,
-) {
-    let (head, classes) = (model.head_channels as u64, model.num_classes as u64);
-    let mut last_area = eighth;
-    match model.method {
-        Method::Fcn => {
-            walk.conv("convs.0", [c5, head, 3], eighth);
-            walk.conv("convs.1", [head, head, 3], eighth);
+/// The 3x3 convolutions of an FCN head.
+fn fcn(walk: &mut Walk, from: Map, head: u64, convs: usize, concat_input: bool) {
+    let mut channels = from.channels;
+    for conv in 0..convs {
+        walk.conv(&format!("convs.{conv}"), [channels, head, 3], from.area);
+        channels = head;
+    }
+    if concat_input {
+        if convs > 0 {
             walk.passed_on();
-            walk.conv("conv_cat", [c5 + head, head, 3], eighth);
-            walk.of_joined();
         }
+        walk.conv("conv_cat", [from.channels + head, head, 3], from.area);
+        walk.of_joined();
+    }
+}
+
+fn decode_head(walk: &mut Walk, model: &SegmentorConfig, low_level: Map, from: Map) {
+    let (head, classes) = (model.head_channels as u64, model.num_classes as u64);
+    let Map { channels, area } = from;
+    let mut last_area = area;
+    match model.method {
+        Method::Fcn => fcn(walk, from, head, model.head_convs, model.head_concat_input),
         Method::PspNet => {
-            for (level, bin) in [1, 2, 3, 6].into_iter().enumerate() {
-                walk.conv(&format!("psp_modules.{level}.1"), [c5, head, 1], bin * bin);
+            for (level, &bins) in model.pool_scales.iter().enumerate() {
+                let bins = (bins as u64).saturating_mul(bins as u64);
+                walk.conv(&format!("psp_modules.{level}.1"), [channels, head, 1], bins);
                 walk.passed_on();
             }
-            walk.conv("bottleneck", [c5 + 4 * head, head, 3], eighth);
+            let levels = model.pool_scales.len() as u64;
+            walk.conv("bottleneck", [channels + levels * head, head, 3], area);
             walk.of_joined();
         }
         Method::DeepLabV3 | Method::DeepLabV3Plus => {
-            walk.conv("image_pool.1", [c5, head, 1], 1);
+            walk.conv("image_pool.1", [channels, head, 1], 1);
             walk.passed_on();
             for (branch, &dilation) in model.dilations.iter().enumerate() {
                 let module = format!("aspp_modules.{branch}");
                 match (dilation, model.method) {
-                    (1, _) => walk.conv(&module, [c5, head, 1], eighth),
-                    (_, Method::DeepLabV3) => walk.conv(&module, [c5, head, 3], eighth),
-                    _ => walk.separable(&module, c5, head, eighth),
+                    (1, _) => walk.conv(&module, [channels, head, 1], area),
+                    (_, Method::DeepLabV3) => walk.conv(&module, [channels, head, 3], area),
+                    _ => walk.separable(&module, channels, head, area),
                 }
                 walk.passed_on();
             }
             let joined = (model.dilations.len() as u64 + 1) * head;
-            walk.conv("bottleneck", [joined, head, 3], eighth);
+            let kernel = if model.refine { 1 } else { 3 };
+            walk.conv("bottleneck", [joined, head, kernel], area);
             walk.of_joined();
+            if model.refine {
+                walk.conv("refine", [head, head, 3], area);
+            }
             if model.method == Method::DeepLabV3Plus {
                 walk.passed_on();
                 let c1 = model.c1_channels as u64;
-                walk.conv("c1_bottleneck", [c2, c1, 1], quarter);
+                walk.conv("c1_bottleneck", [low_level.channels, c1, 1], low_level.area);
                 walk.passed_on();
-                walk.separable_of_joined("sep_bottleneck.0", head + c1, head, quarter);
-                walk.separable("sep_bottleneck.1", head, head, quarter);
-                last_area = quarter;
+                walk.separable_of_joined("sep_bottleneck.0", head + c1, head, low_level.area);
+                walk.separable("sep_bottleneck.1", head, head, low_level.area);
+                last_area = low_level.area;
             }
         }
     }

@@ -46,7 +46,7 @@ pub fn training_memory(model: &SegmentorConfig, step: &TrainingStep) -> u64 {
         }
     }
     let pixels = u128::from(step.pixels());
-    let image = maps * u128::from(step.element_bytes) + 3 * F32 * pixels;
+    let image = maps * u128::from(step.element_bytes) + model.in_channels as u128 * F32 * pixels;
     // Logits at label size, their exponentials and their gradient, one image at a time.
     let loss = 3 * F32 * model.num_classes as u128 * pixels;
     let bytes = step.images() * image + 3 * F32 * parameters + loss;
@@ -134,10 +134,11 @@ impl Walk<'_> {
         let total = |field: fn(&Kept) -> u128| kept.iter().map(field).sum::<u128>();
 
         let weights = F32 * u128::from(parameters);
-        let batch = pixels * (3 * F32 + LABEL);
+        let channels = self.model.in_channels as u128;
+        let batch = pixels * (channels * F32 + LABEL);
         let image = match element {
             F32 => 0,
-            half => 3 * half * pixels,
+            half => channels * half * pixels,
         };
         // The stem's pooling keeps its output, and where in the input each of its values was.
         let [height, width] = self.step.size.map(|side| side.div_ceil(4) as u64);

@@ -98,7 +98,7 @@ pub fn count_parameters<M: Module>(module: &M) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Depth, Method};
+    use crate::{Depth, Method, Style};
     use burn::tensor::Device;
     use std::collections::BTreeMap;
 
@@ -275,6 +275,136 @@ mod tests {
         );
     }
 
+    /// Against hooks on MMSegmentation 1.2.2's own models, built from its configurations: parameters, then
+    /// at each size multiply-accumulates of the backbone, the decode head and the auxiliary head, and the
+    /// elements of all convolutions' outputs.
+    #[test]
+    fn the_rest_of_the_family_costs_what_was_counted_in_mmsegmentation() {
+        let new = |method, depth| SegmentorConfig::new(method, depth);
+        let d16 = |model: SegmentorConfig| {
+            model
+                .with_stage_strides([1, 2, 2, 1])
+                .with_stage_dilations([1, 1, 1, 2])
+        };
+        let d32 = |model: SegmentorConfig| {
+            model
+                .with_stage_strides([1, 2, 2, 2])
+                .with_stage_dilations([1; 4])
+        };
+        let mg124 = |method| {
+            d16(new(method, Depth::R101))
+                .with_multi_grid(vec![1, 2, 4])
+                .with_dilations(vec![1, 6, 12, 18])
+        };
+        let psp50 = || new(Method::PspNet, Depth::R50);
+        let fcn_d6 = d16(new(Method::Fcn, Depth::R50))
+            .with_head_dilation(6)
+            .with_aux_dilation(6);
+        let cases: [(SegmentorConfig, u64, [[u64; 4]; 2]); 9] = [
+            (
+                fcn_d6,
+                49_497_734,
+                [
+                    [67_356_327_936, 48_338_305_024, 4_841_799_680, 144_781_312],
+                    [2_408_349_536, 1_817_406_976, 182_040_320, 4_872_814],
+                ],
+            ),
+            (
+                new(Method::Fcn, Depth::R101).with_deep_stem(false),
+                68_470_630,
+                [
+                    [
+                        354_494_185_472,
+                        193_353_220_096,
+                        19_367_198_720,
+                        492_093_440,
+                    ],
+                    [11_793_368_256, 6_443_533_824, 645_415_680, 16_270_662],
+                ],
+            ),
+            (
+                new(Method::Fcn, Depth::R18).with_deep_stem(false),
+                12_803_110,
+                [
+                    [96_259_276_800, 12_099_518_464, 1_217_921_024, 57_458_688],
+                    [3_194_225_856, 403_218_816, 40_587_456, 1_872_134],
+                ],
+            ),
+            (
+                d32(psp50()),
+                48_975_494,
+                [
+                    [45_210_402_816, 9_721_085_952, 4_841_799_680, 125_379_072],
+                    [1_644_199_776, 505_647_104, 182_040_320, 4_221_567],
+                ],
+            ),
+            (
+                d32(psp50()).with_deep_stem(false),
+                48_956_262,
+                [
+                    [42_706_403_328, 9_721_085_952, 4_841_799_680, 116_990_464],
+                    [1_568_376_000, 505_647_104, 182_040_320, 3_967_551],
+                ],
+            ),
+            (
+                mg124(Method::DeepLabV3),
+                87_105_158,
+                [
+                    [106_145_251_328, 84_309_704_704, 4_841_799_680, 200_356_352],
+                    [3_866_722_144, 3_170_856_448, 182_040_320, 6_962_798],
+                ],
+            ),
+            (
+                mg124(Method::DeepLabV3Plus),
+                62_582_006,
+                [
+                    [106_145_251_328, 51_886_161_920, 4_841_799_680, 283_777_536],
+                    [3_866_722_144, 1_831_637_936, 182_040_320, 9_651_498],
+                ],
+            ),
+            (
+                psp50().with_avg_down(true),
+                48_975_494,
+                [
+                    [
+                        201_842_491_392,
+                        154_750_943_232,
+                        19_367_198_720,
+                        278_209_536,
+                    ],
+                    [6_698_598_240, 5_207_787_008, 645_415_680, 9_142_150],
+                ],
+            ),
+            (
+                psp50().with_style(Style::Caffe),
+                48_975_494,
+                [
+                    [
+                        201_037_185_024,
+                        154_750_943_232,
+                        19_367_198_720,
+                        275_063_808,
+                    ],
+                    [6_673_956_704, 5_207_787_008, 645_415_680, 9_045_894],
+                ],
+            ),
+        ];
+        for (model, parameters, counted) in cases {
+            for (size, counted) in [TRAIN, [97, 161]].into_iter().zip(counted) {
+                let cost = Cost::of(&model, size);
+                let macs: Vec<u64> = cost.parts.iter().map(|(_, part)| part.macs).collect();
+                let found = [
+                    macs[..5].iter().sum(),
+                    macs[5],
+                    macs[6],
+                    cost.total(true).map_elements,
+                ];
+                assert_eq!(found, counted, "{model:?} at {size:?}");
+                assert_eq!(cost.total(true).parameters, parameters, "{model:?}");
+            }
+        }
+    }
+
     #[test]
     fn parameters_are_those_of_the_network_that_is_built() {
         struct Shapes<'a>(
@@ -287,28 +417,48 @@ mod tests {
                     .insert(self.0[&param.id].clone(), param.dims().to_vec());
             }
         }
+        let mut models = Vec::new();
         for method in Method::ALL {
             for depth in Depth::ALL {
                 let mut model = SegmentorConfig::new(method, depth);
                 (model.stem_channels, model.base_channels) = (8, 4);
                 (model.head_channels, model.aux_channels, model.c1_channels) = (8, 8, 4);
-                let built = model.init(&Device::flex());
-                let cost = Cost::of(&model, TRAIN);
-                assert_eq!(
-                    cost.total(true).parameters,
-                    count_parameters(&built),
-                    "{method} {depth}"
-                );
-                let mut shapes = BTreeMap::new();
-                built.visit(&mut Shapes(built.names(), &mut shapes));
-                assert_eq!(tensor_shapes(&model), shapes, "{method} {depth}");
-                let backbone: u64 = cost.parts[..5].iter().map(|part| part.1.parameters).sum();
-                assert_eq!(
-                    backbone,
-                    count_parameters(&built.backbone),
-                    "{method} {depth}"
-                );
+                models.push(model);
             }
+        }
+        let [fcn, psp, v3, plus] = Method::ALL.map(|method| {
+            let small = models.iter().find(|model| model.method == method);
+            small.expect("one of each method").clone()
+        });
+        models.extend([
+            fcn.clone().with_deep_stem(false).with_in_channels(5),
+            fcn.clone()
+                .with_avg_down(true)
+                .with_stage_strides([2, 1, 2, 2]),
+            fcn.clone().with_head_convs(0).with_head_channels(32),
+            fcn.with_head_convs(4)
+                .with_head_concat_input(false)
+                .with_head_index(1),
+            psp.with_pool_scales(vec![2, 5])
+                .with_aux_index(0)
+                .with_aux_convs(2),
+            v3.with_refine(true).with_aux_concat_input(true),
+            plus.with_stage_strides([2, 2, 1, 1]).with_head_index(2),
+        ]);
+        for model in models {
+            let case = format!("{model:?}");
+            let built = model.init(&Device::flex());
+            let cost = Cost::of(&model, TRAIN);
+            assert_eq!(
+                cost.total(true).parameters,
+                count_parameters(&built),
+                "{case}"
+            );
+            let mut shapes = BTreeMap::new();
+            built.visit(&mut Shapes(built.names(), &mut shapes));
+            assert_eq!(tensor_shapes(&model), shapes, "{case}");
+            let backbone: u64 = cost.parts[..5].iter().map(|part| part.1.parameters).sum();
+            assert_eq!(backbone, count_parameters(&built.backbone), "{case}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use halfseg_segmentor::{Depth, Method, SegmentorConfig};
+use halfseg_segmentor::{Depth, Method, SegmentorConfig, read_architecture};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -60,7 +60,8 @@ impl Recording {
         path.is_file().then(|| Values::open(&path))
     }
 
-    /// The architecture that was recorded.
+    /// The architecture that was recorded: as the arguments say, and in what they do not say (strides,
+    /// dilations, stems) as the configuration in `model.pth` does.
     pub fn config(&self) -> SegmentorConfig {
         let args = &self.report["args"];
         let number = |key: &str| args[key].as_u64().unwrap_or_else(|| panic!("no {key}")) as usize;
@@ -72,15 +73,20 @@ impl Recording {
         let depth: Depth = format!("resnet{}", number("depth"))
             .parse()
             .expect("a depth");
-        let mut config = SegmentorConfig::new(method, depth);
+        let weights = self.path("model.pth");
+        let mut config = read_architecture(weights).unwrap_or_else(|error| panic!("{error}"));
+        (config.method, config.backbone) = (method, depth);
         config.base_channels = number("base_channels");
         config.stem_channels = number("stem_channels");
         config.head_channels = number("channels");
         config.aux_channels = number("aux_channels");
-        config.c1_channels = number("c1_channels");
+        if method == Method::DeepLabV3Plus {
+            config.c1_channels = number("c1_channels");
+        }
         config.num_classes = number("num_classes");
         config.dropout = args["dropout"].as_f64().expect("a dropout ratio");
-        config.align_corners = args["align_corners"].as_bool().unwrap_or(false);
+        // An official configuration may say so itself.
+        config.align_corners |= args["align_corners"].as_bool().unwrap_or(false);
         if let Some(dilations) = args["dilations"].as_array() {
             let number = |value: &Value| value.as_u64().expect("a dilation") as usize;
             config.dilations = dilations.iter().map(number).collect();

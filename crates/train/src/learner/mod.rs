@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use halfseg_amp::{GradScaler, Policy, StepOutcome};
+use halfseg_amp::{GradScaler, Policy, ScaledGrads, StepOutcome};
 use halfseg_devices::Route;
 use halfseg_segmentor::Segmentor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{PolySchedule, Recipe, Sgd};
-use parts::{Pass, joined, numbers_of, pass_on_all};
+use parts::{PartNumbers, Pass, joined, numbers_of, pass_on_all};
 
 /// A network in training: weights, optimizer, gradient scaler and schedule.
 ///
@@ -34,6 +34,8 @@ pub struct Learner {
     /// Devices that share each batch with the model's own.
     further_devices: Vec<Device>,
     route: Route,
+    /// Equal parts that each batch is taken in, one after the other.
+    accumulate: usize,
 }
 
 /// What one iteration did.
@@ -77,6 +79,7 @@ impl Learner {
             iteration: 0,
             further_devices: Vec::new(),
             route: Route::Host,
+            accumulate: recipe.train.accumulate,
         }
     }
 
@@ -131,17 +134,7 @@ impl Learner {
             .take()
             .expect("a model is put back after each step");
         self.scaler.begin(&model);
-        let (others, grads) = match self.further_devices.is_empty() {
-            true => (
-                Vec::new(),
-                self.pass().run(&model, images, labels, forward_done),
-            ),
-            false => {
-                let (pass, devices) = (self.pass(), self.all_devices(&model));
-                let on = (self.route, &devices[..]);
-                pass_on_all(pass, on, &model, images, labels, forward_done)
-            }
-        };
+        let (others, grads) = self.pass_in_parts(&model, images, labels, forward_done);
         let mut grads = self.scaler.unscale(grads);
         if self.clip_norm > 0.0 {
             grads = grads.clip_norm(self.clip_norm as f32);
@@ -154,7 +147,7 @@ impl Learner {
         self.model = Some(model);
         self.iteration += 1;
 
-        let parts = [vec![numbers_of(numbers)], others].concat();
+        let parts = [numbers_of(numbers), others].concat();
         let [loss, decode, aux, accuracy] = joined(&parts);
         Step {
             iteration: self.iteration,
@@ -167,15 +160,77 @@ impl Learner {
         }
     }
 
-    /// What the forward and backward passes of the next step need.
-    fn pass(&self) -> Pass<'_> {
-        // Each iteration has random numbers of its own, so that a resumed run draws the same.
+    /// The passes over all parts of a batch, one after the other: the numbers of the further devices' parts,
+    /// and the gradients of all, added up.
+    ///
+    /// # Panics
+    ///
+    /// When the batch has no such parts.
+    fn pass_in_parts(
+        &self,
+        model: &Segmentor,
+        images: Tensor<4>,
+        labels: Tensor<3, Int>,
+        forward_done: impl FnOnce(),
+    ) -> (Vec<PartNumbers>, ScaledGrads) {
+        let [batch, ..] = images.dims();
+        let parts = self.accumulate;
+        assert!(
+            batch.is_multiple_of(parts),
+            "{batch} images cannot be taken in {parts} equal parts"
+        );
+        let size = batch / parts;
+        let mut done = Some(forward_done);
+        let mut others = Vec::new();
+        let mut sum: Option<ScaledGrads> = None;
+        for part in 0..parts {
+            let images = images.clone().narrow(0, part * size, size);
+            let labels = labels.clone().narrow(0, part * size, size);
+            let done = || {
+                if let Some(done) = done.take() {
+                    done();
+                }
+            };
+            let (numbers, grads) = self.pass_over(part, model, images, labels, done);
+            others.extend(numbers);
+            sum = Some(match sum {
+                None => grads,
+                Some(before) => before.accumulate(grads),
+            });
+        }
+        (others, sum.expect("a batch has at least one part"))
+    }
+
+    fn pass_over(
+        &self,
+        part: usize,
+        model: &Segmentor,
+        images: Tensor<4>,
+        labels: Tensor<3, Int>,
+        forward_done: impl FnOnce(),
+    ) -> (Vec<PartNumbers>, ScaledGrads) {
+        let pass = self.pass(part);
+        if self.further_devices.is_empty() {
+            let grads = pass.run(model, images, labels, forward_done);
+            return (Vec::new(), grads);
+        }
+        let devices = self.all_devices(model);
+        let on = (self.route, &devices[..]);
+        pass_on_all(pass, on, model, images, labels, forward_done)
+    }
+
+    /// What the forward and backward passes of the next step over a part of the batch need.
+    fn pass(&self, part: usize) -> Pass<'_> {
+        // Each iteration and part has random numbers of its own, so that a resumed run draws the same.
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(self.iteration);
+        rng.set_word_pos((part as u128) << 32);
+        let devices = 1 + self.further_devices.len();
         Pass {
             policy: &self.policy,
             scaler: &self.scaler,
-            parts: 1 + self.further_devices.len(),
+            devices,
+            parts: devices * self.accumulate,
             rng,
         }
     }

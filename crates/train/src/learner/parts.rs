@@ -18,6 +18,9 @@ const _: () = assert!(
 pub(super) struct Pass<'a> {
     pub policy: &'a Policy,
     pub scaler: &'a GradScaler,
+    /// Devices that share what is passed.
+    pub devices: usize,
+    /// Parts of the whole batch, of which this is one.
     pub parts: usize,
     pub rng: ChaCha8Rng,
 }
@@ -51,11 +54,12 @@ impl Pass<'_> {
 /// Loss, decode loss, auxiliary loss, accuracy and the number of pixels that count of a part.
 pub(super) type PartNumbers = [f64; 5];
 
-/// The numbers of one part, from its gradients.
-pub(super) fn numbers_of(numbers: Numbers) -> PartNumbers {
+/// The numbers of one part after the other, from their gradients.
+pub(super) fn numbers_of(numbers: Numbers) -> Vec<PartNumbers> {
     let read = numbers.read();
-    assert_eq!(read.len(), 5, "a part has five numbers");
-    std::array::from_fn(|i| f64::from(read[i]))
+    let (parts, rest) = read.as_chunks::<5>();
+    assert!(rest.is_empty(), "a part has five numbers");
+    parts.iter().map(|part| part.map(f64::from)).collect()
 }
 
 /// A copy of `model` on `device` that shares neither its graph nor its running statistics.
@@ -109,7 +113,7 @@ pub(super) fn pass_on_all(
     forward_done: impl FnOnce(),
 ) -> (Vec<PartNumbers>, ScaledGrads) {
     let [batch, ..] = images.dims();
-    let parts = pass.parts;
+    let parts = pass.devices;
     assert!(
         batch.is_multiple_of(parts),
         "{batch} images cannot be shared equally by {parts} devices"
@@ -148,7 +152,7 @@ pub(super) fn pass_on_all(
         let mut numbers = Vec::new();
         for thread in others {
             match thread.join() {
-                Ok(found) => numbers.push(found),
+                Ok(found) => numbers.extend(found),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }

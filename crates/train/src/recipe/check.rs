@@ -24,13 +24,14 @@ impl Recipe {
                 found,
             })
         };
-        let positive: [(&str, f64); 9] = [
+        let positive: [(&str, f64); 10] = [
             ("optimizer.lr", self.optimizer.lr),
             ("schedule.iterations", self.schedule.iterations as f64),
             ("data.ratio_min", self.data.ratio_min),
             ("data.synthetic_train", self.data.synthetic_train as f64),
             ("data.synthetic_val", self.data.synthetic_val as f64),
             ("train.batch", self.train.batch as f64),
+            ("train.accumulate", self.train.accumulate as f64),
             ("train.keep", self.train.keep as f64),
             ("train.log_every", self.train.log_every as f64),
             ("train.max_skipped", self.train.max_skipped as f64),
@@ -128,20 +129,40 @@ impl Recipe {
         }
         if let Err(error) = self.model.validate() {
             let key = format!("model.{}", error.key);
-            return refuse(&key, error.expected, error.found);
+            return refuse(&key, &error.expected, error.found);
+        }
+        if self.model.in_channels != 3 {
+            let expected = "3, the channels of the pictures that this project reads";
+            let found = self.model.in_channels.to_string();
+            return refuse("model.in_channels", expected, found);
+        }
+        let both = "one of `checkpoint` and `backbone_weights`";
+        if !self.checkpoint.is_empty() && !self.backbone_weights.is_empty() {
+            return refuse("backbone_weights", both, "both".into());
         }
         let devices = 1 + self.further_devices.len();
         if !self.train.batch.is_multiple_of(devices) {
             let expected = format!("a multiple of {devices}, the number of devices");
             return refuse("train.batch", &expected, self.train.batch.to_string());
         }
+        let (batch, accumulate) = (self.train.batch, self.train.accumulate);
+        if !batch.is_multiple_of(devices.saturating_mul(accumulate)) {
+            let expected = format!(
+                "a number of parts that {batch} images (train.batch) have on {devices} device(s)"
+            );
+            return refuse("train.accumulate", &expected, accumulate.to_string());
+        }
         let crop = self.data.crop;
         let smallest = self.model.min_train_batch([crop.height, crop.width]);
-        if self.train.batch < smallest {
+        if batch / accumulate < smallest {
             let expected = format!(
                 "at least {smallest} for {} at a crop of {crop}, where it normalises maps of one \
-                 pixel over the batch",
-                self.model.method
+                 pixel over the batch{}",
+                self.model.method,
+                match accumulate {
+                    1 => String::new(),
+                    parts => format!(", {parts} times as many with train.accumulate"),
+                }
             );
             return refuse("train.batch", &expected, self.train.batch.to_string());
         }

@@ -50,6 +50,9 @@ pub struct Recipe {
     pub further_devices: Vec<DeviceChoice>,
     /// Weights that training starts from (a whole model or a backbone); empty: random.
     pub checkpoint: String,
+    /// Weights that the backbone alone starts from, of a backbone or of a whole model; empty: random, or
+    /// those of `checkpoint`.
+    pub backbone_weights: String,
     /// The network.
     pub model: SegmentorConfig,
     /// Images and how they are augmented.
@@ -146,8 +149,11 @@ pub struct PrecisionRecipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainRecipe {
-    /// Images per iteration.
+    /// Images per iteration, on all devices together.
     pub batch: usize,
+    /// Equal parts that each batch is taken in, one after the other, whose gradients are added up: as
+    /// much less memory. Normalisations see a part at a time.
+    pub accumulate: usize,
     /// Iterations between evaluations; 0 evaluates at the end only.
     pub eval_every: u64,
     /// Iterations between checkpoints, besides those before evaluations; 0 writes one at the end only.
@@ -180,7 +186,7 @@ impl Recipe {
     pub fn training_step(&self) -> TrainingStep {
         TrainingStep {
             size: [self.data.crop.height, self.data.crop.width],
-            images: self.train.batch,
+            images: self.train.batch.div_ceil(self.train.accumulate.max(1)),
             element_bytes: self.precision.dtype.element_bytes(),
             recomputes: self.train.gradient_checkpointing,
         }

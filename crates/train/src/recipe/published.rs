@@ -22,6 +22,7 @@ impl Recipe {
             device: DeviceChoice::Flex,
             further_devices: Vec::new(),
             checkpoint: String::new(),
+            backbone_weights: String::new(),
             model: SegmentorConfig::new(method, depth),
             data: DataRecipe {
                 source: DataSource::Synthetic,
@@ -65,6 +66,7 @@ impl Recipe {
             },
             train: TrainRecipe {
                 batch: 2,
+                accumulate: 1,
                 eval_every: 8_000,
                 checkpoint_every: 8_000,
                 keep: 1,
