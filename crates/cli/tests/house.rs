@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Each crate with those that it may know, from the top down. All arrows point downwards.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     (
         "cli",
         &[
@@ -20,6 +20,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
             "data",
             "kernels",
             "devices",
+            "zoo",
             "files",
         ],
     ),
@@ -59,6 +60,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("eval", &["data", "files"]),
     ("amp", &["kernels", "files"]),
     ("data", &["files"]),
+    ("zoo", &["files"]),
     ("kernels", &[]),
     ("devices", &[]),
     ("files", &[]),

@@ -151,6 +151,18 @@ pub fn write_atomically(
     result
 }
 
+/// Flushes the whole file at `from`, which was written over some time, and gives it the name `to`, in the
+/// place of what is there. Both are on one file system.
+///
+/// # Errors
+/// A file that cannot be flushed or renamed; it stays at `from`.
+pub fn move_into_place(from: &Path, to: &Path) -> io::Result<()> {
+    // Opened for writing, which flushing asks for on some systems.
+    OpenOptions::new().write(true).open(from)?.sync_all()?;
+    put(from, to)?;
+    sync_folder(to)
+}
+
 /// Removes the temporary files that killed processes have left in `folder`, not in its subfolders,
 /// and returns their paths. Files that some process, on this machine or, where the file system has
 /// locks, on another one, is writing stay.

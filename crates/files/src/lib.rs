@@ -5,6 +5,6 @@ mod atomic;
 mod folder;
 mod open;
 
-pub use atomic::{sweep, write_atomically};
+pub use atomic::{move_into_place, sweep, write_atomically};
 pub use folder::{entries, walk};
 pub use open::open_regular;
