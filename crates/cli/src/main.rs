@@ -8,7 +8,9 @@ mod args;
 mod commands;
 mod failure;
 mod interrupt;
+mod preset;
 mod progress;
+mod published;
 mod settings;
 mod shell;
 mod values;
@@ -21,5 +23,6 @@ fn main() -> ExitCode {
     halfseg_devices::keep_freed_memory();
     let cli = args::Cli::parse();
     output::set_level(cli.quiet, cli.verbose);
+    published::set_offline(cli.offline);
     failure::to_exit_code(|| commands::run(cli.command))
 }

@@ -17,25 +17,45 @@ use halfseg_train::{Error, Recipe, RunPrecision, bound_policy, read_recipe, reso
 use crate::args::{ConfigSources, InferenceArgs, ModelArgs, RecipeArgs};
 use crate::failure::Usage;
 use crate::values::Mode;
+use crate::{preset, published};
 
 /// The recipe that flags describe: the published one for the method and depth (with the network of
 /// `--checkpoint`, where flags ask for no other), or `--config`, under the values of `policy`,
 /// under those of the flags, under those of `--set`.
 pub fn recipe(args: &RecipeArgs, policy: Option<&Path>) -> Result<Recipe> {
-    let recipe = match (&args.sources.config, &args.checkpoint) {
-        (Some(path), _) => Recipe::read(path)?,
-        (None, Some(weights)) => {
+    let config = &args.sources.config;
+    let recipe = match (config, &args.checkpoint, &args.backbone_weights) {
+        _ if args.preset.is_some() => preset::recipe(args)?,
+        (Some(path), ..) => Recipe::read(path)?,
+        (None, None, Some(weights)) => {
+            let model = on_backbone(&args.model, &weights_file(weights)?);
+            let mut recipe = Recipe::published(model.method, model.backbone);
+            recipe.model = model;
+            recipe
+        }
+        (None, Some(weights), _) => {
             let model = starting_from(&args.model, &weights_file(weights)?);
             let mut recipe = Recipe::published(model.method, model.backbone);
             recipe.model = model;
             recipe
         }
-        (None, None) => Recipe::published(
+        (None, None, None) => Recipe::published(
             args.model.method.unwrap_or(Method::Fcn),
             args.model.backbone.unwrap_or(Depth::R101),
         ),
     };
-    Ok(apply(args, policy, recipe)?)
+    let mut recipe = apply(args, policy, recipe)?;
+    // Of a file or a preset.
+    for weights in [&mut recipe.checkpoint, &mut recipe.backbone_weights] {
+        if published::name(Path::new(weights.as_str())).is_some() {
+            let file = published::file(Path::new(weights.as_str()))?;
+            *weights = text(&file)?.to_owned();
+        }
+    }
+    if let Some(name) = &args.preset {
+        preset::warn_of_batch(name, &recipe);
+    }
+    Ok(recipe)
 }
 
 /// The network that training from `weights` begins with: that of the file, or the published one on
@@ -45,12 +65,17 @@ fn starting_from(args: &ModelArgs, weights: &Path) -> SegmentorConfig {
     if let Ok(config) = architecture(args, weights) {
         return config;
     }
+    on_backbone(args, weights)
+}
+
+/// The published network on the backbone of `weights`, unless flags ask for another.
+fn on_backbone(args: &ModelArgs, weights: &Path) -> SegmentorConfig {
     let method = args.method.unwrap_or(Method::Fcn);
     let depth = read_backbone(weights).map_or(Depth::R101, |backbone| backbone.depth);
     published_on(weights, method, args.backbone.unwrap_or(depth))
 }
 
-/// The published network, on a backbone as wide as that of `weights` if it has that depth.
+/// The published network, on a backbone of the stem and the widths of `weights` if it has that depth.
 fn published_on(weights: &Path, method: Method, depth: Depth) -> SegmentorConfig {
     let mut config = SegmentorConfig::new(method, depth);
     if let Ok(backbone) = read_backbone(weights)
@@ -58,6 +83,8 @@ fn published_on(weights: &Path, method: Method, depth: Depth) -> SegmentorConfig
     {
         config.stem_channels = backbone.stem_channels;
         config.base_channels = backbone.base_channels;
+        config.deep_stem = backbone.deep_stem;
+        config.avg_down = backbone.avg_down;
     }
     config
 }
@@ -76,6 +103,7 @@ pub fn apply(
     keys.text("data.source", args.data.as_deref());
     keys.put("schedule.iterations", args.iterations);
     keys.put("train.batch", args.batch);
+    keys.put("train.accumulate", args.accumulate);
     keys.put("data.crop", args.crop);
     keys.put("data.scale", args.scale);
     keys.put("precision.dtype", args.precision);
@@ -85,6 +113,12 @@ pub fn apply(
     if let Some(checkpoint) = &args.checkpoint {
         let weights = weights_file(checkpoint)?;
         keys.text("checkpoint", Some(text(&weights)?));
+        keys.text("backbone_weights", Some(""));
+    }
+    if let Some(weights) = &args.backbone_weights {
+        let weights = weights_file(weights)?;
+        keys.text("backbone_weights", Some(text(&weights)?));
+        keys.text("checkpoint", Some(""));
     }
     keys.put("seed", args.seed);
     keys.put("train.eval_every", args.eval_every);
@@ -189,9 +223,12 @@ fn text(path: &Path) -> Result<&str, Error> {
     })
 }
 
-/// The weights that a path means: the file, or for the folder of a run its best checkpoint, else its
-/// last.
+/// The weights that a path means: the file, for the folder of a run its best checkpoint, else its
+/// last, and for `zoo:NAME` the published file, which is fetched if it is not here.
 pub fn weights_file(path: &Path) -> Result<PathBuf, Error> {
+    if published::name(path).is_some() {
+        return published::file(path);
+    }
     let file = resolve_checkpoint(path)?;
     // A pipe would be waited for, for ever perhaps.
     if file.exists() && !file.is_file() {

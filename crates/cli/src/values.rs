@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, Command, ValueEnum};
+use halfseg_segmentor::Naming;
 
 /// Networks.
 pub const METHODS: &[&str] = &["fcn", "pspnet", "deeplabv3", "deeplabv3plus"];
@@ -41,6 +42,29 @@ pub enum Mode {
 pub enum Names {
     /// MMSegmentation's
     Mmseg,
+    /// MMSegmentation's of the backbone alone
+    MmsegBackbone,
+    /// Those of torchvision's fcn_resnet* and deeplabv3_resnet*
+    Torchvision,
+    /// Those of torchvision's resnet*, of the backbone alone
+    TorchvisionBackbone,
+    /// Those of timm's resnet*, resnet*c and resnet*d, of the backbone alone
+    TimmBackbone,
+    /// Those of MMPretrain's ResNets, of the backbone alone
+    MmpretrainBackbone,
+}
+
+impl From<Names> for Naming {
+    fn from(names: Names) -> Self {
+        match names {
+            Names::Mmseg => Self::Mmseg,
+            Names::MmsegBackbone => Self::MmsegBackbone,
+            Names::Torchvision => Self::Torchvision,
+            Names::TorchvisionBackbone => Self::TorchvisionBackbone,
+            Names::TimmBackbone => Self::TimmBackbone,
+            Names::MmpretrainBackbone => Self::MmpretrainBackbone,
+        }
+    }
 }
 
 /// A parser of texts that `T` reads, of which `values` are listed. Whether others are taken, too, is up

@@ -12,5 +12,5 @@ pub use cityscapes::{CityscapesScore, CityscapesScorer, CityscapesScores};
 pub use confusion::{ClassScore, ConfusionMatrix, Scores};
 pub use error::EvalError;
 pub use inference::{Prediction, Windows, argmax, multi_scale_flip, slide};
-pub use plots::{Series, confusion_svg, curves_svg};
+pub use plots::{Chart, Series, charts_svg, confusion_svg, curves_svg};
 pub use scores_json::{by_class, scores_json};

@@ -10,6 +10,9 @@ use crate::{ConfusionMatrix, EvalError};
 /// Points beyond it are not drawn, as those that are not finite.
 const LARGEST: f64 = 1e30;
 
+/// Width and height of a chart, in pixels.
+const CHART: (u32, u32) = (800, 450);
+
 /// One curve.
 #[derive(Clone, Debug)]
 pub struct Series {
@@ -42,8 +45,60 @@ pub fn curves_svg(
     save(path, &svg)
 }
 
+/// What one of several charts shows.
+#[derive(Clone, Debug)]
+pub struct Chart {
+    /// Above it.
+    pub title: String,
+    /// Below its x axis.
+    pub x_label: String,
+    /// Beside its y axis.
+    pub y_label: String,
+    /// Drawn over one another.
+    pub series: Vec<Series>,
+}
+
+/// Draws charts below one another, each as wide as [`curves_svg`]'s.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn charts_svg(path: &Path, charts: &[Chart]) -> Result<(), EvalError> {
+    let draw = |svg: &mut String| -> Result<(), Box<dyn std::error::Error>> {
+        let (width, height) = CHART;
+        let root = SVGBackend::with_string(svg, (width, height * charts.len().max(1) as u32));
+        let root = root.into_drawing_area();
+        root.fill(&WHITE)?;
+        let areas = root.split_evenly((charts.len().max(1), 1));
+        for (area, chart) in areas.iter().zip(charts) {
+            let labels = (chart.x_label.as_str(), chart.y_label.as_str());
+            draw_chart(area, &chart.title, labels, &chart.series)?;
+        }
+        root.present()?;
+        Ok(())
+    };
+    let mut svg = String::new();
+    draw(&mut svg).map_err(|e| EvalError::Plot {
+        path: path.to_owned(),
+        found: e.to_string(),
+    })?;
+    save(path, &svg)
+}
+
 fn draw_curves(
     svg: &mut String,
+    title: &str,
+    labels: (&str, &str),
+    series: &[Series],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::with_string(svg, CHART).into_drawing_area();
+    root.fill(&WHITE)?;
+    draw_chart(&root, title, labels, series)?;
+    root.present()?;
+    Ok(())
+}
+
+fn draw_chart(
+    root: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
     title: &str,
     (x_label, y_label): (&str, &str),
     series: &[Series],
@@ -66,9 +121,7 @@ fn draw_curves(
     };
     let (x0, x1) = bounds(points().map(|p| p.0).collect());
     let (y0, y1) = bounds(points().map(|p| p.1).chain([0.0]).collect());
-    let root = SVGBackend::with_string(svg, (800, 450)).into_drawing_area();
-    root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
+    let mut chart = ChartBuilder::on(root)
         .caption(title, ("sans-serif", 20))
         .margin(12)
         .x_label_area_size(40)
@@ -97,9 +150,6 @@ fn draw_curves(
         .border_style(BLACK.mix(0.3))
         .label_font(("sans-serif", 13))
         .draw()?;
-    root.present()?;
-    drop(chart);
-    drop(root);
     Ok(())
 }
 

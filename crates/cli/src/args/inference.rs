@@ -17,8 +17,8 @@ pub struct InferenceArgs {
     /// The network, where the checkpoint does not tell
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Weights: a file, or the output folder of a training run
-    #[arg(long, value_name = "FILE")]
+    /// Weights: a file, the output folder of a training run, or zoo:NAME for a published checkpoint
+    #[arg(long, value_name = "FILE|zoo:NAME")]
     pub checkpoint: PathBuf,
     /// How pictures pass through the network
     #[arg(long, value_enum)]
@@ -145,8 +145,8 @@ pub struct ExportArgs {
     /// The network, where the checkpoint does not tell
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Weights: a file, or the output folder of a training run
-    #[arg(long, value_name = "FILE")]
+    /// Weights: a file, the output folder of a training run, or zoo:NAME for a published checkpoint
+    #[arg(long, value_name = "FILE|zoo:NAME")]
     pub checkpoint: PathBuf,
     /// Whose names the file uses
     #[arg(long, value_enum, default_value = "mmseg")]

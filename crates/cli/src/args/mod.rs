@@ -1,6 +1,7 @@
 //! The command line.
 
 mod inference;
+mod published;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{LossScale, RunPrecision};
 
 pub use self::inference::{EvalArgs, ExportArgs, InferenceArgs, PredictArgs, ScoreArgs};
+pub use self::published::{PlotArgs, ZooArgs};
 use crate::values::{DEPTHS, DEVICES, LOSS_SCALES, METHODS, PRECISIONS, listed};
 
 /// Semantic segmentation of street scenes in mixed precision.
@@ -39,6 +41,9 @@ pub struct Cli {
     /// Say more: what runs, with which settings, and each picture that is done
     #[arg(short, long, global = true, display_order = 1001)]
     pub verbose: bool,
+    /// Fetch nothing: published checkpoints must be in the cache
+    #[arg(long, global = true, display_order = 1002)]
+    pub offline: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -67,6 +72,10 @@ pub enum Command {
     Info(InfoArgs),
     /// Measure the speed and memory of inference or of a training step
     Bench(Box<BenchArgs>),
+    /// Lay the curves of training runs over one another, MMSegmentation's too
+    Plot(PlotArgs),
+    /// List published checkpoints, or fetch them
+    Zoo(ZooArgs),
     /// Print the script that completes commands and flags in a shell
     Completions(CompletionsArgs),
     /// Print or write the manual
@@ -79,7 +88,7 @@ pub struct ModelArgs {
     /// Which network
     #[arg(long, value_parser = listed::<Method>(METHODS))]
     pub method: Option<Method>,
-    /// Which ResNetV1c
+    /// Which ResNet
     #[arg(long, value_parser = listed::<Depth>(DEPTHS))]
     pub backbone: Option<Depth>,
     /// Number of classes
@@ -110,9 +119,13 @@ pub struct RecipeArgs {
     /// Iterations of the whole run
     #[arg(long, value_name = "N")]
     pub iterations: Option<u64>,
-    /// Images per iteration
+    /// Images per iteration, on all devices together
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
+    /// Take each batch in so many parts, one after the other, whose gradients are added up: as much less
+    /// memory
+    #[arg(long, value_name = "N")]
+    pub accumulate: Option<usize>,
     /// Training crop
     #[arg(long, value_name = "HxW")]
     pub crop: Option<Crop>,
@@ -144,9 +157,16 @@ pub struct RecipeArgs {
     )]
     pub devices: Vec<DeviceChoice>,
     /// Weights to start from: a whole model, whose network is taken over where flags ask for no
-    /// other, or a backbone
-    #[arg(long, value_name = "FILE")]
+    /// other, or a backbone; zoo:NAME for a published one (see `halfseg zoo`)
+    #[arg(long, value_name = "FILE|zoo:NAME")]
     pub checkpoint: Option<PathBuf>,
+    /// Weights that the backbone alone starts from, such as zoo:resnet101_v1c
+    #[arg(long, value_name = "FILE|zoo:NAME", conflicts_with = "checkpoint")]
+    pub backbone_weights: Option<PathBuf>,
+    /// Train as a published model was: its name (see `halfseg zoo`) sets network, backbone weights, data
+    /// preparation, precision, schedule and a batch of 8
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub preset: Option<String>,
     /// Decides initial weights, order of images, augmentation and dropout
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -213,8 +233,8 @@ pub struct InfoArgs {
     /// The network
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Read the network off these weights
-    #[arg(long, value_name = "FILE")]
+    /// Read the network off these weights: a file, or zoo:NAME
+    #[arg(long, value_name = "FILE|zoo:NAME")]
     pub checkpoint: Option<PathBuf>,
     /// Size of the input image
     #[arg(long, value_name = "HxW", default_value = "512x1024")]
@@ -222,9 +242,16 @@ pub struct InfoArgs {
     /// Images of a training step whose memory is predicted; 2 unless given
     #[arg(long, value_name = "N")]
     pub batch: Option<NonZeroUsize>,
+    /// Predict the time of such a step on a device that does so many multiply-adds a second, each counted as two
+    /// operations, in its convolutions: `halfseg bench` measures it
+    #[arg(long, value_name = "X")]
+    pub gflops: Option<f64>,
     /// Write the numbers as JSON (`-`: to stdout)
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,
+    /// The network's other values, without --checkpoint
+    #[command(flatten)]
+    pub sources: ConfigSources,
 }
 
 /// Flags of `audit`.

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use halfseg_devices::DeviceChoice;
+use halfseg_segmentor::Naming;
 use halfseg_train::{DataSource, RECIPE_KEY, read_recipe};
 
 use crate::args::ExportArgs;
 use crate::settings::{architecture, weights_file};
-use crate::values::Names;
 
-/// Writes a checkpoint as safetensors under MMSegmentation's names.
+/// Writes a checkpoint as safetensors under the names of a program.
 pub fn run(args: &ExportArgs) -> Result<()> {
     let weights = weights_file(&args.checkpoint)?;
     let config = architecture(&args.model, &weights)?;
@@ -25,12 +25,11 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     if let Some(mut recipe) = read_recipe(&weights)? {
         recipe.data.source = DataSource::Synthetic;
         recipe.checkpoint.clear();
+        recipe.backbone_weights.clear();
         metadata.insert(RECIPE_KEY.to_owned(), recipe.to_toml());
     }
-    model.save_safetensors(&args.out, metadata)?;
-    let names = match args.to {
-        Names::Mmseg => "MMSegmentation's",
-    };
+    let names = Naming::from(args.to);
+    model.export(&args.out, metadata, names)?;
     message!("wrote {} with {names} names", args.out.display());
     Ok(())
 }

@@ -3,34 +3,49 @@
 use anyhow::Result;
 use halfseg_devices::Bytes;
 use halfseg_segmentor::{
-    Cost, Depth, MemoryPlan, Method, PartCost, SegmentorConfig, TrainingStep, training_memory,
+    Cost, Depth, MemoryPlan, Method, PartCost, SegmentorConfig, TrainingStep, read_classes,
+    training_memory,
 };
-use halfseg_train::RunPrecision;
+use halfseg_train::{Recipe, RunPrecision};
 use serde_json::{Map, Value, json};
 
 use crate::args::InfoArgs;
+use crate::failure::Usage;
 use crate::output::{check_writable, print_table, write_json};
-use crate::settings::architecture;
+use crate::settings::{architecture, weights_file};
 
 /// Prints what a network costs, by part, for one image.
 pub fn run(args: &InfoArgs) -> Result<()> {
     check_writable(&[&args.json])?;
     let config = match &args.checkpoint {
-        Some(path) => architecture(&args.model, path)?,
+        Some(path) => architecture(&args.model, &weights_file(path)?)?,
         None => {
             let method = args.model.method.unwrap_or(Method::Fcn);
             let depth = args.model.backbone.unwrap_or(Depth::R101);
-            let classes = args.model.classes.unwrap_or(19);
-            SegmentorConfig::new(method, depth).with_num_classes(classes)
+            let mut recipe = match &args.sources.config {
+                Some(path) => Recipe::read(path)?,
+                None => Recipe::published(method, depth),
+            };
+            recipe.set_model(args.model.method, args.model.backbone);
+            if let Some(classes) = args.model.classes {
+                recipe.model.num_classes = classes;
+            }
+            recipe.set_all(&args.sources.set)?;
+            recipe.model
         }
     };
     config.validate()?;
     let size = [args.size.height, args.size.width];
     let cost = Cost::of(&config, size);
+    let classes = match &args.checkpoint {
+        Some(path) => read_classes(weights_file(path)?)?,
+        None => None,
+    };
     let mut table = format!(
-        "{} on {}, {} classes, one {} image\n{:<18}{:>12}{:>12}{:>16}\n",
+        "{} on {}{}, {} classes, one {} image\n{:<18}{:>12}{:>12}{:>16}\n",
         config.method,
         config.backbone,
+        variant(&config),
         config.num_classes,
         args.size,
         "part",
@@ -43,6 +58,9 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     }
     table += &row("inference", &cost.total(false));
     table += &row("training", &cost.total(true));
+    if let Some(classes) = &classes {
+        table += &format!("\nclasses: {}\n", classes.names.join(", "));
+    }
     let batch = args.batch.map_or(2, usize::from);
     table += &format!(
         "\npredicted memory of a training step with {batch} such image(s)\n\
@@ -66,6 +84,22 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         let columns = bytes.map(|bytes| format!("{:>10}", Bytes(bytes).to_string()));
         table += &format!("{name:<26}{}\n", columns.concat());
     }
+    let seconds = args.gflops.map(|gflops| {
+        // The backward pass makes two products for each of the forward pass.
+        let operations = 2.0 * 3.0 * cost.total(true).macs as f64 * batch as f64;
+        operations / (gflops * 1e9)
+    });
+    if let (Some(seconds), Some(gflops)) = (seconds, args.gflops) {
+        if !(gflops > 0.0 && gflops.is_finite()) {
+            let why = format!("--gflops: expected a positive number, found {gflops}");
+            return Err(Usage(why).into());
+        }
+        table += &format!(
+            "\npredicted time of such a step at {gflops} GFLOP/s: {seconds:.3} s (six operations for each \
+             multiply-add of the forward pass, nothing else), {:.1} h for 80,000\n",
+            seconds * 80_000.0 / 3600.0
+        );
+    }
     print_table(&table, args.json.as_deref())?;
     if let Some(path) = &args.json {
         let parts: Map<_, _> = cost
@@ -78,12 +112,16 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "method": config.method.to_string(),
             "backbone": config.backbone.to_string(),
             "classes": config.num_classes,
+            "class_names": classes.as_ref().map(|table| &table.names),
+            "palette": classes.as_ref().map(|table| &table.palette),
+            "config": config,
             "size": args.size.to_string(),
             "parts": parts,
             "inference": object(&cost.total(false)),
             "training": object(&cost.total(true)),
             "batch": batch,
             "memory": memory_plans(&config, size, batch),
+            "step_s": seconds,
             "training_bytes": {
                 "f32": memory(RunPrecision::F32),
                 "f16": memory(RunPrecision::F16),
@@ -93,6 +131,20 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         write_json(path, &json)?;
     }
     Ok(())
+}
+
+/// What is other than in the published models.
+fn variant(config: &SegmentorConfig) -> String {
+    let stem = match (config.deep_stem, config.avg_down) {
+        (true, false) => "",
+        (true, true) => " (V1d)",
+        (false, false) => " (7x7 stem)",
+        (false, true) => " (7x7 stem, averaged skip connections)",
+    };
+    match config.output_stride() {
+        8 => stem.to_owned(),
+        stride => format!("{stem} at output stride {stride}"),
+    }
 }
 
 /// Precisions, each without and with gradient checkpointing.

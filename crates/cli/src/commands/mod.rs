@@ -10,9 +10,11 @@ mod export;
 pub mod info;
 mod left_out;
 mod man;
+mod plot;
 mod predict;
 mod score;
 mod train;
+mod zoo;
 
 use std::num::NonZeroUsize;
 
@@ -50,6 +52,8 @@ pub fn run(command: Command) -> Result<()> {
         Command::Audit(args) => audit::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Plot(args) => plot::run(&args),
+        Command::Zoo(args) => zoo::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

@@ -54,10 +54,18 @@ fn resume(args: &TrainArgs) -> Result<Trainer> {
                    values with flags or --set";
         return Err(Usage(why.into()).into());
     }
-    if args.recipe.checkpoint.is_some() {
-        let why = "--resume with --checkpoint: the run goes on from its own last checkpoint; to start \
-                   from other weights, begin a new run in another folder";
-        return Err(Usage(why.into()).into());
+    for (flag, given) in [
+        ("--checkpoint", args.recipe.checkpoint.is_some()),
+        ("--backbone-weights", args.recipe.backbone_weights.is_some()),
+        ("--preset", args.recipe.preset.is_some()),
+    ] {
+        if given {
+            let why = format!(
+                "--resume with {flag}: the run goes on from its own last checkpoint; to start from \
+                 other weights, begin a new run in another folder"
+            );
+            return Err(Usage(why).into());
+        }
     }
     let change = |recorded| {
         let recipe = settings::apply(&args.recipe, args.policy.as_deref(), recorded)?;
