@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::entry::{Entry, entries, nearest, pick, read_table};
 use crate::error::ZooError;
+use crate::progress::Progress;
 use crate::verify::Hash;
 
 /// Where files are looked for and whether they may be fetched.
@@ -36,30 +37,6 @@ impl Default for Settings {
             patience: Duration::from_secs(30),
         }
     }
-}
-
-/// What is happening to a file.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Progress<'a> {
-    /// Another process fetches it.
-    Waiting,
-    /// So many bytes of so many, if that is known, are here.
-    Fetching {
-        /// The address.
-        url: &'a str,
-        /// Bytes that are here.
-        bytes: u64,
-        /// Bytes of the whole file.
-        of: Option<u64>,
-    },
-    /// The connection broke or was refused; the download goes on from where it was.
-    Retrying {
-        /// What went wrong.
-        why: &'a str,
-    },
-    /// It is here and has the published hash.
-    Ready,
 }
 
 /// The folder that published files are kept in, and the table of what there is.

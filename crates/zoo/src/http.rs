@@ -12,8 +12,8 @@ use ureq::http::{Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Proxy};
 
-use crate::cache::Progress;
 use crate::error::ZooError;
+use crate::progress::Progress;
 use crate::verify::Hash;
 
 /// Connections in a row that bring nothing before the download is given up.

@@ -29,6 +29,12 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         metadata.insert(RECIPE_KEY.to_owned(), recipe.to_toml());
     }
     let names = Naming::from(args.to);
+    if names == Naming::Mmseg && config.refine {
+        warning!(
+            "MMSegmentation has no head with `refine`, which is torchvision's: it will not take the file, halfseg \
+             will; --to torchvision writes names that torchvision takes"
+        );
+    }
     model.export(&args.out, metadata, names)?;
     message!("wrote {} with {names} names", args.out.display());
     Ok(())
