@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn squares_at_the_edges_are_averaged_over_their_own_pixels() {
         let device = Device::flex().autodiff();
-        let (h, w) = (5, 7);
+        let (h, w) = (5usize, 7usize);
         let values: Vec<f32> = (0..h * w).map(|i| ((i * 7) % 31) as f32).collect();
         let data = TensorData::new(values.clone(), [1, 1, h, w]);
         let x = Tensor::<4>::from_data(data, &device).require_grad();

@@ -120,7 +120,9 @@ fn status(stream: &mut TcpStream, line: &str) {
 
 /// A file larger than the buffers on its way.
 fn content() -> Vec<u8> {
-    (0..3_000_000u32).map(|i| (i * i >> 7) as u8).collect()
+    (0..3_000_000u32)
+        .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+        .collect()
 }
 
 /// A cache in a folder of its own, whose one entry, `it`, has this content.
