@@ -668,9 +668,9 @@ fn what_changes_no_shape_but_the_network_is_followed_or_refused_by_name() {
         (
             "pspnet/model.pth",
             "norm_eval=False,\n        num",
-            "multi_grid=(3,2),\n       num",
+            "multi_grid=(3,2,1),\n     num",
             "multi_grid",
-            |config| config.with_multi_grid(vec![3, 2]),
+            |config| config.with_multi_grid(vec![3, 2, 1]),
         ),
     ];
     for (file, from, to, key, change) in followed {
