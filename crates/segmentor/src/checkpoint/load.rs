@@ -175,7 +175,8 @@ pub(crate) fn compare(
         ("backbone", _) | ("decode_head", Mode::Whole) => true,
         (part, _) => parts.contains(part),
     };
-    let in_model = |name: &str| matches!(part(name), "backbone" | "decode_head");
+    // A neck changes what heads read.
+    let in_model = |name: &str| matches!(part(name), "backbone" | "neck" | "decode_head");
     let missing = first(report.missing.iter().filter(|name| required(name)));
     let unexpected = first(report.unexpected.iter().filter(|name| in_model(name)));
     if !missing.is_empty() || !unexpected.is_empty() {

@@ -64,6 +64,7 @@ pub(crate) fn settings(
     let mut config = shown.clone();
     let whole = Part::new("model", model);
     whole.is("type", "'EncoderDecoder'", "EncoderDecoder")?;
+    whole.is("neck", "None", "None")?;
     let nothing = Value::Dict(Vec::new());
     let backbone = Part::new("backbone", model.get("backbone").unwrap_or(&nothing));
     let stages = read_backbone(&backbone, &mut config)?;
@@ -522,6 +523,12 @@ mod tests {
                 "type='CascadeEncoderDecoder'",
                 "model.type",
                 "'CascadeEncoderDecoder'",
+            ),
+            (
+                "type='EncoderDecoder'",
+                "type='EncoderDecoder', neck=dict(type='JPU')",
+                "model.neck",
+                "dict(type='JPU')",
             ),
             (
                 "depth=101",
