@@ -135,7 +135,10 @@ impl Naming {
             (Self::TimmBackbone, Some((part, tensor))) => format!("conv1.{part}.{tensor}"),
             (Self::MmpretrainBackbone, Some((part, tensor))) => {
                 let part: usize = part.parse().expect("a stem's parts are numbered");
-                let kind = if part % 3 == 0 { "conv" } else { "bn" };
+                let kind = match part.is_multiple_of(3) {
+                    true => "conv",
+                    false => "bn",
+                };
                 format!("backbone.stem.{}.{kind}.{tensor}", part / 3)
             }
             (Self::MmpretrainBackbone, None) => name.to_owned(),
