@@ -180,7 +180,15 @@ unsafe fn run<C: Core, E: Element, W: Element>(
     let deepest = slices.iter().map(|slice| slice.depth).max().unwrap_or(0);
     // Enough tasks for every thread; few pixels are shared out by output channels.
     let wanted = 3 * rayon::current_num_threads();
-    let per_task = (C::STRIP / (deepest * C::RIGHT).max(1)).clamp(
+    // The panels of a strip, and where sums are taken up again its sums, too, stay in the second-level
+    // cache.
+    let panel = (deepest * C::RIGHT).max(1) * size_of::<C::Value>();
+    let sums = match slices.len() {
+        1 => 0,
+        _ => rows * C::BLOCK * size_of::<f32>(),
+    };
+    let half = C::STRIP * size_of::<C::Value>();
+    let per_task = (half / panel).min(2 * half / (panel + sums)).clamp(
         1,
         panels
             .div_ceil(wanted.div_ceil(geometry.batch * groups))
