@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use burn::tensor::{DType, TensorData};
 use pytorch_reader::PytorchReader;
@@ -126,6 +127,9 @@ impl CheckpointFile {
         let header: Metadata = serde_json::from_slice(&header)
             .map_err(|error| damaged("a safetensors header".to_owned(), error.to_string()))?;
 
+        // One file for all of them: another may take its name while they are read, as in a run that goes
+        // on.
+        let file = Rc::new(file);
         let data_start = 8 + header_bytes;
         let mut tensors = BTreeMap::new();
         let mut end = data_start;
@@ -133,9 +137,9 @@ impl CheckpointFile {
             let (from, to) = info.data_offsets;
             end = end.max(data_start.saturating_add(to as u64));
             let (at, bytes) = (data_start.saturating_add(from as u64), to - from);
-            let path = path.to_owned();
+            let file = Rc::clone(&file);
             let read = move || {
-                let mut file = File::open(&path)?;
+                let mut file = &*file;
                 file.seek(SeekFrom::Start(at))?;
                 let mut data = vec![0; bytes];
                 file.read_exact(&mut data)?;
@@ -313,4 +317,35 @@ pub(super) fn inputs_rotated(data: TensorData, count: usize) -> TensorData {
 pub(super) fn quoted(prefixes: &[String]) -> String {
     let quoted = prefixes.iter().map(|prefix| format!("`{prefix}`"));
     quoted.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::{Depth, Method, SegmentorConfig};
+
+    #[test]
+    fn a_file_that_is_replaced_while_it_is_read_gives_its_own_values() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("best.safetensors");
+        let mut config = SegmentorConfig::new(Method::Fcn, Depth::R18);
+        (config.base_channels, config.stem_channels) = (1, 2);
+        (config.head_channels, config.aux_channels) = (1, 1);
+        let save = || {
+            let model = config.init(&Device::flex());
+            model.save_safetensors(&path, BTreeMap::new()).unwrap();
+        };
+        let name = "decode_head.conv_seg.weight";
+        save();
+        let before = CheckpointFile::open(&path).unwrap();
+        let expected = before.read_f32(name).unwrap();
+        save();
+        assert_eq!(before.read_f32(name).unwrap(), expected);
+        let after = CheckpointFile::open(&path).unwrap();
+        assert_ne!(after.read_f32(name).unwrap(), expected);
+    }
 }
