@@ -4,59 +4,19 @@
 //! `HALFSEG_MUTANTS` is the number of damaged files, 2,000 without it; `HALFSEG_SEED` another seed.
 //! Alone in its program: it counts all memory that the process has allocated.
 
+#[path = "../../devices/tests/counted/mod.rs"]
+mod counted;
 mod files;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use files::{Png, chunk, exif, flat_jpeg};
+use files::{Png, chunk, exif, flat_jpeg, progressive_jpeg};
 use halfseg_data::{
     Cityscapes, CropBox, DataError, Dataset, LabelMap, read_image, read_instances, read_label,
 };
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
-/// The system's allocator, counted.
-struct Counted;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-#[global_allocator]
-static ALLOCATOR: Counted = Counted;
-
-fn grew(bytes: usize) {
-    PEAK.fetch_max(NOW.fetch_add(bytes, Relaxed) + bytes, Relaxed);
-}
-
-// SAFETY: every call goes to the system's allocator as it is; counting touches no memory of it.
-unsafe impl GlobalAlloc for Counted {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        let memory = unsafe { System.alloc(layout) };
-        if !memory.is_null() {
-            grew(layout.size());
-        }
-        memory
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        let memory = unsafe { System.alloc_zeroed(layout) };
-        if !memory.is_null() {
-            grew(layout.size());
-        }
-        memory
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
 
 /// Whole files of every kind.
 fn originals() -> Vec<Vec<u8>> {
@@ -65,6 +25,7 @@ fn originals() -> Vec<Vec<u8>> {
         include_bytes!("pictures/progressive.jpg").to_vec(),
         include_bytes!("pictures/grey.jpg").to_vec(),
         flat_jpeg(700, 500),
+        progressive_jpeg(1024, 1024, 3),
     ];
     let baseline = originals[0].clone();
     originals.push([&baseline[..2], &exif(6), &baseline[2..]].concat());
@@ -175,10 +136,9 @@ fn damaged_files_end_in_an_error_or_a_picture() {
         std::fs::write(damaged, &file).unwrap();
         std::fs::write(whole, &map).unwrap();
 
-        let (before, start) = (NOW.load(Relaxed), Instant::now());
-        PEAK.store(before, Relaxed);
+        let (before, start) = (counted::forget_peak(), Instant::now());
         let found = std::panic::catch_unwind(|| read_all(root, damaged));
-        let (took, bytes) = (start.elapsed(), PEAK.load(Relaxed) - before);
+        let (took, bytes) = (start.elapsed(), counted::peak() - before);
         let kept = || {
             let kept = std::env::temp_dir().join(format!("halfseg-mutant-{seed}-{mutant}"));
             std::fs::write(&kept, &file).unwrap();
@@ -189,7 +149,7 @@ fn damaged_files_end_in_an_error_or_a_picture() {
             Err(_) => panic!("a panic at {}", kept()),
         }
         assert!(took < Duration::from_secs(10), "{took:?} for {}", kept());
-        let most = 2 * file.len() + (256 << 20);
+        let most = 2 * file.len() as u64 + (256 << 20);
         assert!(bytes <= most, "{bytes} bytes for {}", kept());
         (slowest, largest) = (slowest.max(took), largest.max(bytes));
     }

@@ -2,49 +2,14 @@
 //!
 //! Alone in its program: it counts all memory that the process has allocated.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+#[path = "../../devices/tests/counted/mod.rs"]
+mod counted;
 
 use burn::tensor::Device;
 use halfseg_amp::Policy;
 use halfseg_data::RgbImage;
 use halfseg_predict::{EvalMode, EvalScale, Predictor, PredictorConfig};
 use halfseg_segmentor::{Depth, Method, Segmentor, SegmentorConfig};
-
-/// The system's allocator, counted.
-struct Counted;
-
-static NOW: AtomicU64 = AtomicU64::new(0);
-static PEAK: AtomicU64 = AtomicU64::new(0);
-
-#[global_allocator]
-static ALLOCATOR: Counted = Counted;
-
-fn grown(bytes: usize) {
-    let now = NOW.fetch_add(bytes as u64, Relaxed) + bytes as u64;
-    PEAK.fetch_max(now, Relaxed);
-}
-
-// SAFETY: every call is the system allocator's, with the caller's promises.
-unsafe impl GlobalAlloc for Counted {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: the caller's promises are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: the caller's promises are the same.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size() as u64, Relaxed);
-        // SAFETY: the caller's promises are the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 fn network(method: Method, depth: Depth) -> Segmentor {
     let mut config = SegmentorConfig::new(method, depth);
@@ -58,11 +23,10 @@ fn network(method: Method, depth: Depth) -> Segmentor {
 /// The most that predicting a picture adds to what was there before.
 fn peak(predictor: &Predictor, width: usize, height: usize) -> u64 {
     let picture = RgbImage::filled(width, height, [90, 120, 150]);
-    let before = NOW.load(Relaxed);
-    PEAK.store(before, Relaxed);
+    let before = counted::forget_peak();
     let found = predictor.predict(&picture).unwrap();
     assert_eq!(found.map.data.len(), width * height);
-    PEAK.load(Relaxed) - before
+    counted::peak() - before
 }
 
 fn windows(side: usize) -> PredictorConfig {

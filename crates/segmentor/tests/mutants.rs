@@ -3,7 +3,9 @@
 //! Alone in its program: it counts all memory that the process has allocated. `HALFSEG_MUTANTS` is the
 //! number of mutants, 2,000 without it; `HALFSEG_SEED` another seed.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[path = "../../devices/tests/counted/mod.rs"]
+mod counted;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,31 +21,6 @@ use halfseg_segmentor::{
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
-/// The system's allocator, counted.
-struct Counted;
-
-static NOW: AtomicU64 = AtomicU64::new(0);
-static PEAK: AtomicU64 = AtomicU64::new(0);
-
-#[global_allocator]
-static ALLOCATOR: Counted = Counted;
-
-// SAFETY: every call is the system allocator's, with the caller's promises.
-unsafe impl GlobalAlloc for Counted {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let bytes = layout.size() as u64;
-        PEAK.fetch_max(NOW.fetch_add(bytes, Relaxed) + bytes, Relaxed);
-        // SAFETY: the caller's promises are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size() as u64, Relaxed);
-        // SAFETY: the caller's promises are the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 /// The mutant that is being read, from 1 on.
 static MUTANT: AtomicU64 = AtomicU64::new(0);
@@ -224,12 +201,11 @@ fn a_damaged_checkpoint_is_a_network_or_an_error() {
         let bytes = mutate(original, other, &mut rng);
         fs::write(&path, &bytes).expect("a temporary file can be written");
         loaded += u64::from(read_architecture(&path).is_ok());
-        let before = NOW.load(Relaxed);
-        PEAK.store(before, Relaxed);
+        let before = counted::forget_peak();
         let result = catch_unwind(AssertUnwindSafe(|| {
             read(&path, &config, pretrained.clone(), &device);
         }));
-        let took = PEAK.load(Relaxed) - before;
+        let took = counted::peak() - before;
         most = most.max(took);
         if let Err(panic) = result {
             let text = panic.downcast_ref::<String>().map(String::as_str);

@@ -2,53 +2,18 @@
 //!
 //! Alone in its program: it counts all memory that the process has allocated.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+#[path = "../../devices/tests/counted/mod.rs"]
+mod counted;
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use halfseg_data::Crop;
 use halfseg_segmentor::{Depth, MemoryPlan, Method};
 use halfseg_train::{Learner, Recipe, RunPrecision};
 
-/// The system's allocator, counted.
-struct Counted;
-
-static NOW: AtomicU64 = AtomicU64::new(0);
-static PEAK: AtomicU64 = AtomicU64::new(0);
-
-#[global_allocator]
-static ALLOCATOR: Counted = Counted;
-
-fn grown(bytes: usize) {
-    let now = NOW.fetch_add(bytes as u64, Relaxed) + bytes as u64;
-    PEAK.fetch_max(now, Relaxed);
-}
-
-// SAFETY: every call is the system allocator's, with the caller's promises.
-unsafe impl GlobalAlloc for Counted {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: the caller's promises are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: the caller's promises are the same.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size() as u64, Relaxed);
-        // SAFETY: the caller's promises are the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 /// Bytes that the second step keeps for its backward pass, and its peak.
 fn measured(recipe: &Recipe) -> (u64, u64) {
     let device = Device::flex().autodiff();
-    let before = NOW.load(Relaxed);
+    let before = counted::allocated();
     let policy = recipe.precision.policy();
     let mut learner = Learner::new(recipe.model.init(&device), policy, recipe);
     let Crop { height, width } = recipe.data.crop;
@@ -58,11 +23,10 @@ fn measured(recipe: &Recipe) -> (u64, u64) {
     let classes = Distribution::Uniform(0.0, recipe.model.num_classes as f64);
     let labels = Tensor::<3, Int>::random([batch, height, width], classes, &device);
     learner.step(images.clone(), labels.clone());
-    let begun = NOW.load(Relaxed);
-    PEAK.store(begun, Relaxed);
+    let begun = counted::forget_peak();
     let mut saved = 0;
-    learner.step_with(images, labels, || saved = NOW.load(Relaxed) - begun);
-    (saved, PEAK.load(Relaxed) - before)
+    learner.step_with(images, labels, || saved = counted::allocated() - begun);
+    (saved, counted::peak() - before)
 }
 
 /// 31 comparisons at 128x256 (all methods, ResNet-18 and ResNet-50, f32 and f16, with and without
