@@ -8,6 +8,9 @@ mod conv;
 mod cpu;
 #[cfg(feature = "cube")]
 mod gpu;
+#[cfg(test)]
+#[path = "../tests/guard_pages/mod.rs"]
+mod guard_pages;
 mod lists;
 mod norm;
 mod resize;

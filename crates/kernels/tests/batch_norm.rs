@@ -1,5 +1,6 @@
 //! The differentiable normalisation against a plain f64 reference, on the CPU.
 
+mod guard_pages;
 mod norm_case;
 
 use std::sync::mpsc::{Receiver, Sender, channel};

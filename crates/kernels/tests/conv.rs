@@ -1,5 +1,7 @@
 //! The differentiable convolution against Burn's own, on the CPU.
 
+mod guard_pages;
+
 use burn::tensor::{DType, Device, Distribution, Tensor, module, ops::ConvOptions};
 use halfseg_kernels::{Activation, Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 

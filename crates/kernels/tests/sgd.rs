@@ -1,5 +1,7 @@
 //! The step of gradient descent against its definition.
 
+mod guard_pages;
+
 use burn::tensor::{Device, Distribution, Tensor};
 use halfseg_kernels::{SgdStep, sgd_step};
 

@@ -1,5 +1,7 @@
 //! Operations with gradients of their own, beside Burn's.
 
+mod guard_pages;
+
 use burn::tensor::{Device, Tensor};
 use halfseg_kernels::{AnyTensor, takes_gradients, with_gradient};
 
