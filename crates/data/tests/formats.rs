@@ -4,7 +4,7 @@ mod files;
 
 use std::path::PathBuf;
 
-use files::{Png, chunk, exif, flat_jpeg, segment};
+use files::{Png, chunk, exif, flat_jpeg, progressive_jpeg, segment};
 use halfseg_data::{
     Cityscapes, DataError, Dataset, ImageReader, RgbImage, SyntheticStreets, image_size,
     read_image, read_instances, read_label, write_cityscapes_layout,
@@ -210,6 +210,26 @@ fn headers_that_promise_more_than_fits_are_refused_before_memory_is_taken() {
         let message = folder.read(&bytes).unwrap_err().to_string();
         assert!(message.contains(words), "{message}");
     }
+}
+
+/// Scans of a few bytes each pass over all pixels again.
+#[test]
+fn scans_without_end_are_refused_before_they_take_time() {
+    let folder = Folder::new();
+    // As many scans as programs write, and more.
+    for scans in [10, 90] {
+        let image = folder.read(&progressive_jpeg(2048, 1024, scans)).unwrap();
+        assert!(image.data.iter().all(|&value| value == 128));
+    }
+    let refused = |width, height, scans, words: &str| {
+        let message = folder
+            .read(&progressive_jpeg(width, height, scans))
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains(words), "{message}");
+    };
+    refused(2048, 1024, 200, "scans");
+    refused(24_576, 16_384, 90, "91 scans of 24576x16384 pixels");
 }
 
 #[test]

@@ -13,6 +13,12 @@ use crate::{DataError, RgbImage};
 const FORMAT: &str = "JPEG";
 /// Pixels along either side of a block of coefficients.
 const BLOCK: usize = 8;
+/// Of a picture that can be decoded, and of a scan.
+const MOST_COMPONENTS: usize = 4;
+/// Blocks that the scans of a file may pass over, one scan after the other: more than a progressive
+/// picture of as many pixels as are read by default has, in the ten scans that programs write. A scan
+/// of a few bytes can pass over all blocks, so that a small file could take hours.
+const MOST_PASSES: usize = 1 << 29;
 
 /// A JPEG whose segments have been found.
 pub(crate) struct Jpeg {
@@ -28,8 +34,14 @@ pub(crate) struct Jpeg {
 struct Frame {
     width: usize,
     height: usize,
-    /// Horizontal and vertical sampling factors of each component.
-    sampling: Vec<(usize, usize)>,
+    components: Vec<Component>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Component {
+    id: u8,
+    /// Horizontal and vertical sampling factors.
+    sampling: (usize, usize),
 }
 
 impl Frame {
@@ -40,26 +52,38 @@ impl Frame {
                 *segment.get(at + 1)?,
             ]))
         };
-        let components = segment.get(6..)?.chunks_exact(3);
-        let sampling = components.map(|c| ((c[1] >> 4) as usize, (c[1] & 15) as usize));
+        let components = segment.get(6..)?.chunks_exact(3).take(MOST_COMPONENTS);
+        let components = components.map(|c| Component {
+            id: c[0],
+            sampling: ((c[1] >> 4).into(), (c[1] & 15).into()),
+        });
         Some(Self {
             height: side(1)?.into(),
             width: side(3)?.into(),
-            sampling: sampling.collect(),
+            components: components.collect(),
         })
     }
 
     /// The blocks of all components.
     fn blocks(&self) -> usize {
-        let largest = |factors: fn(&(usize, usize)) -> usize| {
-            self.sampling.iter().map(factors).max().unwrap_or(1).max(1)
+        self.blocks_of(|_| true)
+    }
+
+    /// The blocks of those components whose ids are `wanted`.
+    fn blocks_of(&self, wanted: impl Fn(u8) -> bool) -> usize {
+        let largest = |factor: fn(&Component) -> usize| {
+            let factors = self.components.iter().map(factor);
+            factors.max().unwrap_or(1).max(1)
         };
-        let most = (largest(|s| s.0), largest(|s| s.1));
+        let most = (largest(|c| c.sampling.0), largest(|c| c.sampling.1));
         let along =
             |side: usize, factor: usize, most: usize| (side * factor).div_ceil(most * BLOCK);
-        let blocks =
-            |&(h, v): &(usize, usize)| along(self.width, h, most.0) * along(self.height, v, most.1);
-        self.sampling.iter().map(blocks).sum()
+        let blocks = |component: &Component| {
+            let (h, v) = component.sampling;
+            along(self.width, h, most.0) * along(self.height, v, most.1)
+        };
+        let components = self.components.iter().filter(|c| wanted(c.id));
+        components.map(blocks).sum()
     }
 }
 
@@ -70,6 +94,8 @@ struct Layout {
     /// The first block of Exif. A second one is another program's, and readers go by the first.
     exif: Option<Range<usize>>,
     scans: usize,
+    /// The blocks of each scan's components, over all scans.
+    passes: usize,
     /// What stands between segments before the first scan and belongs to none.
     stray: Vec<Range<usize>>,
     /// After the end marker: previews, depths and further pictures may follow.
@@ -83,6 +109,7 @@ impl Layout {
             frame: None,
             exif: None,
             scans: 0,
+            passes: 0,
             stray: Vec::new(),
             end: 0,
         };
@@ -115,7 +142,16 @@ impl Layout {
                 0xC0..=0xCF if !matches!(marker, 0xC4 | 0xC8 | 0xCC) && layout.frame.is_none() => {
                     layout.frame = Frame::parse(body);
                 }
-                0xDA => layout.scans += 1,
+                0xDA => {
+                    layout.scans += 1;
+                    let parts = body.get(1..).unwrap_or_default().chunks_exact(2);
+                    let count = body.first().copied().unwrap_or(0).into();
+                    let parts = parts.take(MOST_COMPONENTS.min(count));
+                    let in_scan = |id| parts.clone().any(|part| part[0] == id);
+                    let frame = layout.frame.as_ref();
+                    let blocks = frame.map_or(0, |frame| frame.blocks_of(in_scan));
+                    layout.passes = layout.passes.saturating_add(blocks);
+                }
                 0xE1 if body.starts_with(b"Exif\0\0") && layout.exif.is_none() => {
                     layout.exif = Some(segment.clone());
                 }
@@ -161,6 +197,10 @@ impl Jpeg {
                 "{width}x{height} pixels in {} bytes",
                 bytes.len()
             )));
+        }
+        if layout.passes > MOST_PASSES {
+            let (width, height, scans) = (frame.width, frame.height, layout.scans);
+            return Err(unfit(&format!("{scans} scans of {width}x{height} pixels")));
         }
         // The decoder's own copy of the coefficients, where they come in several scans.
         if layout.scans > 1 {

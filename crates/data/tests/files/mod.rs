@@ -123,6 +123,80 @@ pub fn flat_jpeg(width: u16, height: u16) -> Vec<u8> {
     .concat()
 }
 
+/// The same in several scans: `scans` of them after the first say, for a coefficient each, that it is 0
+/// in all blocks, in 15 bits for up to 32,767 of them.
+///
+/// # Panics
+/// If there are fewer than 16,384 blocks.
+pub fn progressive_jpeg(width: u16, height: u16, scans: usize) -> Vec<u8> {
+    let table = |class: u8, value: u8| {
+        let lengths = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        segment(0xC4, &[&[class], &lengths[..], &[value]].concat())
+    };
+    let [y, x] = [height, width].map(u16::to_be_bytes);
+    let blocks = (width as usize).div_ceil(8) * (height as usize).div_ceil(8);
+    // A bit for each block's mean.
+    let mut file = [
+        &[0xFF, 0xD8],
+        &segment(0xDB, &[&[0][..], &[1; 64]].concat())[..],
+        &segment(0xC2, &[8, y[0], y[1], x[0], x[1], 1, 1, 0x11, 0]),
+        &table(0, 0),
+        // 16384 and as many more as 14 bits say.
+        &table(0x10, 0xE0),
+        &segment(0xDA, &[1, 1, 0, 0, 0, 0]),
+        &vec![0; blocks.div_ceil(8)],
+    ]
+    .concat();
+    let mut scan = Bits::default();
+    let runs = blocks.div_ceil(0x7FFF);
+    for i in 0..runs {
+        let run = blocks * (i + 1) / runs - blocks * i / runs;
+        assert!(run >= 0x4000, "too few blocks for a run of them");
+        scan.push(0, 1);
+        scan.push(run as u32 - 0x4000, 14);
+    }
+    let scan = scan.bytes();
+    for i in 0..scans {
+        let coefficient = 1 + (i % 63) as u8;
+        file.extend(segment(0xDA, &[1, 1, 0, coefficient, coefficient, 0]));
+        file.extend(&scan);
+    }
+    file.extend([0xFF, 0xD9]);
+    file
+}
+
+/// Entropy-coded data.
+#[derive(Default)]
+struct Bits {
+    bytes: Vec<u8>,
+    last: u32,
+    count: u32,
+}
+
+impl Bits {
+    fn push(&mut self, value: u32, count: u32) {
+        for bit in (0..count).rev() {
+            self.last = self.last << 1 | value >> bit & 1;
+            self.count += 1;
+            if self.count == 8 {
+                self.bytes.push(self.last as u8);
+                if self.last == 0xFF {
+                    self.bytes.push(0);
+                }
+                (self.last, self.count) = (0, 0);
+            }
+        }
+    }
+
+    /// Filled up with ones.
+    fn bytes(mut self) -> Vec<u8> {
+        while self.count > 0 {
+            self.push(1, 1);
+        }
+        self.bytes
+    }
+}
+
 /// A block of Exif that notes `orientation`.
 pub fn exif(orientation: u8) -> Vec<u8> {
     let mut block = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01".to_vec();
