@@ -139,7 +139,7 @@ impl Observer for Console {
     fn started(&mut self, run: &Started<'_>) {
         let recipe = run.recipe;
         for note in run.notes {
-            message!("note: {note}");
+            warning!("{note}");
         }
         message!(
             "{} on {}, {:.2} M parameters, {} with loss scale {} on {}, {} images to train on, {} to \

@@ -18,14 +18,17 @@ const IMAGE_ENDINGS: [&str; 3] = ["_leftImg8bit.png", "_leftImg8bit.jpg", "_left
 const LABEL_IDS: &str = "_gtFine_labelIds.png";
 const TRAIN_IDS: &str = "_gtFine_labelTrainIds.png";
 const INSTANCE_IDS: &str = "_gtFine_instanceIds.png";
-/// Maps that are looked at before a split of trainIds is taken for one of masks.
-const MASKS: usize = 8;
+/// Label maps that are looked at when a split is opened.
+const MAPS: usize = 8;
+/// Pixels in a hundred that may be ignored before that is strange.
+const MOST_IGNORED: u64 = 99;
 
 /// A split of a data set in the Cityscapes folder layout, in the natural order of city and name.
 #[derive(Clone, Debug)]
 pub struct Cityscapes {
     items: Vec<Item>,
     reader: ImageReader,
+    notes: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -119,8 +122,12 @@ impl Cityscapes {
             item.name = name;
         }
         let reader = ImageReader::default();
-        check_masks(&items, reader)?;
-        Ok(Self { items, reader })
+        let notes = look_at_maps(&items, reader)?;
+        Ok(Self {
+            items,
+            reader,
+            notes,
+        })
     }
 
     /// Reads with the limits of `reader` in place of the default ones.
@@ -238,39 +245,68 @@ fn check_orphans(labels: &Path, images: &Path, items: &[Item]) -> Result<(), Dat
     Ok(())
 }
 
-/// Refuses a split whose maps of trainIds have two values, 0 and 255: masks of another convention,
+/// Looks at a few label maps of a split, and says what is strange about them.
+///
+/// Maps of trainIds that have two values, 0 and 255, are refused: they are masks of another convention,
 /// in which 255 is not left out.
-fn check_masks(items: &[Item], reader: ImageReader) -> Result<(), DataError> {
+fn look_at_maps(items: &[Item], reader: ImageReader) -> Result<Vec<String>, DataError> {
     let maps: Vec<_> = items
         .iter()
         .filter_map(|item| item.label.as_deref())
         .collect();
-    let is_train_ids = |path: &&Path| path.to_string_lossy().ends_with(TRAIN_IDS);
-    if maps.len() < 2 || !maps.iter().all(is_train_ids) {
-        return Ok(());
-    }
-    let count = maps.len().min(MASKS);
-    let (mut zeros, mut ignored) = (false, false);
+    let count = maps.len().min(MAPS);
+    let mut pixels = [0u64; 256];
+    let mut ignored = 0;
     for i in 0..count {
+        let path = maps[i * maps.len() / count];
         // What cannot be read is an error of its sample.
-        let Ok(map) = reader.label(maps[i * maps.len() / count]) else {
-            return Ok(());
+        let Ok(map) = reader.label(path) else {
+            return Ok(Vec::new());
         };
-        for value in map.data {
-            match value {
-                0 => zeros = true,
-                IGNORE => ignored = true,
-                _ => return Ok(()),
-            }
+        let mut of_map = [0u64; 256];
+        map.data.iter().for_each(|&id| of_map[id as usize] += 1);
+        for (id, &found) in of_map.iter().enumerate() {
+            let class = match is_train_ids(path) {
+                true => Some(id as u8),
+                false => train_id(id as u8),
+            };
+            pixels[id] += found;
+            ignored += if class == Some(IGNORE) { found } else { 0 };
         }
     }
-    match zeros && ignored {
-        true => Err(DataError::Mask {
+    let values = (0..=255u8).filter(|&id| pixels[id as usize] > 0);
+    let values: Vec<_> = values.collect();
+    let all_train_ids = maps.iter().all(|path| is_train_ids(path));
+    if maps.len() > 1 && all_train_ids && values == [0, IGNORE] {
+        return Err(DataError::Mask {
             path: maps[0].to_owned(),
             others: count - 1,
-        }),
-        false => Ok(()),
+        });
     }
+    let all = pixels.iter().sum::<u64>().max(1);
+    if ignored * 100 < all * MOST_IGNORED {
+        return Ok(Vec::new());
+    }
+    let values = values.iter().map(u8::to_string).collect::<Vec<_>>();
+    Ok(vec![format!(
+        "{}, and {} more label maps that were looked at: {:.1} % of their pixels are ignored in training \
+         and scores; of their values ({}), {}",
+        maps[0].display(),
+        count - 1,
+        100.0 * ignored as f64 / all as f64,
+        values.join(", "),
+        match all_train_ids {
+            true => "255 is left out".to_owned(),
+            false => format!(
+                "those below 7 are no classes, as *{LABEL_IDS} has them; maps of trainIds, and masks, are \
+                 named *{TRAIN_IDS}"
+            ),
+        }
+    )])
+}
+
+fn is_train_ids(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(TRAIN_IDS)
 }
 
 fn check_size(
@@ -291,7 +327,7 @@ fn check_size(
 }
 
 fn to_train_ids(path: &Path, data: &mut [u8]) -> Result<(), DataError> {
-    let (expected, largest, table) = match path.to_string_lossy().ends_with(TRAIN_IDS) {
+    let (expected, largest, table) = match is_train_ids(path) {
         true => ("trainIds 0 to 18 or 255", CLASSES as u8 - 1, None),
         false => ("labelIds 0 to 33", MAX_LABEL_ID, Some(train_id)),
     };
@@ -329,6 +365,10 @@ impl Dataset for Cityscapes {
 
     fn source(&self, index: usize) -> String {
         self.items[index].image.display().to_string()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
     }
 
     fn get(&self, index: usize) -> Result<Sample, DataError> {

@@ -46,6 +46,10 @@ pub trait Dataset: Send + Sync {
     fn source(&self, index: usize) -> String {
         format!("sample {index}")
     }
+    /// What whoever trains on it or scores it should know, such as that nearly all pixels are ignored.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Reads sample `index`.
     ///
     /// # Errors

@@ -243,6 +243,45 @@ fn masks_of_0_and_255_are_no_train_ids() {
     }
 }
 
+/// Masks of 0 and 1, say, of which none is a class among labelIds.
+#[test]
+fn a_split_of_which_nearly_all_is_ignored_says_so() {
+    let (root, ..) = tree();
+    let folder = root.path().join("gtFine/train/demo");
+    let write = |name: &str, values: &[u8]| {
+        for index in 0..2 {
+            let data = values.iter().copied().cycle().take(32 * 16).collect();
+            let map = LabelMap {
+                width: 32,
+                height: 16,
+                data,
+            };
+            let name = format!("demo_{index:06}_000000_gtFine_{name}.png");
+            write_label(&folder.join(name), &map).unwrap();
+        }
+    };
+    let notes = || Cityscapes::open(root.path(), "train").unwrap().notes();
+    assert_eq!(notes(), Vec::<String>::new());
+    write("labelIds", &[0, 1]);
+    let found = notes();
+    for words in [
+        "demo_000000_000000_gtFine_labelIds.png, and 1 more",
+        "100.0 %",
+        "(0, 1)",
+    ] {
+        assert!(found[0].contains(words), "expected `{words}` in {found:?}");
+    }
+    // One pixel in fifty is a road.
+    write("labelIds", &[&[7][..], &[1; 49]].concat());
+    assert_eq!(notes(), Vec::<String>::new());
+    for index in 0..2 {
+        let name = format!("demo_{index:06}_000000_gtFine_labelIds.png");
+        std::fs::remove_file(folder.join(name)).unwrap();
+    }
+    write("labelTrainIds", &[255]);
+    assert!(notes()[0].contains("255 is left out"), "{:?}", notes());
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn names_that_are_not_unicode_are_refused_where_they_matter() {

@@ -34,6 +34,16 @@ impl Splits {
         };
         Ok(Self { train, val })
     }
+
+    /// What whoever trains on them should know.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let splits = [Some(&self.train), self.val.as_ref()];
+        splits
+            .into_iter()
+            .flatten()
+            .flat_map(|split| split.notes())
+            .collect()
+    }
 }
 
 /// The labelled split of the recipe's data source. Of generated scenes, `data.train_split` names

@@ -103,7 +103,8 @@ impl Trainer {
         } = Start::of(&recipe, &device.clone().autodiff())?;
         let further = open_further(&recipe)?;
         let learner = Learner::new(model, policy, &recipe).with_further_devices(further);
-        let folder = Folder::claim(out, &recipe, existing)?;
+        let mut folder = Folder::claim(out, &recipe, existing)?;
+        folder.notes.extend(data.notes());
         let log = Log::create(&folder.log())?;
         Ok(Self {
             recipe,

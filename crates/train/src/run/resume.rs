@@ -42,6 +42,7 @@ impl Trainer {
         let recipe = change(began.clone())?;
         let memory = check_memory(&recipe)?;
         let data = open(&recipe)?;
+        folder.notes.extend(data.notes());
         let path = folder.state(iteration);
         let RunState { position, momentum } = RunState::load(&path)?;
         let wrong = |expected: &str, found: String| Error::State {
