@@ -38,15 +38,15 @@ pub use cityscapes::{Cityscapes, write_cityscapes_layout};
 pub use dataset::{Dataset, PartialSample, Sample};
 pub use error::DataError;
 pub use image::{
-    ImageReader, InstanceMap, LabelMap, PartialImage, Plane, RgbImage, image_size, read_image,
-    read_instances, read_label, write_label, write_rgb,
+    ImageReader, InstanceMap, LabelMap, PartialImage, Plane, RgbImage, encode_label, image_size,
+    read_image, read_instances, read_label, write_label, write_rgb,
 };
 pub use labels::{
     CATEGORIES, CLASS_NAMES, CLASSES, IGNORE, LABELS, Label, PALETTE, check_labels, label_id,
     train_id,
 };
 pub use loader::{Batch, Loader, LoaderConfig};
-pub use names::unique_names;
+pub use names::{short_name, unique_names};
 pub use photometric::{Photometric, bgr_from_hsv, hsv_from_rgb};
 pub use resize::{ratio_size, resize_bilinear, resize_nearest, scaled_size};
 pub use size::{Crop, CropBox, ParseSizeError, Scale};

@@ -1,27 +1,19 @@
 //! Writing PNG files.
 
-use std::fs::File;
-use std::io::BufWriter;
+use std::io::{self, Write};
 use std::path::Path;
 
 use png::{BitDepth, ColorType};
 
 use crate::{DataError, LabelMap, Plane, RgbImage};
 
-fn write_png<const C: usize>(
-    path: &Path,
-    plane: &Plane<C>,
-    color: ColorType,
-) -> Result<(), DataError> {
-    let fill = |out: &mut BufWriter<File>| {
-        let mut encoder = png::Encoder::new(out, plane.width as u32, plane.height as u32);
-        encoder.set_color(color);
-        encoder.set_depth(BitDepth::Eight);
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&plane.data)?;
-        Ok(writer.finish()?)
-    };
-    halfseg_files::write_atomically(path, fill).map_err(|e| DataError::io(path, e))
+fn encode<const C: usize>(out: impl Write, plane: &Plane<C>, color: ColorType) -> io::Result<()> {
+    let mut encoder = png::Encoder::new(out, plane.width as u32, plane.height as u32);
+    encoder.set_color(color);
+    encoder.set_depth(BitDepth::Eight);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&plane.data)?;
+    Ok(writer.finish()?)
 }
 
 /// Writes a picture as PNG, under a temporary name until it is whole.
@@ -29,7 +21,8 @@ fn write_png<const C: usize>(
 /// # Errors
 /// If the file cannot be written.
 pub fn write_rgb(path: &Path, image: &RgbImage) -> Result<(), DataError> {
-    write_png(path, image, ColorType::Rgb)
+    halfseg_files::write_atomically(path, |out| encode(out, image, ColorType::Rgb))
+        .map_err(|e| DataError::io(path, e))
 }
 
 /// Writes a label map as 8-bit grey PNG, under a temporary name until it is whole.
@@ -37,7 +30,16 @@ pub fn write_rgb(path: &Path, image: &RgbImage) -> Result<(), DataError> {
 /// # Errors
 /// If the file cannot be written.
 pub fn write_label(path: &Path, label: &LabelMap) -> Result<(), DataError> {
-    write_png(path, label, ColorType::Grayscale)
+    halfseg_files::write_atomically(path, |out| encode_label(out, label))
+        .map_err(|e| DataError::io(path, e))
+}
+
+/// Writes a label map as 8-bit grey PNG to `out`.
+///
+/// # Errors
+/// What `out` returns.
+pub fn encode_label(out: impl Write, label: &LabelMap) -> io::Result<()> {
+    encode(out, label, ColorType::Grayscale)
 }
 
 #[cfg(test)]
