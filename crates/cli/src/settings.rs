@@ -1,8 +1,8 @@
 //! From flags and files to a recipe.
 
 use std::fmt::Display;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use anyhow::Result;
 use halfseg_amp::Policy;
@@ -23,10 +23,10 @@ use crate::{preset, published};
 /// `--checkpoint`, where flags ask for no other), or `--config`, under the values of `policy`,
 /// under those of the flags, under those of `--set`.
 pub fn recipe(args: &RecipeArgs, policy: Option<&Path>) -> Result<Recipe> {
-    let config = &args.sources.config;
+    let config = config_file(&args.sources)?;
     let recipe = match (config, &args.checkpoint, &args.backbone_weights) {
         _ if args.preset.is_some() => preset::recipe(args)?,
-        (Some(path), ..) => Recipe::read(path)?,
+        (Some(recipe), ..) => recipe,
         (None, None, Some(weights)) => {
             let model = on_backbone(&args.model, &weights_file(weights)?);
             let mut recipe = Recipe::published(model.method, model.backbone);
@@ -162,6 +162,29 @@ impl Assignments {
     }
 }
 
+/// The path and the text of `--config`.
+fn config_text(sources: &ConfigSources) -> Result<Option<(&Path, &str)>, Error> {
+    let Some(path) = &sources.config else {
+        return Ok(None);
+    };
+    if sources.text.get().is_none() {
+        let text = halfseg_files::read_text(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        // Nobody else sets it.
+        let _ = sources.text.set(text);
+    }
+    Ok(sources.text.get().map(|text| (&**path, &**text)))
+}
+
+/// The recipe of `--config`.
+fn config_file(sources: &ConfigSources) -> Result<Option<Recipe>, Error> {
+    let text = config_text(sources)?;
+    text.map(|(path, text)| Recipe::parse(text, &path.display().to_string()))
+        .transpose()
+}
+
 /// Refuses a job that is not told what its data are: generated scenes would give a network of no use
 /// without a word.
 pub fn require_data(data: Option<&str>, sources: &ConfigSources) -> Result<()> {
@@ -170,17 +193,15 @@ pub fn require_data(data: Option<&str>, sources: &ConfigSources) -> Result<()> {
         let key = assignment.split('=').next().unwrap_or_default().trim();
         key == KEY || key == "data"
     };
-    let in_file = |path: &PathBuf| match fs::read_to_string(path).map(|text| text.parse()) {
-        Ok(Ok(table)) => {
-            let table: toml::Table = table;
-            table
-                .get("data")
-                .is_some_and(|data| data.get("source").is_some())
-        }
+    let in_file = match config_text(sources)?.map(|(_, text)| text.parse::<toml::Table>()) {
+        Some(Ok(table)) => table
+            .get("data")
+            .is_some_and(|data| data.get("source").is_some()),
         // What is wrong with the file, reading it will tell.
-        _ => true,
+        Some(Err(_)) => true,
+        None => false,
     };
-    if data.is_some() || sources.set.iter().any(is_set) || sources.config.iter().any(in_file) {
+    if data.is_some() || sources.set.iter().any(is_set) || in_file {
         return Ok(());
     }
     let why = "expected --data PATH, a folder with leftImg8bit and gtFine in it, or --data synthetic \
@@ -278,8 +299,8 @@ impl Loaded {
     pub fn open(args: &InferenceArgs, data: Option<&str>) -> Result<Self> {
         let weights = weights_file(&args.checkpoint)?;
         let config = architecture(&args.model, &weights)?;
-        let mut recipe = match (&args.sources.config, read_recipe(&weights)?) {
-            (Some(path), _) => Recipe::read(path)?,
+        let mut recipe = match (config_file(&args.sources)?, read_recipe(&weights)?) {
+            (Some(recipe), _) => recipe,
             (None, Some(recipe)) => recipe,
             (None, None) => {
                 let mut recipe = Recipe::published(config.method, config.backbone);

@@ -7,4 +7,4 @@ mod open;
 
 pub use atomic::{move_into_place, sweep, write_atomically};
 pub use folder::{entries, walk};
-pub use open::open_regular;
+pub use open::{open_regular, read_text};

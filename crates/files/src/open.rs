@@ -1,8 +1,11 @@
 //! Opening files for reading.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
+
+/// Bytes of the longest text that [`read_text`] takes.
+const LONGEST_TEXT: u64 = 16 << 20;
 
 /// Opens a regular file, or a link to one, for reading.
 ///
@@ -25,9 +28,57 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, unfit))
 }
 
+/// Reads a text that people write, such as a configuration, of at most 16 MiB. A pipe is read to its
+/// end, as the shell's `<(..)` is.
+///
+/// # Errors
+/// A file that cannot be read, is longer, or is no UTF-8. The error does not name the file: callers
+/// have error types of their own that do.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(LONGEST_TEXT + 1)
+        .read_to_end(&mut bytes)?;
+    let unfit = |found: String| {
+        let unfit = format!("expected a text of at most 16 MiB in UTF-8, found {found}");
+        io::Error::new(io::ErrorKind::InvalidData, unfit)
+    };
+    if bytes.len() as u64 > LONGEST_TEXT {
+        return Err(unfit("more".to_owned()));
+    }
+    String::from_utf8(bytes).map_err(|error| unfit(error.utf8_error().to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_are_read_up_to_a_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("text");
+        fs::write(&path, "ä").unwrap();
+        assert_eq!(read_text(&path).unwrap(), "ä");
+        fs::write(&path, b"a\xff").unwrap();
+        assert!(
+            read_text(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("index 1")
+        );
+        let long = File::create(&path).unwrap();
+        long.set_len(LONGEST_TEXT).unwrap();
+        assert_eq!(read_text(&path).unwrap().len() as u64, LONGEST_TEXT);
+        long.set_len(LONGEST_TEXT + 1).unwrap();
+        assert!(
+            read_text(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("at most 16 MiB")
+        );
+        #[cfg(target_os = "linux")]
+        assert!(read_text(Path::new("/dev/zero")).is_err());
+    }
 
     #[test]
     fn only_regular_files_are_opened() {

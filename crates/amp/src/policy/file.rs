@@ -1,10 +1,9 @@
 //! Policies as JSON files.
 
-use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-use halfseg_files::write_atomically;
+use halfseg_files::{read_text, write_atomically};
 use serde_json::Value;
 
 use super::Policy;
@@ -31,7 +30,7 @@ impl Policy {
     /// not exist, [`AmpError::Value`] for what is no precision.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, AmpError> {
         let path = path.as_ref();
-        let text = fs::read_to_string(path).map_err(|source| AmpError::Io {
+        let text = read_text(path).map_err(|source| AmpError::Io {
             path: path.to_owned(),
             source,
         })?;

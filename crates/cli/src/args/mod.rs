@@ -5,6 +5,7 @@ mod published;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
@@ -105,6 +106,9 @@ pub struct ConfigSources {
     /// Set one value of the configuration, such as optimizer.lr=0.02; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// What the file holds, once it was read: a pipe can be read once
+    #[arg(skip)]
+    pub text: OnceLock<String>,
 }
 
 /// Flags of `train` and `config`.

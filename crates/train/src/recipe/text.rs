@@ -1,6 +1,5 @@
 //! Recipes as TOML, and single values of them as text.
 
-use std::fs;
 use std::path::Path;
 
 use halfseg_segmentor::{Depth, Method};
@@ -8,6 +7,7 @@ use toml::Table;
 
 use super::{Recipe, overrides};
 use crate::Error;
+use crate::atomic::read_regular;
 
 impl Recipe {
     /// The recipe as TOML, every key with its value.
@@ -35,17 +35,24 @@ impl Recipe {
         Self::from_table(base, origin)
     }
 
-    /// Reads a recipe from a file; see [`parse`](Self::parse).
+    /// Reads a recipe from a regular file; see [`parse`](Self::parse).
     ///
     /// # Errors
     ///
     /// A file that cannot be read, and those of [`parse`](Self::parse).
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = fs::read_to_string(path).map_err(|source| Error::Read {
+        let origin = path.display().to_string();
+        let bytes = read_regular(path).map_err(|source| Error::Read {
             path: path.to_owned(),
             source,
         })?;
-        Self::parse(&text, &path.display().to_string())
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Self::parse(text, &origin),
+            Err(error) => Err(Error::Config {
+                origin,
+                message: format!("expected text in UTF-8: {error}"),
+            }),
+        }
     }
 
     /// Applies `key=value`, such as `optimizer.lr=0.02`.
