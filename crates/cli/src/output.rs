@@ -15,11 +15,12 @@ const NORMAL: u8 = 1;
 const VERBOSE: u8 = 2;
 
 // In place of the standard library's, which panic when nobody reads stderr any more: a run outlives
-// its terminal.
+// its terminal. In one piece, since several processes may share it.
 macro_rules! eprintln {
     ($($text:tt)*) => {{
         use std::io::Write;
-        let _ = writeln!(std::io::stderr(), $($text)*);
+        let line = $crate::output::printable(format!($($text)*)) + "\n";
+        let _ = std::io::stderr().write_all(line.as_bytes());
     }};
 }
 /// A message; `--quiet` leaves it out.
@@ -43,6 +44,20 @@ macro_rules! warning {
     ($($text:tt)*) => {
         eprintln!("warning: {}", format_args!($($text)*))
     };
+}
+
+/// `text` with control characters escaped, but for line ends and tabs: names of files come from strangers,
+/// and a terminal obeys what is in them.
+pub fn printable(text: String) -> String {
+    let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(obeyed) {
+        return text;
+    }
+    let escape = |c: char| match obeyed(c) {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 /// Sets how much is said from now on.
@@ -83,12 +98,12 @@ pub fn print_table(text: &str, json: Option<&Path>) -> Result<()> {
     print(text)
 }
 
-/// Refuses files that could not be written when a long job is over. `-` is stdout.
-pub fn check_writable(files: &[&Option<PathBuf>]) -> Result<()> {
-    for file in files.iter().filter_map(|file| file.as_ref()) {
-        if file == Path::new("-") {
-            continue;
-        }
+/// Refuses files that could not be written when a long job is over, and files that would replace each
+/// other or one of `inputs`. `-` is stdout.
+pub fn check_writable(files: &[&Option<PathBuf>], inputs: &[Option<&Path>]) -> Result<()> {
+    let mut taken: Vec<_> = inputs.iter().flatten().map(|path| place(path)).collect();
+    let named = files.iter().filter_map(|file| file.as_ref());
+    for file in named.filter(|file| *file != Path::new("-")) {
         let parent = file
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
@@ -105,8 +120,30 @@ pub fn check_writable(files: &[&Option<PathBuf>]) -> Result<()> {
                 file.display()
             );
         }
+        // Several results may go to one device.
+        if file.exists() && !file.is_file() {
+            continue;
+        }
+        let place = place(file);
+        if taken.contains(&place) {
+            bail!(
+                "cannot write {}: expected a file of its own, found what another flag names",
+                file.display()
+            );
+        }
+        taken.push(place);
     }
     Ok(())
+}
+
+/// Where a path leads to, by one name however it is written.
+fn place(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default();
+    let beside = || Some(path.parent()?.canonicalize().ok()?.join(name));
+    let there = path.canonicalize().ok().or_else(beside);
+    there
+        .or_else(|| std::path::absolute(path).ok())
+        .unwrap_or_else(|| path.to_owned())
 }
 
 /// Writes `json` to the file `path`, or to stdout for `-`.
@@ -120,5 +157,20 @@ pub fn write_json(path: &Path, json: &Value) -> Result<()> {
     } else {
         write_atomically(path, |out| out.write_all(text.as_bytes()))
             .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_told_nothing_by_names() {
+        let check = |text: &str, expected: &str| assert_eq!(printable(text.to_owned()), expected);
+        check(
+            "a\tüber\n\u{939}\u{93f} \u{1f468}\u{200d}\u{1f469}",
+            "a\tüber\n\u{939}\u{93f} \u{1f468}\u{200d}\u{1f469}",
+        );
+        check("\u{1b}[2J\r\u{7f}\u{9b}x", "\\u{1b}[2J\\r\\u{7f}\\u{9b}x");
     }
 }

@@ -24,7 +24,8 @@ pub fn run(args: &AuditArgs) -> Result<()> {
         let why = format!("--underflow: expected positive numbers, found {found}");
         return Err(Usage(why).into());
     }
-    check_writable(&[&args.policy, &args.json])?;
+    let inputs = [&args.recipe.sources.config, &args.recipe.checkpoint].map(Option::as_deref);
+    check_writable(&[&args.policy, &args.json], &inputs)?;
     let recipe = recipe(args)?;
     let device = recipe.device.open()?;
     let audit = audit(&recipe, &device, scales)?;

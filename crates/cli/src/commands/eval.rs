@@ -1,14 +1,14 @@
 //! `halfseg eval`.
 
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use halfseg_data::{
-    CLASSES, Cityscapes, DataError, Dataset, IGNORE, LabelMap, Sample, check_labels, label_id,
-    read_label, train_id, write_label,
+    CLASSES, Cityscapes, Dataset, IGNORE, LabelMap, Sample, check_labels, encode_label, label_id,
+    read_label, short_name, train_id,
 };
 use halfseg_devices::resident_memory;
 use halfseg_eval::{
@@ -18,6 +18,7 @@ use halfseg_files::write_atomically;
 use halfseg_predict::Predictor;
 use halfseg_train::{DataSource, class_names, open_split};
 use serde_json::Value;
+use zip::ZipWriter;
 
 use super::left_out::{LeftOut, class_map};
 use crate::args::EvalArgs;
@@ -37,7 +38,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         let why = "--skip-existing: expected --save-predictions DIR, which says where they are";
         return Err(Usage(why.into()).into());
     }
-    check_writable(&[&args.zip, &args.json, &args.confusion])?;
+    let inference = &args.inference;
+    let inputs = [&inference.sources.config, &inference.policy].map(Option::as_deref);
+    let inputs = [&inputs[..], &[Some(&inference.checkpoint)]].concat();
+    check_writable(&[&args.zip, &args.json, &args.confusion], &inputs)?;
     let keeps = args.save_predictions.is_some() || args.zip.is_some();
     let loaded = Loaded::open(&args.inference, args.data.as_deref())?;
     let split = args
@@ -48,12 +52,15 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         return Err(Usage("the checkpoint names no split: expected --split NAME".into()).into());
     }
     let Split { dataset, tree } = Split::open(&loaded, split, keeps)?;
+    for note in dataset.notes() {
+        warning!("{note}");
+    }
     // What the benchmark reports beyond the classes' IoU, for its own classes.
     let classes = loaded.recipe.model.num_classes;
     let tree = tree.filter(|tree| tree.is_labelled() && classes == CLASSES);
     let mut official = tree.is_some().then(CityscapesScorer::new);
 
-    let predictions = Predictions::new(args)?;
+    let mut predictions = Predictions::new(args)?;
     let predictor = loaded.predictor();
     let mut matrix = ConfusionMatrix::new(classes);
     let mut left_out = LeftOut::new(args.batch.skip_bad);
@@ -101,9 +108,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         names.push(sample.name);
     }
     shown.finish();
-    if let Some(zip) = &args.zip {
-        predictions.pack(zip, &names)?;
-    }
+    predictions.finish()?;
     let scores = matrix.scores();
     let official = official.map(|scorer| scorer.scores());
     let unlabelled = scores.classes.iter().all(|class| class.pixels == 0);
@@ -198,36 +203,18 @@ pub fn official_table(scores: &CityscapesScores) -> String {
 /// Where predictions are kept, if anywhere.
 struct Predictions {
     folder: Option<PathBuf>,
-    /// Whether the folder serves `--zip` alone and goes when this does.
-    temporary: bool,
-}
-
-impl Drop for Predictions {
-    fn drop(&mut self) {
-        if let Some(folder) = self.folder.as_ref().filter(|_| self.temporary) {
-            // What is left behind lies in a folder whose name says that it may go.
-            let _ = fs::remove_dir_all(folder);
-        }
-    }
+    archive: Option<Archive>,
 }
 
 impl Predictions {
     fn new(args: &EvalArgs) -> Result<Self> {
-        let (folder, temporary) = match (&args.save_predictions, &args.zip) {
-            (Some(folder), _) => (Some(folder.clone()), false),
-            (None, Some(zip)) => {
-                let mut name = zip.as_os_str().to_owned();
-                name.push(format!(".{}.tmp.d", std::process::id()));
-                (Some(name.into()), true)
-            }
-            (None, None) => (None, false),
-        };
-        let predictions = Self { folder, temporary };
-        if let Some(folder) = &predictions.folder {
+        let folder = args.save_predictions.clone();
+        if let Some(folder) = &folder {
             fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make {}", folder.display()))?;
         }
-        Ok(predictions)
+        let archive = args.zip.as_deref().map(Archive::new).transpose()?;
+        Ok(Self { folder, archive })
     }
 
     /// The classes of one image: what an earlier run has kept of it, if that is to serve, else what the
@@ -263,47 +250,85 @@ impl Predictions {
         }
     }
 
-    /// Writes the labelIds of one image.
-    fn write(&self, name: &str, map: &LabelMap) -> Result<(), DataError> {
-        let Some(folder) = &self.folder else {
+    /// Keeps the labelIds of one image.
+    fn write(&mut self, name: &str, map: &LabelMap) -> Result<()> {
+        if self.folder.is_none() && self.archive.is_none() {
             return Ok(());
-        };
+        }
+        let name = file_name(name);
         let label = LabelMap {
             data: label_ids(&map.data),
             ..*map
         };
-        write_label(&folder.join(file_name(name)), &label)
+        let mut png = Vec::new();
+        encode_label(&mut png, &label).with_context(|| name.clone())?;
+        if let Some(folder) = &self.folder {
+            let path = folder.join(&name);
+            write_atomically(&path, |out| out.write_all(&png))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        match &mut self.archive {
+            Some(archive) => archive.add(name, &png),
+            None => Ok(()),
+        }
     }
 
-    /// Writes the predictions of `names` as one archive, without folders.
-    fn pack(&self, zip: &Path, names: &[String]) -> Result<()> {
-        let Some(folder) = &self.folder else {
-            return Ok(());
-        };
+    fn finish(self) -> Result<()> {
+        self.archive.map_or(Ok(()), Archive::finish)
+    }
+}
+
+/// An archive of predictions, without folders.
+struct Archive {
+    path: PathBuf,
+    /// Into a file without a name, which goes with the process, however that ends.
+    writer: ZipWriter<File>,
+}
+
+impl Archive {
+    fn new(path: &Path) -> Result<Self> {
+        // On the disk that the archive is to be on, where that can be.
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let file = tempfile::tempfile_in(Path::new(".").join(folder))
+            .or_else(|_| tempfile::tempfile())
+            .with_context(|| format!("cannot make a file for {}", path.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            writer: ZipWriter::new(file),
+        })
+    }
+
+    fn add(&mut self, name: String, png: &[u8]) -> Result<()> {
         // PNGs are compressed already. The date is the format's first, so that equal predictions
         // give equal archives.
         let options = zip::write::SimpleFileOptions::default()
             .compression_method(zip::CompressionMethod::Stored)
             .last_modified_time(zip::DateTime::default());
-        write_atomically(zip, |out| {
-            let mut writer = zip::ZipWriter::new(out);
-            for name in names {
-                let name = file_name(name);
-                let path = folder.join(&name);
-                let bytes = fs::read(&path)
-                    .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
-                writer.start_file(name, options)?;
-                writer.write_all(&bytes)?;
-            }
-            writer.finish()?;
-            Ok(())
-        })
-        .with_context(|| format!("cannot write {}", zip.display()))
+        let started = self.writer.start_file(name, options);
+        let written = started
+            .map_err(io::Error::from)
+            .and_then(|()| self.writer.write_all(png));
+        written.with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    fn finish(self) -> Result<()> {
+        let Self { path, writer } = self;
+        let copied = writer
+            .finish()
+            .map_err(io::Error::from)
+            .and_then(|mut file| {
+                file.rewind()?;
+                write_atomically(&path, |out| io::copy(&mut file, out).map(drop))
+            });
+        copied.with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
 /// The name of an image's prediction: it begins with the image's own, by which the official scorer
 /// and the benchmark's server find it.
 fn file_name(image: &str) -> String {
-    format!("{image}{SUFFIX}")
+    const LONGEST: usize = 255;
+    let names = [SUFFIX, ".png"].map(|end| format!("{image}{end}"));
+    let name = names.into_iter().find(|name| name.len() <= LONGEST);
+    name.unwrap_or_else(|| format!("{}.png", short_name(image, LONGEST - ".png".len())))
 }

@@ -16,7 +16,7 @@ use crate::settings::{architecture, weights_file};
 
 /// Prints what a network costs, by part, for one image.
 pub fn run(args: &InfoArgs) -> Result<()> {
-    check_writable(&[&args.json])?;
+    check_writable(&[&args.json], &[args.checkpoint.as_deref()])?;
     let config = match &args.checkpoint {
         Some(path) => architecture(&args.model, &weights_file(path)?)?,
         None => {

@@ -9,7 +9,7 @@ use crate::output::{check_writable, print_table, write_json};
 
 /// Scores predictions from anywhere, without a network.
 pub fn run(args: &ScoreArgs) -> Result<()> {
-    check_writable(&[&args.json])?;
+    check_writable(&[&args.json], &[])?;
     let scores = CityscapesScorer::score_folders(&args.predictions, &args.truth)?;
     let mut table = format!("{:<16}{:>8}{:>8}\n", "class", "IoU", "iIoU");
     for class in &scores.classes {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use halfseg_eval::{Scores, scores_json};
 use halfseg_train::{Existing, Outcome, Splits, Trainer, class_names};
 
-use crate::args::TrainArgs;
+use crate::args::{RecipeArgs, TrainArgs};
 use crate::failure::{Interrupted, Usage};
 use crate::output::{check_writable, write_json};
 use crate::progress::Console;
@@ -15,7 +15,13 @@ use crate::shell::quoted;
 
 /// Trains, or continues to.
 pub fn run(args: &TrainArgs) -> Result<()> {
-    check_writable(&[&args.json])?;
+    let RecipeArgs {
+        sources,
+        checkpoint,
+        ..
+    } = &args.recipe;
+    let inputs = [&sources.config, checkpoint, &args.policy].map(Option::as_deref);
+    check_writable(&[&args.json], &inputs)?;
     let mut trainer = if args.resume {
         resume(args)?
     } else {

@@ -147,15 +147,7 @@ fn policies_that_cannot_be_are_explained() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policy.json");
     let out = folder.path().join("out");
-    let train = [
-        "train",
-        "--method",
-        "fcn",
-        "--data",
-        "synthetic",
-        "--out",
-        text(&out),
-    ];
+    let train = train_flags("fcn", "synthetic", &out);
     let train = [&train[..], &TINY, &["--policy", text(&file)]].concat();
 
     check(&train, 1, &["policy.json", "No such file"]);

@@ -10,15 +10,7 @@ use crate::support::*;
 /// Training on `root` must fail and say all of `expect`.
 fn check_training_fails(folder: &TempDir, root: &Path, expect: &[&str]) {
     let out = folder.path().join("out");
-    let args = [
-        "train",
-        "--method",
-        "fcn",
-        "--data",
-        text(root),
-        "--out",
-        text(&out),
-    ];
+    let args = train_flags("fcn", text(root), &out);
     check(&[&args[..], &TINY].concat(), 1, expect);
     let _ = fs::remove_dir_all(out);
 }

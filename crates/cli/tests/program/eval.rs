@@ -115,7 +115,7 @@ fn a_run_is_evaluated_and_predicts_without_being_told_its_method() {
     // Whole folders, another size, several views. Both splits of the tree have the same names.
     let images = root.join("leftImg8bit");
     let views = folder.path().join("views");
-    let base = ["predict", "--checkpoint", text(&out), "--out", text(&views)];
+    let base = predict_flags(&out, &views);
     check(
         &[&base[..], &["--ms-flip", "--scale", "48x48", text(&images)]].concat(),
         0,

@@ -64,13 +64,7 @@ fn images_that_cannot_be_predicted_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = trained(&folder, "fcn");
     let out = folder.path().join("pictures");
-    let base = [
-        "predict",
-        "--checkpoint",
-        text(&checkpoint),
-        "--out",
-        text(&out),
-    ];
+    let base = predict_flags(&checkpoint, &out);
     let case = |input: &Path, code, expect: &[&str]| {
         check(&[&base[..], &[text(input)]].concat(), code, expect);
     };
@@ -153,13 +147,7 @@ fn no_picture_of_a_tree_is_lost_and_its_own_are_never_taken() {
     let checkpoint = trained(&folder, "fcn");
     let input = pictures(&folder, &["a/x.png", "b/x.png", "b/y_color.png", "z.png"]);
     let predict = |out: &Path, inputs: &[&str], expect: &str| {
-        let args = [
-            "predict",
-            "--checkpoint",
-            text(&checkpoint),
-            "--out",
-            text(out),
-        ];
+        let args = predict_flags(&checkpoint, out);
         check(&[&args[..], inputs].concat(), 0, &[expect])
     };
     let out = folder.path().join("flat");
@@ -188,6 +176,15 @@ fn no_picture_of_a_tree_is_lost_and_its_own_are_never_taken() {
     predict(&input, &[text(&input)], "left out 10 pictures");
     assert_eq!(below(&input).len(), 4 + 12);
 
+    // One picture is named as what is made of another.
+    let folder_of_both = pictures(&folder, &["x.png", "x_color.png"]);
+    let both = ["x.png", "x_color.png"].map(|name| folder_of_both.join(name));
+    let kept = fs::read(&both[1]).unwrap();
+    let args = predict_flags(&checkpoint, &folder_of_both);
+    let args = [&args[..], &both.each_ref().map(|path| text(path))].concat();
+    check(&args, 1, &["x_color.png", "would replace it"]);
+    assert_eq!(fs::read(&both[1]).unwrap(), kept);
+
     // Files that share a name are told apart by their folders.
     let files = ["a/x.png", "b/x.png"].map(|name| input.join(name));
     let out = folder.path().join("files");
@@ -205,13 +202,7 @@ fn links_to_themselves_and_pipes_end() {
     symlink(&input, input.join("one")).unwrap();
     symlink(&input, input.join("a/two")).unwrap();
     let out = folder.path().join("out");
-    let args = [
-        "predict",
-        "--checkpoint",
-        text(&checkpoint),
-        "--out",
-        text(&out),
-    ];
+    let args = predict_flags(&checkpoint, &out);
     let args = [&args[..], &[text(&input)]].concat();
     check(&args, 0, &["2 images"]);
     assert_eq!(below(&out), all_of(&["x", "y"]));
@@ -227,7 +218,7 @@ fn links_to_themselves_and_pipes_end() {
     check(&args, 1, &["pipe.png", "no regular file"]);
     let skip = [&args[..], &["--skip-bad"]].concat();
     check(&skip, 1, &["2 images segmented", "1 of 3", "pipe.png"]);
-    let args = ["predict", "--checkpoint", text(&pipe), "--out", text(&out)];
+    let args = predict_flags(&pipe, &out);
     let picture = input.join("y.png");
     check(
         &[&args[..], &[text(&picture)]].concat(),
@@ -245,13 +236,7 @@ fn names_that_are_no_characters_or_very_long_are_not_lost() {
     let (long, longer) = ("l".repeat(241) + ".png", "m".repeat(251) + ".png");
     let input = pictures(&folder, &["a.png", &long, &longer]);
     let out = folder.path().join("out");
-    let args = [
-        "predict",
-        "--checkpoint",
-        text(&checkpoint),
-        "--out",
-        text(&out),
-    ];
+    let args = predict_flags(&checkpoint, &out);
     let args = [&args[..], &["--logits", text(&input)]].concat();
     check(&args, 0, &["3 images"]);
     assert_eq!(below(&out).len(), 3 * 4);
@@ -270,13 +255,7 @@ fn a_batch_goes_on_without_bad_pictures_and_leaves_done_ones_alone() {
     let input = pictures(&folder, &["a.png", "c.png"]);
     fs::write(input.join("b.png"), "no picture").unwrap();
     let out = folder.path().join("out");
-    let args = [
-        "predict",
-        "--checkpoint",
-        text(&checkpoint),
-        "--out",
-        text(&out),
-    ];
+    let args = predict_flags(&checkpoint, &out);
     let args = [&args[..], &[text(&input)]].concat();
     check(&args, 1, &["b.png", "PNG"]);
     let said = check(
@@ -365,13 +344,7 @@ fn scores_that_are_not_finite_fail_or_are_ignored_by_name() {
     let weights = broken(&trained(&folder, "fcn"), &folder);
     let input = pictures(&folder, &["a.png"]);
     let out = folder.path().join("out");
-    let predict = [
-        "predict",
-        "--checkpoint",
-        text(&weights),
-        "--out",
-        text(&out),
-    ];
+    let predict = predict_flags(&weights, &out);
     let predict = [&predict[..], &[text(&input)]].concat();
     let eval = [
         "eval",

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use halfseg_data::{SyntheticStreets, write_cityscapes_layout};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Widths and sizes that make a run take a second.
@@ -73,20 +74,45 @@ pub fn text(path: &Path) -> &str {
     path.to_str().expect("test paths are Unicode")
 }
 
-/// A tiny trained network in a folder of its own.
-pub fn trained(folder: &TempDir, method: &str) -> PathBuf {
-    let out = folder.path().join(method);
-    let args = [
+/// What a training run into `out` begins with.
+pub fn train_flags<'a>(method: &'a str, data: &'a str, out: &'a Path) -> Vec<&'a str> {
+    vec![
         "train",
         "--method",
         method,
         "--data",
-        "synthetic",
+        data,
         "--out",
-        text(&out),
-    ];
+        text(out),
+    ]
+}
+
+/// What segmenting pictures into `out` begins with.
+pub fn predict_flags<'a>(checkpoint: &'a Path, out: &'a Path) -> Vec<&'a str> {
+    vec![
+        "predict",
+        "--checkpoint",
+        text(checkpoint),
+        "--out",
+        text(out),
+    ]
+}
+
+/// A tiny trained network in a folder of its own.
+pub fn trained(folder: &TempDir, method: &str) -> PathBuf {
+    let out = folder.path().join(method);
+    let args = train_flags(method, "synthetic", &out);
     check(&[&args[..], &TINY].concat(), 0, &["mIoU"]);
     out
+}
+
+/// The lines of a run's log that tell of `event`.
+pub fn logged(out: &Path, event: &str) -> Vec<Value> {
+    let log = fs::read_to_string(out.join("log.jsonl")).unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines
+        .filter(|line: &Value| line["event"] == event)
+        .collect()
 }
 
 /// A Cityscapes tree of two training and two validation images, 64x32.

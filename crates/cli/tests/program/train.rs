@@ -6,7 +6,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::*;
@@ -103,26 +102,13 @@ fn training_takes_over_the_network_of_its_checkpoint() {
 fn skipped_steps_name_their_culprits() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let train = [
-        "train",
-        "--method",
-        "fcn",
-        "--data",
-        "synthetic",
-        "--out",
-        text(&out),
-    ];
+    let train = train_flags("fcn", "synthetic", &out);
     // No f16 gradient survives this scale.
     let flags = ["--loss-scale", "1e30", "--set", "train.max_skipped=9"];
     let overflow = "skipped, backward overflow at scale";
     let said = check(&[&train[..], &TINY, &flags].concat(), 0, &[overflow]);
-    let log = fs::read_to_string(out.join("log.jsonl")).unwrap();
-    let skips: Vec<Value> = log
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
-        .filter(|line| line["event"] == "skip")
-        .collect();
-    assert_eq!(skips.len(), 2, "{log}");
+    let skips = logged(&out, "skip");
+    assert_eq!(skips.len(), 2, "{skips:?}");
     for skip in &skips {
         let culprits = skip["culprits"].as_array().unwrap();
         assert_eq!(
@@ -149,13 +135,9 @@ fn the_loss_is_scaled_in_f16_unless_flags_say_otherwise() {
             0,
             &[expect],
         );
-        let log = fs::read_to_string(out.join("log.jsonl")).unwrap();
-        let lines: Vec<Value> = log
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
-        let scale = &lines.iter().find(|line| line["event"] == "train").unwrap()["scale"];
-        (said, lines[0]["loss_scaling"].clone(), scale.as_f64())
+        let begun = logged(&out, "start").swap_remove(0);
+        let scale = logged(&out, "train")[0]["scale"].as_f64();
+        (said, begun["loss_scaling"].clone(), scale)
     };
     let check = |name: &str, flags: &[&str], scaling: &str, scale: f64| {
         let (_, found, first) = train(name, flags, &format!("with loss scale {scaling} on flex"));
@@ -210,17 +192,17 @@ fn two_devices_and_recomputed_blocks_train_as_one_device_does() {
     let folder = TempDir::new().unwrap();
     let losses = |name: &str, flags: &[&str]| -> Vec<f64> {
         let out = folder.path().join(name);
-        let begin = ["train", "--method", "pspnet", "--data", "synthetic"];
-        let begin = [&begin[..], &["--out", text(&out)]].concat();
+        let begin = train_flags("pspnet", "synthetic", &out);
         check(
             &[&begin[..], &TINY, &["--precision", "f32"], flags].concat(),
             0,
             &[],
         );
-        let log = fs::read_to_string(out.join("log.jsonl")).unwrap();
-        let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
-        let lines = lines.filter(|line: &Value| line["event"] == "train");
-        lines.map(|line| line["loss"].as_f64().unwrap()).collect()
+        let lines = logged(&out, "train");
+        lines
+            .iter()
+            .map(|line| line["loss"].as_f64().unwrap())
+            .collect()
     };
     let alone = losses("alone", &["--device", "flex"]);
     let shared = losses("shared", &["--devices", "flex,flex"]);
@@ -231,8 +213,7 @@ fn two_devices_and_recomputed_blocks_train_as_one_device_does() {
     assert_eq!(alone, losses("recomputed", &["--gradient-checkpointing"]));
 
     let out = folder.path().join("three");
-    let begin = ["train", "--method", "fcn", "--data", "synthetic"];
-    let begin = [&begin[..], &["--out", text(&out)]].concat();
+    let begin = train_flags("fcn", "synthetic", &out);
     let three = ["--devices", "flex,flex,flex"];
     let expect = "a multiple of 3, the number of devices, found 2";
     check(&[&begin[..], &TINY, &three].concat(), 2, &[expect]);
@@ -251,15 +232,7 @@ fn config_of(run: &Path) -> toml::Table {
 fn a_resumed_run_stays_on_its_devices_unless_told_otherwise() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    let begin = [
-        "train",
-        "--method",
-        "fcn",
-        "--data",
-        "synthetic",
-        "--out",
-        text(&out),
-    ];
+    let begin = train_flags("fcn", "synthetic", &out);
     let devices = ["--devices", "cpu,cpu"];
     check(
         &[&begin[..], &TINY, &devices].concat(),
@@ -323,15 +296,7 @@ fn a_file_that_could_not_be_written_is_refused_before_the_work() {
     let missing = folder.path().join("missing/x.json");
     let json = ["--json", text(&missing)];
     let out = folder.path().join("out");
-    let train = [
-        "train",
-        "--method",
-        "fcn",
-        "--data",
-        "synthetic",
-        "--out",
-        text(&out),
-    ];
+    let train = train_flags("fcn", "synthetic", &out);
     for args in [
         &[&train[..], &TINY].concat()[..],
         &["eval", "--checkpoint", "nowhere.pth", "--data", "synthetic"],
@@ -344,6 +309,30 @@ fn a_file_that_could_not_be_written_is_refused_before_the_work() {
         assert_eq!(said.lines().count(), 1, "{said}");
     }
     assert!(!out.exists());
+    // One of another, and what is read.
+    let checkpoint = trained(&folder, "fcn").join("best.safetensors");
+    let before = fs::read(&checkpoint).unwrap();
+    let (one, same) = (folder.path().join("x"), folder.path().join("./x"));
+    let eval = [
+        "eval",
+        "--data",
+        "synthetic",
+        "--checkpoint",
+        text(&checkpoint),
+    ];
+    for files in [
+        [("--json", &one), ("--zip", &same)],
+        [("--json", &checkpoint), ("--zip", &one)],
+    ] {
+        let files = files.map(|(flag, path)| [flag, text(path)]).concat();
+        let said = check(
+            &[&eval[..], &files].concat(),
+            1,
+            &["expected a file of its own"],
+        );
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    assert!(fs::read(&checkpoint).unwrap() == before);
     let here = ["info", "--json", text(folder.path())];
     check(&here, 1, &["expected a file, found a folder"]);
 }
@@ -494,15 +483,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
 fn a_folder_with_a_run_is_not_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     let out = trained(&folder, "fcn");
-    let args = [
-        "train",
-        "--method",
-        "fcn",
-        "--data",
-        "synthetic",
-        "--out",
-        text(&out),
-    ];
+    let args = train_flags("fcn", "synthetic", &out);
     check(
         &[&args[..], &TINY].concat(),
         1,
@@ -520,15 +501,7 @@ fn a_folder_with_a_run_is_not_overwritten() {
 fn a_run_outlives_the_reader_of_its_messages() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    let args = [
-        "train",
-        "--method",
-        "fcn",
-        "--data",
-        "synthetic",
-        "--out",
-        text(&out),
-    ];
+    let args = train_flags("fcn", "synthetic", &out);
     let mut child = halfseg(&[&args[..], &TINY].concat())
         .stderr(Stdio::piped())
         .spawn()
@@ -543,15 +516,7 @@ fn a_run_outlives_the_reader_of_its_messages() {
 fn an_interrupted_run_saves_ends_with_130_and_resumes() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("my run");
-    let args = [
-        "train",
-        "--method",
-        "fcn",
-        "--data",
-        "synthetic",
-        "--out",
-        text(&out),
-    ];
+    let args = train_flags("fcn", "synthetic", &out);
     let mut child = halfseg(&[&args[..], &TINY, &["--set", "schedule.iterations=100000"]].concat())
         .stderr(Stdio::piped())
         .spawn()
@@ -602,15 +567,7 @@ fn what_a_folder_means_belongs_to_the_run_in_it() {
     let folder = tempfile::tempdir().unwrap();
     let out = trained(&folder, "fcn");
     fs::remove_file(out.join("last_checkpoint")).unwrap();
-    let begin = [
-        "train",
-        "--method",
-        "pspnet",
-        "--data",
-        "synthetic",
-        "--out",
-        text(&out),
-    ];
+    let begin = train_flags("pspnet", "synthetic", &out);
     let begin = [&begin[..], &TINY].concat();
     let best = fs::read(out.join("best.safetensors")).unwrap();
     check(&begin, 1, &["best.safetensors", "--overwrite"]);

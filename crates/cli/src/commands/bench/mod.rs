@@ -28,7 +28,7 @@ use crate::output::{check_writable, print_table, write_json};
 /// is all of [`Learner::step`]: network, both losses, backward pass, unscaling, SGD. Nothing is
 /// loaded.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    check_writable(&[&args.json])?;
+    check_writable(&[&args.json], &[])?;
     let recipe = recipe(args)?;
     let (method, depth) = (recipe.model.method, recipe.model.backbone);
     let batch = recipe.train.batch;

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use halfseg_data::short_name;
 use halfseg_files::walk;
 
 /// What names of written pictures end with, after the input's stem.
@@ -60,6 +61,7 @@ impl Inputs {
             }
         }
         inputs.pictures = distinct(inputs.pictures)?;
+        check_spared(&inputs.pictures, out)?;
         if inputs.pictures.is_empty() && inputs.bad.is_empty() {
             bail!("expected names of pictures on stdin, found none");
         }
@@ -203,33 +205,20 @@ fn written(files: &[PathBuf], out: &Path) -> BTreeSet<PathBuf> {
     ours.flat_map(|(_, paths)| paths).cloned().collect()
 }
 
-/// `stem`, or its beginning and a number that tells it from others, where names with it would be too
-/// long.
+/// `stem`, shortened where names with it would be too long.
 fn short(stem: &str) -> String {
-    if stem.len() <= LONGEST_STEM {
-        return stem.to_owned();
-    }
-    // FNV-1a, the same in every run.
-    let hash = stem.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let number = format!("~{hash:016x}");
-    let mut end = LONGEST_STEM - number.len();
-    while !stem.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}{number}", &stem[..end])
+    short_name(stem, LONGEST_STEM)
 }
 
 /// Gives pictures that would be written under one name names of their own: with the folders that tell
-/// them apart, and where that does not help, with their extension. A picture that is meant twice stays
-/// once.
-fn distinct(pictures: Vec<Input>) -> Result<Vec<Input>> {
+/// them apart, and where that does not help, with their extension. A picture that is meant twice, as
+/// `x.png` and `./x.png`, stays once.
+fn distinct(mut pictures: Vec<Input>) -> Result<Vec<Input>> {
     let mut seen = BTreeSet::new();
-    let mut pictures: Vec<_> = pictures
-        .into_iter()
-        .filter(|input| seen.insert((input.path.clone(), input.folder.clone())))
-        .collect();
+    pictures.retain(|input| {
+        let path = std::path::absolute(&input.path).unwrap_or_else(|_| input.path.clone());
+        seen.insert((path, input.folder.clone()))
+    });
     for shared in groups(&pictures) {
         let paths = shared
             .iter()
@@ -270,6 +259,30 @@ fn distinct(pictures: Vec<Input>) -> Result<Vec<Input>> {
         );
     }
     Ok(pictures)
+}
+
+/// Refuses pictures that would be replaced by what is made of another one.
+fn check_spared(pictures: &[Input], out: &Path) -> Result<()> {
+    let place = |path: &Path| path.canonicalize().ok();
+    let given: BTreeSet<_> = pictures
+        .iter()
+        .flat_map(|input| place(&input.path))
+        .collect();
+    for input in pictures {
+        for suffix in SUFFIXES {
+            let written = out
+                .join(&input.folder)
+                .join(format!("{}{suffix}", input.stem));
+            if place(&written).is_some_and(|path| given.contains(&path)) {
+                bail!(
+                    "{}: what is made of {} would replace it; choose another folder for --out",
+                    written.display(),
+                    input.path.display()
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The places of pictures that would be written under one name.
@@ -330,6 +343,7 @@ mod tests {
             &["a_x.png", "a_x.jpg", "b_x"],
         );
         named(&[("a/x.png", ""), ("a/x.png", "")], &["x"]);
+        named(&[("a/x.png", ""), ("./a/x.png", "")], &["x"]);
     }
 
     #[test]
