@@ -89,6 +89,9 @@ fn code(error: &anyhow::Error) -> u8 {
     }
 }
 
+/// Characters of the longest message: some repeat a line of a file, however long.
+const LONGEST: usize = 4000;
+
 /// The message and its causes in one line, without those that only repeat what was said.
 pub fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
@@ -101,6 +104,10 @@ pub fn chain(error: &anyhow::Error) -> String {
             text.push_str(": ");
         }
         text.push_str(&cause);
+    }
+    if let Some((end, _)) = text.char_indices().nth(LONGEST) {
+        text.truncate(end);
+        text.push_str(" (and so on)");
     }
     text
 }

@@ -69,8 +69,8 @@ pub enum EvalError {
     },
     /// Scores of an image are NaN or infinite.
     #[error(
-        "{name}: expected finite scores, found others at {found} of {pixels} pixels; f16 holds \
-         numbers up to 65504 only: compute in bf16 or f32"
+        "{name}: expected finite scores, found others at {found} of {pixels} pixels; where this \
+         is f16, which holds numbers up to 65504 only, compute in bf16 or f32; else look at the weights"
     )]
     NotFinite {
         /// The image.

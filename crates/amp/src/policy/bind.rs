@@ -29,9 +29,14 @@ impl std::fmt::Display for UnmatchedModule {
     }
 }
 
+/// Characters of a name that are compared with those of others.
+const LONGEST_NAME: usize = 200;
+
 /// The candidate that looks most like `name`.
 pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
-    let likeness = |candidate: &str| strsim::normalized_damerau_levenshtein(name, candidate);
+    // The time for a comparison grows with both lengths.
+    let name: String = name.chars().take(LONGEST_NAME).collect();
+    let likeness = |candidate: &str| strsim::normalized_damerau_levenshtein(&name, candidate);
     candidates
         .into_iter()
         .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))

@@ -194,12 +194,17 @@ fn first_leaf(key: String, value: &Value) -> String {
     }
 }
 
+/// Characters of a key that are compared with those of others.
+const LONGEST_KEY: usize = 200;
+
 /// The known key that looks most like `key`, by its whole path or by its last part alone.
 fn nearest(key: &str, known: &[String]) -> String {
+    // The time for a comparison grows with both lengths.
+    let key: String = key.chars().take(LONGEST_KEY).collect();
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_lowercase();
     let likeness = |candidate: &str| {
         let whole = strsim::normalized_damerau_levenshtein(&key.to_lowercase(), candidate);
-        let part = strsim::normalized_damerau_levenshtein(&last(key), &last(candidate));
+        let part = strsim::normalized_damerau_levenshtein(&last(&key), &last(candidate));
         // The last part decides; the whole path tells `train.lr` from `optimizer.lr`.
         part + 0.5 * whole
     };
