@@ -126,7 +126,7 @@ pub(super) fn pass_on_all(
     let mut workers = route.group(devices).into_iter();
     let first = workers.next().expect("there is one part for each device");
     std::thread::scope(|threads| {
-        let others: Vec<_> = workers
+        let others: std::io::Result<Vec<_>> = workers
             .zip(&devices[1..])
             .enumerate()
             .map(|(index, (worker, device))| {
@@ -134,7 +134,7 @@ pub(super) fn pass_on_all(
                 let (images, labels) = (handed_over(images, device), labels.into_data());
                 let labels = Tensor::from_data(labels, device);
                 let (model, pass) = (replica(model, device), pass.clone());
-                threads.spawn(move || {
+                std::thread::Builder::new().spawn_scoped(threads, move || {
                     worker.scope(|| {
                         let grads = pass.run(&model, images, labels, || ());
                         // The first worker makes the step.
@@ -144,6 +144,10 @@ pub(super) fn pass_on_all(
                 })
             })
             .collect();
+        // In its scope, so that those that were started do not wait for the others.
+        let others = others.unwrap_or_else(|error| {
+            first.scope(|| panic!("no thread for each device: {error} (`ulimit -u` limits them)"))
+        });
         let (images, labels) = part(0);
         let grads = first.scope(|| {
             let grads = pass.run(model, images, labels, forward_done);
