@@ -14,6 +14,17 @@ mod start;
 
 pub use audit::{Audit, audit};
 pub use error::Error;
+pub use halfseg_amp::{
+    AmpError, AuditReport, CastReport, GradScaler, Op, Policy, Precision, Scaling, StepOutcome,
+    UnderflowReport,
+};
+pub use halfseg_data::{Crop, DataError, Dataset, Pipeline, Scale};
+pub use halfseg_devices::{Bytes, DeviceChoice, DeviceError, Route};
+pub use halfseg_eval::{EvalError, Scores};
+pub use halfseg_predict::{EvalMode, EvalScale, PredictError, PredictorConfig};
+pub use halfseg_segmentor::{
+    CheckpointError, Depth, LoadReport, Method, Segmentor, SegmentorConfig, TrainingStep,
+};
 pub use learner::{Learner, Step};
 pub use poly::PolySchedule;
 pub use recipe::values::{DataSource, LossScale, ParseValueError, RunPrecision};
