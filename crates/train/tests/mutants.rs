@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use halfseg_amp::{Op, Policy, Precision};
 use halfseg_devices::DeviceChoice;
 use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{Observer, Recipe, Step, Timing, Trainer};
@@ -193,32 +194,68 @@ fn a_run_folder_with_a_damaged_file_is_used_or_refused() {
     }
 }
 
-#[test]
-fn a_damaged_configuration_is_used_or_refused() {
-    let text = tiny().to_toml();
+/// Reads `4 * mutants()` damaged versions of `text` as `read` does, which must end in a value that
+/// `check` is content with or in a message that names the file.
+fn check_texts<T>(
+    text: &str,
+    name: &str,
+    read: impl Fn(&[u8]) -> Result<T, String> + std::panic::RefUnwindSafe,
+    check: impl Fn(T, &str),
+) {
     let seed = number("HALFSEG_SEED", 1);
     let (mut used, mut refused) = (0, 0);
     for number in 0..4 * mutants() {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(number);
-        let damaged = String::from_utf8_lossy(&mutant(text.as_bytes(), &mut rng)).into_owned();
-        let what = format!("mutant {number}, HALFSEG_SEED={seed}");
+        let damaged = mutant(text.as_bytes(), &mut rng);
+        let what = format!("mutant {number} of {name}, HALFSEG_SEED={seed}");
         let begun = Instant::now();
-        match catch_unwind(|| Recipe::parse(&damaged, "damaged.toml")) {
-            Ok(Ok(recipe)) => {
+        match catch_unwind(|| read(&damaged)) {
+            Ok(Ok(value)) => {
                 used += 1;
-                let again = Recipe::parse(&recipe.to_toml(), "copy").unwrap();
-                assert_eq!(again, recipe, "{what}");
+                check(value, &what);
             }
-            Ok(Err(error)) => {
+            Ok(Err(said)) => {
                 refused += 1;
-                let said = error.to_string();
-                assert!(said.contains("damaged.toml"), "{what}: {said}");
+                assert!(said.contains(name), "{what}: {said}");
             }
             Err(_) => panic!("{what} panics"),
         }
         assert!(begun.elapsed() < LONGEST, "{what}");
     }
-    println!("{used} used, {refused} refused");
+    println!("{name}: {used} used, {refused} refused");
     assert!(used > 0 && refused > 0);
+}
+
+#[test]
+fn a_damaged_configuration_is_used_or_refused() {
+    let read = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        Recipe::parse(&text, "damaged.toml").map_err(|error| error.to_string())
+    };
+    check_texts(&tiny().to_toml(), "damaged.toml", read, |recipe, what| {
+        let again = Recipe::parse(&recipe.to_toml(), "copy").unwrap();
+        assert_eq!(again, recipe, "{what}");
+    });
+}
+
+#[test]
+fn a_damaged_policy_is_used_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("damaged.json");
+    let policy = Policy::f16()
+        .with_op(Op::Interpolate, Precision::F16)
+        .with_module("decode_head.conv_seg", Precision::F32);
+    policy.save(&path).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    let read = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let mut recipe = tiny();
+        let policy = recipe.read_policy(&path).map(|()| recipe);
+        policy.map_err(|error| error.to_string())
+    };
+    check_texts(&text, "damaged.json", read, |recipe, what| {
+        let again = Recipe::parse(&recipe.to_toml(), "copy").unwrap();
+        assert_eq!(again, recipe, "{what}");
+    });
 }
