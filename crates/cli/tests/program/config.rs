@@ -97,3 +97,53 @@ fn bad_usage_ends_with_2_and_names_what_is_meant() {
         &["`train.batch`", "at least 2"],
     );
 }
+
+/// A pipe can be read once: what it says must not be lost to a first look at it.
+#[cfg(unix)]
+#[test]
+fn a_configuration_may_come_through_a_pipe() {
+    use std::io::Write;
+    use std::process::Stdio;
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let through = |args: &[&str], text: &str| {
+        let mut command = halfseg(&[args, &["--config", "/dev/stdin"]].concat());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let printed = through(&["config"], "seed = 77");
+    assert!(String::from_utf8_lossy(&printed.stdout).contains("seed = 77"));
+    let trained = through(&["train", "--out", text(&out)], "data.source = 'nowhere'");
+    assert_eq!(trained.status.code(), Some(1), "{}", stderr(&trained));
+    assert!(
+        stderr(&trained).contains("nowhere/leftImg8bit"),
+        "{}",
+        stderr(&trained)
+    );
+    check(
+        &["config", "--config", "/dev/zero"],
+        1,
+        &["/dev/zero", "at most 16 MiB"],
+    );
+    check(
+        &["config", "--policy", "/dev/zero"],
+        1,
+        &["/dev/zero", "at most 16 MiB"],
+    );
+    let long = format!("{}=1", "a".repeat(100_000));
+    check(
+        &["config", "--set", &long],
+        2,
+        &["unknown key", "and so on"],
+    );
+}

@@ -1,6 +1,7 @@
 //! `halfseg eval` and `halfseg score`.
 
 use std::fs;
+use std::path::Path;
 
 use halfseg_data::{read_image, read_label, write_label};
 use halfseg_eval::{CityscapesScorer, CityscapesScores};
@@ -290,4 +291,85 @@ fn a_split_without_labels_is_packed_for_the_server() {
     check(&base, 0, &["nothing to score"]);
     assert_eq!(fs::read(&zip).unwrap(), first);
     assert_eq!(fs::read_dir(zip.parent().unwrap()).unwrap().count(), 1);
+}
+
+/// The longest names that pictures can have, and equal ones in two cities.
+#[test]
+fn predictions_of_pictures_with_long_names_are_kept_and_scored() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let root = cityscapes(&folder);
+    let (images, truth) = (root.join("leftImg8bit/val"), root.join("gtFine/val"));
+    let place = |folder: &Path, city: &str, name: &str, ending: &str| {
+        fs::create_dir_all(folder.join(city)).unwrap();
+        folder.join(city).join(format!("{name}{ending}"))
+    };
+    let endings = ["_leftImg8bit.png", "_gtFine_labelIds.png"];
+    let (short, long) = ("town_000000_000000", "l".repeat(255 - endings[1].len()));
+    let longer = "m".repeat(255 - endings[0].len());
+    for (city, name) in [("town", &long), ("city", &long)] {
+        for (tree, ending) in [(&images, endings[0]), (&truth, endings[1])] {
+            let from = place(tree, "town", short, ending);
+            fs::copy(from, place(tree, city, name, ending)).unwrap();
+        }
+    }
+    let (kept, zip) = (folder.path().join("kept"), folder.path().join("all.zip"));
+    let eval = [
+        "eval",
+        "--checkpoint",
+        text(&checkpoint),
+        "--data",
+        text(&root),
+    ];
+    let keep = ["--save-predictions", text(&kept), "--zip", text(&zip)];
+    check(&[&eval[..], &keep].concat(), 0, &[]);
+    assert_eq!(fs::read_dir(&kept).unwrap().count(), 4);
+    assert_eq!(archived(&zip).len(), 4);
+    let score = [
+        "score",
+        "--predictions",
+        text(&kept),
+        "--truth",
+        text(&truth),
+    ];
+    let output = run(&score);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &stderr(&output);
+    assert!(
+        output.status.success() && said.contains("4 images"),
+        "{said}"
+    );
+
+    // Without labels, names may be longer still.
+    fs::remove_dir_all(&truth).unwrap();
+    let from = place(&images, "town", short, endings[0]);
+    fs::copy(from, place(&images, "town", &longer, endings[0])).unwrap();
+    check(&[&eval[..], &keep].concat(), 0, &["nothing to score"]);
+    assert_eq!(archived(&zip).len(), 5);
+    assert!(kept.join(format!("{longer}.png")).is_file());
+}
+
+/// Zeros and ones are no classes among labelIds.
+#[test]
+fn a_split_of_masks_is_said_to_be_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let root = cityscapes(&folder);
+    for index in 0..2 {
+        let path = format!("gtFine/val/town/town_{index:06}_000000_gtFine_labelIds.png");
+        let mut map = read_label(&root.join(&path)).unwrap();
+        map.data.iter_mut().for_each(|id| *id %= 2);
+        write_label(&root.join(path), &map).unwrap();
+    }
+    let expect = ["warning: ", "100.0 % of their pixels are ignored", "(0, 1)"];
+    let eval = [
+        "eval",
+        "--checkpoint",
+        text(&checkpoint),
+        "--data",
+        text(&root),
+    ];
+    check(&[&eval[..], &["--quiet"]].concat(), 0, &expect);
+    let out = folder.path().join("run");
+    let train = train_flags("fcn", text(&root), &out);
+    check(&[&train[..], &TINY, &["--quiet"]].concat(), 0, &expect);
 }
