@@ -20,6 +20,8 @@ const TRAIN_IDS: &str = "_gtFine_labelTrainIds.png";
 const INSTANCE_IDS: &str = "_gtFine_instanceIds.png";
 /// Label maps that are looked at when a split is opened.
 const MAPS: usize = 8;
+/// Values of label maps that tell whether they are labelIds or trainIds.
+const MANY: usize = 10;
 /// Pixels in a hundred that may be ignored before that is strange.
 const MOST_IGNORED: u64 = 99;
 
@@ -254,6 +256,9 @@ fn look_at_maps(items: &[Item], reader: ImageReader) -> Result<Vec<String>, Data
         .iter()
         .filter_map(|item| item.label.as_deref())
         .collect();
+    if maps.is_empty() {
+        return Ok(Vec::new());
+    }
     let count = maps.len().min(MAPS);
     let mut pixels = [0u64; 256];
     let mut ignored = 0;
@@ -276,33 +281,43 @@ fn look_at_maps(items: &[Item], reader: ImageReader) -> Result<Vec<String>, Data
     }
     let values = (0..=255u8).filter(|&id| pixels[id as usize] > 0);
     let values: Vec<_> = values.collect();
-    let all_train_ids = maps.iter().all(|path| is_train_ids(path));
-    if maps.len() > 1 && all_train_ids && values == [0, IGNORE] {
+    let train_ids = maps.iter().filter(|path| is_train_ids(path)).count();
+    if maps.len() > 1 && train_ids == maps.len() && values == [0, IGNORE] {
         return Err(DataError::Mask {
             path: maps[0].to_owned(),
             others: count - 1,
         });
     }
     let all = pixels.iter().sum::<u64>().max(1);
-    if ignored * 100 < all * MOST_IGNORED {
-        return Ok(Vec::new());
-    }
-    let values = values.iter().map(u8::to_string).collect::<Vec<_>>();
-    Ok(vec![format!(
-        "{}, and {} more label maps that were looked at: {:.1} % of their pixels are ignored in training \
-         and scores; of their values ({}), {}",
-        maps[0].display(),
-        count - 1,
-        100.0 * ignored as f64 / all as f64,
-        values.join(", "),
-        match all_train_ids {
+    let mut notes = Vec::new();
+    let mut note = |what: String| {
+        let (first, others) = (maps[0].display(), count - 1);
+        notes.push(format!(
+            "{first}, and {others} more label maps that were looked at: {what}"
+        ));
+    };
+    let train_ids_are_named = format!("maps of trainIds, and masks, are named *{TRAIN_IDS}");
+    if ignored * 100 >= all * MOST_IGNORED {
+        let values = values.iter().map(u8::to_string).collect::<Vec<_>>();
+        let why = match train_ids == maps.len() {
             true => "255 is left out".to_owned(),
             false => format!(
-                "those below 7 are no classes, as *{LABEL_IDS} has them; maps of trainIds, and masks, are \
-                 named *{TRAIN_IDS}"
+                "those below 7 are no classes, as *{LABEL_IDS} has them; {train_ids_are_named}"
             ),
-        }
-    )])
+        };
+        note(format!(
+            "{:.1} % of their pixels are ignored in training and scores; of their values ({}), {why}",
+            100.0 * ignored as f64 / all as f64,
+            values.join(", "),
+        ));
+    } else if train_ids == 0 && values.len() >= MANY && values.last() < Some(&(CLASSES as u8)) {
+        note(format!(
+            "they hold {} values, all below {CLASSES}, as trainIds are and labelIds hardly ever; \
+             {train_ids_are_named}",
+            values.len()
+        ));
+    }
+    Ok(notes)
 }
 
 fn is_train_ids(path: &Path) -> bool {

@@ -274,6 +274,15 @@ fn a_split_of_which_nearly_all_is_ignored_says_so() {
     // One pixel in fifty is a road.
     write("labelIds", &[&[7][..], &[1; 49]].concat());
     assert_eq!(notes(), Vec::<String>::new());
+    // All of them are labelIds, too.
+    write("labelIds", &(0..19).collect::<Vec<_>>());
+    assert!(
+        notes()[0].contains("19 values, all below 19"),
+        "{:?}",
+        notes()
+    );
+    write("labelIds", &(0..34).collect::<Vec<_>>());
+    assert_eq!(notes(), Vec::<String>::new());
     for index in 0..2 {
         let name = format!("demo_{index:06}_000000_gtFine_labelIds.png");
         std::fs::remove_file(folder.join(name)).unwrap();

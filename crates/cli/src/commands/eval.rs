@@ -112,7 +112,9 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let scores = matrix.scores();
     let official = official.map(|scorer| scorer.scores());
     let unlabelled = scores.classes.iter().all(|class| class.pixels == 0);
-    if unlabelled {
+    if names.is_empty() {
+        message!("no picture was scored");
+    } else if unlabelled {
         message!("{split} has no labels: nothing to score");
     } else {
         let mut table = scores.table(class_names(classes));
