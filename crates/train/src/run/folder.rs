@@ -330,8 +330,9 @@ fn found_run(path: &Path) -> Option<String> {
     if let Some(name) = checkpoints.next() {
         return Some(name);
     }
-    let trained = Log::read(&path.join(LOG), "train").is_ok_and(|lines| !lines.is_empty());
-    trained.then(|| LOG.to_owned())
+    let mut trained = false;
+    let read = Log::each(&path.join(LOG), "train", |_| trained = true);
+    (read.is_ok() && trained).then(|| LOG.to_owned())
 }
 
 /// Removes the files of whatever run was in the folder at `path`, for a run with `recipe`.

@@ -1,7 +1,7 @@
 //! The log of a run: one JSON object per line.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -144,15 +144,32 @@ impl Log {
     ///
     /// When the file cannot be read.
     pub fn read(path: &Path, event: &str) -> Result<Vec<Value>, Error> {
-        let bytes = read_regular(path).map_err(|source| Error::Read {
+        let mut lines = Vec::new();
+        Self::each(path, event, |line| lines.push(line))?;
+        Ok(lines)
+    }
+
+    /// Calls `take` with each line that [`read`](Self::read) would give, one at a time: a log grows with
+    /// its run.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub(crate) fn each(path: &Path, event: &str, mut take: impl FnMut(Value)) -> Result<(), Error> {
+        let failed = |source| Error::Read {
             path: path.to_owned(),
             source,
-        })?;
-        Ok(bytes
-            .split(|byte| *byte == b'\n')
-            .filter_map(|line| serde_json::from_slice::<Value>(line).ok())
-            .filter(|line| line["event"] == event)
-            .collect())
+        };
+        let file = halfseg_files::open_regular(path).map_err(failed)?;
+        for line in BufReader::new(file).split(b'\n') {
+            let line = serde_json::from_slice::<Value>(&line.map_err(failed)?);
+            if let Ok(line) = line
+                && line["event"] == event
+            {
+                take(line);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use halfseg_eval::{Series, curves_svg};
-use serde_json::Value;
 
 use crate::{Error, Log};
 
@@ -16,22 +15,22 @@ const SMOOTH: usize = 20;
 ///
 /// When a file cannot be read or written.
 pub fn draw_curves(log: &Path, svg: &Path) -> Result<(), Error> {
-    let lines = Log::read(log, "train")?;
-    let points = |key: &str| -> Vec<(f64, f64)> {
-        let point = |line: &Value| Some((line["iteration"].as_f64()?, line[key].as_f64()?));
-        lines.iter().filter_map(point).collect()
-    };
-    let loss = points("loss");
+    let (mut loss, mut auxiliary) = (Vec::new(), Vec::new());
+    Log::each(log, "train", |line| {
+        let point = |key: &str| Some((line["iteration"].as_f64()?, line[key].as_f64()?));
+        loss.extend(point("loss"));
+        auxiliary.extend(point("aux_loss"));
+    })?;
     let window = SMOOTH.max(loss.len() / 50);
-    let mean = |part: &[(f64, f64)]| part.iter().map(|p| p.1).sum::<f64>() / part.len() as f64;
-    let smooth = (0..loss.len())
-        .map(|end| {
-            (
-                loss[end].0,
-                mean(&loss[(end + 1).saturating_sub(window)..=end]),
-            )
-        })
-        .collect();
+    let mut sum = 0.0;
+    let smooth = (0..loss.len()).map(|end| {
+        sum += loss[end].1;
+        if let Some(left) = end.checked_sub(window) {
+            sum -= loss[left].1;
+        }
+        (loss[end].0, sum / window.min(end + 1) as f64)
+    });
+    let smooth = smooth.collect();
     let series = [
         Series {
             name: "loss".into(),
@@ -43,7 +42,7 @@ pub fn draw_curves(log: &Path, svg: &Path) -> Result<(), Error> {
         },
         Series {
             name: "auxiliary".into(),
-            points: points("aux_loss"),
+            points: auxiliary,
         },
     ];
     Ok(curves_svg(
@@ -63,6 +62,22 @@ pub(crate) fn spread(len: usize, count: usize) -> impl Iterator<Item = usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn curves_are_drawn_of_a_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, svg) = (folder.path().join("log"), folder.path().join("svg"));
+        let line =
+            |i: u64| format!(r#"{{"event":"train","iteration":{i},"loss":{i}.5,"aux_loss":null}}"#);
+        let lines: Vec<_> = (1..=3000).map(line).collect();
+        std::fs::write(&log, lines.join("\n") + "\nno JSON\n{\"event\":\"end\"}\n").unwrap();
+        draw_curves(&log, &svg).unwrap();
+        let drawn = std::fs::read_to_string(svg).unwrap();
+        assert!(
+            drawn.contains("mean over 60") && drawn.contains("<polyline"),
+            "{drawn}"
+        );
+    }
 
     #[test]
     fn pictures_are_spread_over_the_split() {
