@@ -11,7 +11,7 @@ use crate::published;
 
 /// Lists published checkpoints, or fetches them.
 pub fn run(args: &ZooArgs) -> Result<()> {
-    check_writable(&[&args.json])?;
+    check_writable(&[&args.json], &[])?;
     let cache = published::cache()?;
     if args.fetch {
         return fetch(&cache, &args.names);

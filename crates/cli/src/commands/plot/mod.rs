@@ -17,7 +17,7 @@ use crate::output::{check_writable, print};
 
 /// Lays the curves of training runs over one another.
 pub fn run(args: &PlotArgs) -> Result<()> {
-    check_writable(&[&Some(args.out.clone()), &args.csv])?;
+    check_writable(&[&Some(args.out.clone()), &args.csv], &[])?;
     let csv = args
         .csv
         .clone()
