@@ -1,5 +1,6 @@
 //! Gradients whose type says whether they are still scaled.
 
+mod forward;
 #[cfg(feature = "flex")]
 mod host;
 mod measure;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::module::ParamId;
-use burn::tensor::Tensor;
 
 /// The part of a scaler that its losses and gradients carry along.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,11 +36,4 @@ impl Round {
     pub fn is_held(&self) -> bool {
         Arc::strong_count(&self.held) > 1
     }
-}
-
-/// A flag on the device that says whether something computed in the forward pass is finite.
-#[derive(Clone)]
-pub(crate) struct ForwardFlag {
-    pub name: String,
-    pub finite: Tensor<1>,
 }

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::{DType, Device, FloatDType, Gradients, Tensor};
+use burn::tensor::{DType, FloatDType, Gradients, Tensor};
 
+use super::forward::ForwardFlags;
 use super::measure::{measure_large, read_back, scale_all};
 use super::numbers::{Numbers, plain};
-use super::round::{ForwardFlag, Round};
-use super::slot::{Grad, Slot, finite_flag};
+use super::round::Round;
+use super::slot::{Grad, Slot};
 use super::unscaled::UnscaledGrads;
 use crate::cache::forget_consumed;
 use crate::paths::paths_by_id;
@@ -93,19 +94,16 @@ impl ScaledGraph {
         struct Visitor<'a> {
             grads: &'a mut Gradients,
             round: &'a Round,
-            device: Device,
             paths: HashMap<ParamId, String>,
             found: Vec<Grad>,
-            forward: Vec<ForwardFlag>,
+            forward: Vec<(String, Box<dyn Slot>)>,
         }
         impl ModuleVisitor for Visitor<'_> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 if self.round.statistics.contains(&param.id) {
-                    let finite = finite_flag(param.base().without_autodiff(), &self.device);
-                    self.forward.push(ForwardFlag {
-                        name: self.paths[&param.id].clone(),
-                        finite,
-                    });
+                    let value = param.base().without_autodiff();
+                    self.forward
+                        .push((self.paths[&param.id].clone(), Box::new(value)));
                 }
                 if !param.is_require_grad() {
                     return;
@@ -131,11 +129,9 @@ impl ScaledGraph {
         if !self.round.statistics.is_empty() {
             flush(model);
         }
-        let device = self.raw.device();
         let mut visitor = Visitor {
             grads: &mut self.grads,
             round: &self.round,
-            device: device.clone(),
             paths: paths_by_id(model),
             found: Vec::new(),
             forward: Vec::new(),
@@ -146,13 +142,13 @@ impl ScaledGraph {
         } = visitor;
         let mut losses = Vec::new();
         if self.round.checked {
-            let finite = finite_flag(self.raw.clone(), &device);
-            forward.push(ForwardFlag {
-                name: LOSS.to_owned(),
-                finite,
-            });
+            forward.push((LOSS.to_owned(), Box::new(self.raw.clone())));
             losses.push(self.raw.clone().cast(FloatDType::F32));
         }
+        let forward = match forward.is_empty() {
+            true => Vec::new(),
+            false => vec![ForwardFlags::of(forward, &self.raw.device())],
+        };
         ScaledGrads {
             grads: found,
             forward,
@@ -205,7 +201,7 @@ const LOSS: &str = "loss";
 #[must_use = "unscale the gradients"]
 pub struct ScaledGrads {
     grads: Vec<Grad>,
-    forward: Vec<ForwardFlag>,
+    forward: Vec<ForwardFlags>,
     /// The losses before scaling, in f32, on the device of the flags.
     losses: Vec<Tensor<1>>,
     /// What the program wants read with them.
@@ -297,9 +293,9 @@ impl ScaledGrads {
             Some(device) => number.to_device(device),
             None => number,
         };
-        let flags = other.forward.into_iter().map(|flag| ForwardFlag {
-            finite: here(flag.finite),
-            ..flag
+        let flags = other.forward.into_iter().map(|flags| ForwardFlags {
+            finite: here(flags.finite),
+            ..flags
         });
         self.forward.extend(flags);
         self.losses.extend(other.losses.into_iter().map(here));
@@ -322,14 +318,16 @@ impl ScaledGrads {
             self.grads.push(Grad { value, ..grad });
         }
         if !self.forward.is_empty() {
-            let flags = self.forward.iter().map(|flag| flag.finite.clone());
+            let flags = self.forward.iter().map(|flags| flags.finite.clone());
             let bad = Tensor::cat(flags.collect(), 0).sub_scalar(1.0).neg();
-            let (flags, losses) = (self.forward.len(), self.losses.len());
+            let (flags, losses) = (bad.dims()[0], self.losses.len());
             let row = sum(Tensor::cat([vec![bad], self.losses].concat(), 0));
             let finite = row.clone().narrow(0, 0, flags).lower_scalar(0.5);
             let finite = finite.float().cast(FloatDType::F32);
-            for (place, flag) in self.forward.iter_mut().enumerate() {
-                flag.finite = finite.clone().narrow(0, place, 1);
+            let mut start = 0;
+            for flags in &mut self.forward {
+                flags.finite = finite.clone().narrow(0, start, flags.names.len());
+                start += flags.names.len();
             }
             let losses = (flags..flags + losses).map(|place| row.clone().narrow(0, place, 1));
             self.losses = losses.collect();
@@ -374,7 +372,7 @@ impl ScaledGrads {
             return grads;
         }
         let device = match (self.forward.first(), grads.grads.first()) {
-            (Some(flag), _) => flag.finite.device(),
+            (Some(flags), _) => flags.finite.device(),
             (None, Some(grad)) => grad.value.device(),
             (None, None) => return grads,
         };
@@ -382,7 +380,8 @@ impl ScaledGrads {
         let inverse = (1.0 / f64::from(scale)) as f32;
         let known = scale_all(&mut grads.grads, inverse);
 
-        let flags = self.forward.iter().map(|flag| flag.finite.clone());
+        let names: Vec<_> = self.forward.iter().flat_map(|flags| &flags.names).collect();
+        let flags = self.forward.iter().map(|flags| flags.finite.clone());
         let losses = self.losses.len();
         // After the multiplication: by the inverse of a scale below 1 a gradient may overflow.
         let measured = known.numbers(&grads.grads, &device);
@@ -390,12 +389,12 @@ impl ScaledGrads {
         let known_here = asked.into_iter().chain(flags).chain(self.losses);
         let brought = read_back(known_here.chain(measured).collect());
         let brought = grads.numbers.take_from(&brought);
-        let (forward, brought) = brought.split_at(self.forward.len());
+        let (forward, brought) = brought.split_at(names.len());
         let (losses, measured) = brought.split_at(losses);
         grads.loss = (!losses.is_empty()).then(|| losses.iter().sum());
-        for (flag, finite) in self.forward.into_iter().zip(forward) {
-            if *finite == 0.0 && !grads.non_finite_forward.contains(&flag.name) {
-                grads.non_finite_forward.push(flag.name);
+        for (name, finite) in names.into_iter().zip(forward) {
+            if *finite == 0.0 && !grads.non_finite_forward.contains(name) {
+                grads.non_finite_forward.push(name.clone());
             }
         }
         let mut squares = Vec::with_capacity(grads.grads.len());

@@ -55,7 +55,12 @@ pub(crate) trait Slot: Send {
 
 impl<const D: usize> Slot for Tensor<D> {
     fn finite(&self, device: &Device) -> Tensor<1> {
-        finite_flag(self.clone(), device)
+        self.clone()
+            .is_finite()
+            .all()
+            .float()
+            .cast(FloatDType::F32)
+            .to_device(device)
     }
 
     fn sum_squares(&self, factor: f32, device: &Device) -> Tensor<1> {
@@ -162,14 +167,6 @@ impl<const D: usize> Slot for Tensor<D> {
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
     }
-}
-
-pub(crate) fn finite_flag<const D: usize>(x: Tensor<D>, device: &Device) -> Tensor<1> {
-    x.is_finite()
-        .all()
-        .float()
-        .cast(FloatDType::F32)
-        .to_device(device)
 }
 
 /// How often `mask` is true, on `device`. Exact up to 2^24, the integers of f32.

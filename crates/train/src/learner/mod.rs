@@ -13,6 +13,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{PolySchedule, Recipe, Sgd};
+pub(crate) use parts::replica;
 use parts::{PartNumbers, Pass, joined, numbers_of, pass_on_all};
 
 /// A network in training: weights, optimizer, gradient scaler and schedule.

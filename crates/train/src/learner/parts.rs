@@ -63,7 +63,7 @@ pub(super) fn numbers_of(numbers: Numbers) -> Vec<PartNumbers> {
 }
 
 /// A copy of `model` on `device` that shares neither its graph nor its running statistics.
-fn replica(model: &Segmentor, device: &Device) -> Segmentor {
+pub(crate) fn replica(model: &Segmentor, device: &Device) -> Segmentor {
     struct Mapper<'a>(&'a Device);
     impl ModuleMapper for Mapper<'_> {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
