@@ -11,6 +11,7 @@ use halfseg_layers::resize_memory;
 use halfseg_predict::PredictorSettings;
 use halfseg_segmentor::{LoadReport, Segmentor, training_memory};
 
+use crate::learner::replica;
 use crate::{Error, Recipe};
 
 /// A network ready to be trained as a recipe says.
@@ -27,8 +28,7 @@ impl Start {
     /// seed, under the weights of the recipe's `checkpoint` or `backbone_weights`.
     pub fn of(recipe: &Recipe, training: &Device) -> Result<Self, Error> {
         let alone = own_generator();
-        training.seed(recipe.seed);
-        let mut model = recipe.model.init(training);
+        let mut model = drawn(recipe, training);
         let mut loaded = None;
         if !recipe.checkpoint.is_empty() {
             let report;
@@ -60,6 +60,19 @@ impl Start {
             policy,
             loaded: None,
         })
+    }
+}
+
+/// A network drawn from the recipe's seed. The CPU draws, where this build computes there, so that the
+/// weights are the same on every device; elsewhere the device itself does.
+fn drawn(recipe: &Recipe, training: &Device) -> Segmentor {
+    let host = DeviceChoice::Flex.open().map(Device::autodiff);
+    let host = host.unwrap_or_else(|_| training.clone());
+    host.seed(recipe.seed);
+    let model = recipe.model.init(&host);
+    match host == *training {
+        true => model,
+        false => replica(&model, training),
     }
 }
 
