@@ -2,7 +2,8 @@
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::cat;
-use halfseg_kernels::{Conv2dOptions, conv2d, rounds_weight};
+use halfseg_devices::is_host;
+use halfseg_kernels::{Conv2dOptions, conv2d};
 
 use crate::ConvBnAct;
 use crate::resize::{bilinear_weights, resize_with};
@@ -38,7 +39,7 @@ impl ConvBnAct {
         let [_, _, kernel_height, kernel_width] = self.conv.weight.dims();
         let linear = [kernel_height, kernel_width] == [3, 3]
             && self.conv.options() == plain
-            && rounds_weight(&maps[0])
+            && is_host(&device)
             && !self.bn.trains_on(&device);
         if !linear || before.len() + after.len() == 0 {
             let resized = |map| resize_with(map, [h, w], align_corners);

@@ -105,7 +105,7 @@ impl Conv2dOptions {
 /// - output: `[n, c_out, h_out, w_out]`
 ///
 /// All have one dtype; but where [`rounds_weight`], an f32 weight is rounded to the dtype of `x` while
-/// it is read, and its gradient, rounded likewise, is f32: as with a cast before, without its copy.
+/// it is read, and its gradient is f32, rounded likewise on the CPU: as with a cast before, without its copy.
 ///
 /// # Panics
 /// If the shapes do not fit each other, a stride or dilation is 0, or the dtypes differ.
@@ -126,15 +126,19 @@ pub fn conv2d(
     module::conv2d(x, weight, bias, ConvOptions::from(options))
 }
 
-/// Whether [`conv2d`] takes an f32 weight with `x`, whatever the dtype of `x`: on the CPU.
+/// Whether [`conv2d`] takes an f32 weight with `x`, whatever the dtype of `x`: on the CPU, and on GPUs with
+/// f16 and bf16.
 pub fn rounds_weight(x: &Tensor<4>) -> bool {
     #[cfg(feature = "flex")]
-    return crate::cpu::tensor::handles(x);
-    #[cfg(not(feature = "flex"))]
-    {
-        let _ = x;
-        false
+    if crate::cpu::tensor::handles(x) {
+        return true;
     }
+    #[cfg(feature = "cube")]
+    if gpu::rounds_weight(x) {
+        return true;
+    }
+    let _ = x;
+    false
 }
 
 /// A convolution and what follows it in a network that is not trained:

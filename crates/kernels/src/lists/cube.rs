@@ -1,7 +1,5 @@
 //! Kernels over many tensors at once, as many as a kernel binds.
 
-use std::ops::Range;
-
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
@@ -13,30 +11,32 @@ use cubecl::prelude::*;
 use super::list::Tensors;
 use super::ops::Lists;
 use crate::SgdStep;
-use crate::gpu::launch::{buffer, element, elementwise, empty};
-use crate::gpu::reduce::add_rows;
+use crate::gpu::launch::{buffer, element, empty};
+use crate::gpu::reduce::{UNITS, add_rows};
 
-/// Units that work together.
-const UNITS: usize = 256;
-/// Groups of units that share the largest tensor at most.
-const GROUPS: usize = 128;
-/// Values that a unit should have to work on at least.
-const VALUES: usize = 8;
+/// Groups of units that share a tensor at most: a few times what large GPUs run at once.
+const GROUPS: usize = 1024;
+/// Vectors that a unit should have to work on at least.
+const VECTORS: usize = 4;
+/// Values that a unit reads at a time, where a tensor's length is a multiple of it.
+const LANES: usize = 4;
 /// Tensors of one kernel at most: each has its own copy of the code.
 const TENSORS: usize = 32;
 
 /// Looks at the values of each tensor times `factor`, as their dtype holds them, and leaves for each
 /// group of units how many of its own are not finite and the sum of their squares:
-/// `[2, all tensors, groups]`. With `write` the products take the values' place. Groups are numbered by
-/// x, tensors by y; `places` are theirs among all.
+/// `[2, all tensors, all_groups]`, zeros for groups that there are not. With `write` the products take the
+/// values' place. Groups are numbered by x, tensors by y; `places` are theirs among all, `lengths` count
+/// vectors.
 #[cube(launch_unchecked)]
-fn scale_and_measure<E: Float>(
-    mut values: Sequence<Box<[E]>>,
+fn scale_and_measure<E: Float, N: Size>(
+    mut values: Sequence<Box<[Vector<E, N>]>>,
     lengths: Sequence<usize>,
     places: Sequence<usize>,
     parts: &mut [f32],
     factor: f32,
     tensors: usize,
+    all_groups: usize,
     #[comptime] write: bool,
     #[define(E)] _dtype: ElemType,
 ) {
@@ -46,7 +46,7 @@ fn scale_and_measure<E: Float>(
     // Values that are not finite, then squares.
     let mut tables = Shared::<[f32]>::new_slice(comptime!(2 * UNITS));
     let mut lost = 0.0f32.runtime();
-    let mut sum = 0.0f32.runtime();
+    let mut sums = Vector::<f32, N>::new(0.0);
     let mut place = 0usize.runtime();
     #[unroll]
     for tensor in 0..values.len() {
@@ -55,46 +55,72 @@ fn scale_and_measure<E: Float>(
             let values = &mut values[tensor];
             let mut k = CUBE_POS_X as usize * UNITS + unit;
             while k < lengths[tensor] {
-                let product = E::cast_from(f32::cast_from(values[k]) * factor);
-                let value = f32::cast_from(product);
-                // By its bits, since some compilers assume that there are no such values.
-                if u32::reinterpret(value) & 0x7f80_0000u32 == 0x7f80_0000u32 {
-                    lost += 1.0;
+                let factor = Vector::<f32, N>::new(factor);
+                let product = Vector::<E, N>::cast_from(Vector::cast_from(values[k]) * factor);
+                let value = Vector::<f32, N>::cast_from(product);
+                #[unroll]
+                for lane in 0..N::value() {
+                    // By its bits, since some compilers assume that there are no such values.
+                    if u32::reinterpret(value.extract(lane)) & 0x7f80_0000u32 == 0x7f80_0000u32 {
+                        lost += 1.0;
+                    }
                 }
                 if comptime!(write) {
                     values[k] = product;
                 }
-                sum += value * value;
+                sums += value * value;
                 k += step;
             }
         }
+    }
+    let mut sum = sums.extract(0usize);
+    #[unroll]
+    for lane in 1..N::value() {
+        sum += sums.extract(lane);
+    }
+    tables[unit] = lost;
+    tables[UNITS + unit] = sum;
+    add_rows(&mut tables, unit, 0, 2usize, UNITS, 1usize, 1usize);
+    let first = place * all_groups;
+    let squares = tensors * all_groups + first;
+    if unit == 0 {
+        let group = CUBE_POS_X as usize;
+        parts[first + group] = tables[0];
+        parts[squares + group] = tables[UNITS];
+    }
+    if CUBE_POS_X == 0 {
+        let mut group = groups + unit;
+        while group < all_groups {
+            parts[first + group] = 0.0;
+            parts[squares + group] = 0.0;
+            group += UNITS;
+        }
+    }
+}
+
+/// `[2, tensors, groups]` -> `[tensors, 2]`, whether all are finite and the sum, one tensor a group of
+/// units.
+#[cube(launch_unchecked)]
+fn combine(parts: &[f32], report: &mut [f32], tensors: usize, groups: usize) {
+    let tensor = CUBE_POS_X as usize;
+    let unit = UNIT_POS as usize;
+    let mut tables = Shared::<[f32]>::new_slice(comptime!(2 * UNITS));
+    let mut lost = 0.0f32.runtime();
+    let mut sum = 0.0f32.runtime();
+    let mut group = unit;
+    while group < groups {
+        let at = tensor * groups + group;
+        lost += parts[at];
+        sum += parts[tensors * groups + at];
+        group += UNITS;
     }
     tables[unit] = lost;
     tables[UNITS + unit] = sum;
     add_rows(&mut tables, unit, 0, 2usize, UNITS, 1usize, 1usize);
     if unit == 0 {
-        let at = place * groups + CUBE_POS_X as usize;
-        parts[at] = tables[0];
-        parts[tensors * groups + at] = tables[UNITS];
+        report[2 * tensor] = select(tables[0] == 0.0, 1.0, 0.0);
+        report[2 * tensor + 1] = tables[UNITS];
     }
-}
-
-/// `[2, tensors, groups]` -> `[tensors, 2]`, whether all are finite and the sum, one tensor a unit.
-#[cube(launch_unchecked)]
-fn combine(parts: &[f32], report: &mut [f32], tensors: usize, groups: usize) {
-    let tensor = ABSOLUTE_POS;
-    if tensor >= tensors {
-        terminate!();
-    }
-    let mut lost = 0.0f32.runtime();
-    let mut sum = 0.0f32.runtime();
-    for group in 0..groups {
-        let at = tensor * groups + group;
-        lost += parts[at];
-        sum += parts[tensors * groups + at];
-    }
-    report[2 * tensor] = select(lost == 0.0, 1.0, 0.0);
-    report[2 * tensor + 1] = sum;
 }
 
 /// The numbers of one parameter's step.
@@ -105,13 +131,13 @@ struct Numbers {
     weight_decay: f32,
 }
 
-/// One step of [`SgdStep`]. Groups are numbered by x, tensors by y. In the `first` step there are no
-/// `gradients`: the velocities hold them.
+/// One step of [`SgdStep`]. Groups are numbered by x, tensors by y; `lengths` count vectors. In the `first`
+/// step there are no `gradients`: the velocities hold them.
 #[cube(launch_unchecked)]
-fn descend(
-    mut parameters: Sequence<Box<[f32]>>,
-    mut velocities: Sequence<Box<[f32]>>,
-    gradients: Sequence<Box<[f32]>>,
+fn descend<N: Size>(
+    mut parameters: Sequence<Box<[Vector<f32, N>]>>,
+    mut velocities: Sequence<Box<[Vector<f32, N>]>>,
+    gradients: Sequence<Box<[Vector<f32, N>]>>,
     lengths: Sequence<usize>,
     steps: Sequence<Numbers>,
     #[comptime] first: bool,
@@ -121,6 +147,9 @@ fn descend(
     for tensor in 0..parameters.len() {
         if CUBE_POS_Y as usize == tensor {
             let numbers = &steps[tensor];
+            let lr = Vector::<f32, N>::new(numbers.lr);
+            let momentum = Vector::<f32, N>::new(numbers.momentum);
+            let weight_decay = Vector::<f32, N>::new(numbers.weight_decay);
             let parameters = &mut parameters[tensor];
             let velocities = &mut velocities[tensor];
             let mut k = CUBE_POS_X as usize * UNITS + UNIT_POS as usize;
@@ -128,14 +157,14 @@ fn descend(
                 let parameter = parameters[k];
                 let mut velocity = velocities[k];
                 if comptime!(first) {
-                    velocity += numbers.weight_decay * parameter;
+                    velocity += weight_decay * parameter;
                 } else {
                     let gradient = (&gradients[tensor])[k];
-                    let change = numbers.weight_decay * parameter + gradient;
-                    velocity = numbers.momentum * velocity + change;
+                    let change = weight_decay * parameter + gradient;
+                    velocity = momentum * velocity + change;
                 }
                 velocities[k] = velocity;
-                parameters[k] = parameter - numbers.lr * velocity;
+                parameters[k] = parameter - lr * velocity;
                 k += step;
             }
         }
@@ -149,9 +178,45 @@ fn together(tensor: &CubeTensor, each: usize) -> usize {
     (bindings.saturating_sub(2) / each).clamp(1, TENSORS)
 }
 
-/// Groups of units for tensors of up to `length` values.
+/// Groups of units for a tensor of `length` vectors.
 fn groups(length: usize) -> usize {
-    length.div_ceil(UNITS * VALUES).clamp(1, GROUPS)
+    length.div_ceil(UNITS * VECTORS).clamp(1, GROUPS)
+}
+
+/// Values that a unit reads at a time of a tensor of `length` values.
+fn lanes(length: usize) -> usize {
+    match length.is_multiple_of(LANES) {
+        true => LANES,
+        false => 1,
+    }
+}
+
+/// Tensors that share a kernel, `together` at most: those that are as long as each other, roughly, so that few
+/// groups of units have nothing to do, and that are read by as many values at a time and of one `kind`.
+struct Batch {
+    places: Vec<usize>,
+    lanes: usize,
+    /// Groups of units for each.
+    groups: usize,
+}
+
+fn batches<K: Ord>(lengths: &[usize], together: usize, kind: impl Fn(usize) -> K) -> Vec<Batch> {
+    let key = |place: &usize| (kind(*place), lanes(lengths[*place]));
+    let mut places: Vec<_> = (0..lengths.len()).collect();
+    places.sort_by_key(|place| (key(place), std::cmp::Reverse(lengths[*place])));
+    let batches = places
+        .chunk_by(|a, b| key(a) == key(b))
+        .flat_map(|alike| alike.chunks(together));
+    batches
+        .map(|places| {
+            let lanes = lanes(lengths[places[0]]);
+            Batch {
+                places: places.to_vec(),
+                lanes,
+                groups: groups(lengths[places[0]] / lanes),
+            }
+        })
+        .collect()
 }
 
 fn length(tensor: &CubeTensor) -> usize {
@@ -164,18 +229,12 @@ fn length(tensor: &CubeTensor) -> usize {
     length
 }
 
-/// Ranges of at most `size`, that make up `0..count`.
-fn chunks(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..count)
-        .step_by(size)
-        .map(move |start| start..count.min(start + size))
-}
-
-fn buffers<E: Float>(tensors: &[CubeTensor]) -> SequenceArg<Box<[E]>> {
-    tensors
-        .iter()
-        .map(|tensor| buffer(tensor.clone()))
-        .collect()
+fn buffers<E: Scalar, N: Size>(
+    tensors: &[CubeTensor],
+    places: &[usize],
+) -> SequenceArg<Box<[Vector<E, N>]>> {
+    let tensors = places.iter().map(|place| &tensors[*place]);
+    tensors.map(|tensor| buffer(tensor.clone())).collect()
 }
 
 /// The tensor without gaps, and in memory that nothing else reads.
@@ -192,42 +251,44 @@ fn measure(tensors: &[CubeTensor], factor: f32, write: bool) -> CubeTensor {
     let lengths: Vec<_> = tensors.iter().map(length).collect();
     let count = tensors.len();
     let first = &tensors[0];
-    let groups = groups(lengths.iter().copied().max().unwrap_or(0));
+    let dtypes = [DType::F32, DType::F16, DType::BF16];
+    let kind = |place: usize| {
+        dtypes
+            .iter()
+            .position(|dtype| *dtype == tensors[place].dtype)
+    };
+    let batches = batches(&lengths, together(first, 1), kind);
+    let groups = batches.iter().map(|batch| batch.groups).max().unwrap_or(1);
     let parts = empty(first, [2, count, groups], DType::F32);
-    let together = together(first, 1);
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
-        let places: Vec<_> = (0..count)
-            .filter(|place| tensors[*place].dtype == dtype)
-            .collect();
-        for places in places.chunks(together) {
-            let tensors: Vec<_> = places.iter().map(|place| tensors[*place].clone()).collect();
-            // SAFETY: units stay within the length of the tensor that their group works on; no two
-            // work on the same value, and nothing else reads what is written.
-            unsafe {
-                scale_and_measure::launch_unchecked(
-                    &first.client,
-                    CubeCount::Static(groups as u32, places.len() as u32, 1),
-                    CubeDim::new_1d(UNITS as u32),
-                    buffers(&tensors),
-                    places.iter().map(|place| lengths[*place]).collect(),
-                    places.iter().copied().collect(),
-                    buffer(parts.clone()),
-                    factor,
-                    count,
-                    write,
-                    element(&tensors[0]),
-                );
-            }
+    for batch in batches {
+        let Batch { places, lanes, .. } = &batch;
+        // SAFETY: units stay within the length of the tensor that their group works on; no two
+        // work on the same value, and nothing else reads what is written.
+        unsafe {
+            scale_and_measure::launch_unchecked(
+                &first.client,
+                CubeCount::Static(batch.groups as u32, places.len() as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                *lanes,
+                buffers(tensors, places),
+                places.iter().map(|place| lengths[*place] / lanes).collect(),
+                places.iter().copied().collect(),
+                buffer(parts.clone()),
+                factor,
+                count,
+                groups,
+                write,
+                element(&tensors[places[0]]),
+            );
         }
     }
     let report = empty(first, [count, 2], DType::F32);
-    let (cubes, dim) = elementwise(&report, count);
-    // SAFETY: units beyond the tensors stop; `parts` has all groups of all tensors.
+    // SAFETY: there are as many groups of units as tensors; `parts` has all groups of all tensors.
     unsafe {
         combine::launch_unchecked(
             &first.client,
-            cubes,
-            dim,
+            CubeCount::Static(count as u32, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
             buffer(parts),
             buffer(report.clone()),
             count,
@@ -269,23 +330,29 @@ impl Lists for CubeBackend {
         }
         let lengths: Vec<_> = parameters.iter().map(length).collect();
         let lists = if gradients.is_empty() { 2 } else { 3 };
-        for range in chunks(count, together(&parameters[0], lists)) {
-            let lengths = &lengths[range.clone()];
-            let groups = groups(lengths.iter().copied().max().unwrap_or(0));
-            let numbers =
-                |step: &SgdStep| NumbersLaunch::new(step.lr, step.momentum, step.weight_decay);
+        for batch in batches(&lengths, together(&parameters[0], lists), |_| ()) {
+            let Batch { places, lanes, .. } = &batch;
+            let numbers = |place: &usize| {
+                let step = &steps[*place];
+                NumbersLaunch::new(step.lr, step.momentum, step.weight_decay)
+            };
+            let with_gradient = match gradients.is_empty() {
+                true => &[],
+                false => &places[..],
+            };
             // SAFETY: units stay within the length of the tensors that their group works on, which
             // are as long as each other; no two work on the same value.
             unsafe {
                 descend::launch_unchecked(
                     &parameters[0].client,
-                    CubeCount::Static(groups as u32, lengths.len() as u32, 1),
+                    CubeCount::Static(batch.groups as u32, places.len() as u32, 1),
                     CubeDim::new_1d(UNITS as u32),
-                    buffers(&parameters[range.clone()]),
-                    buffers(&velocities[range.clone()]),
-                    buffers(gradients.get(range.clone()).unwrap_or_default()),
-                    lengths.iter().copied().collect(),
-                    steps[range].iter().map(numbers).collect(),
+                    *lanes,
+                    buffers(&parameters, places),
+                    buffers(&velocities, places),
+                    buffers(&gradients, with_gradient),
+                    places.iter().map(|place| lengths[*place] / lanes).collect(),
+                    places.iter().map(numbers).collect(),
                     gradients.is_empty(),
                 );
             }

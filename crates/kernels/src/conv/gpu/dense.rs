@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use burn::tensor::DType;
 use burn_cubecl::CubeTuneId;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
@@ -16,6 +17,7 @@ use cubek::std::InputBinding;
 
 use super::super::Conv2dOptions;
 use super::problem::{Declined, Problem};
+use super::weight::by_channel;
 use super::{direct, split};
 use crate::gpu::launch::{element, empty};
 
@@ -112,7 +114,7 @@ static WEIGHT_GRADIENT: Pass = Pass {
     products: ("split", split::weight_gradient),
     implicit: implicit_weight_gradient,
     last: ("direct", |p| {
-        direct::weight_gradient(p.map, p.other, p.size, p.options)
+        direct::weight_gradient(p.map, p.other, p.size, p.dtype, p.options)
     }),
     said: AtomicBool::new(false),
 };
@@ -126,6 +128,7 @@ pub fn correlate(
     options: Conv2dOptions,
 ) -> CubeTensor {
     FORWARD.run(Problem {
+        dtype: map.dtype,
         map,
         other: weight,
         size: to,
@@ -134,17 +137,19 @@ pub fn correlate(
     })
 }
 
-/// The gradient of the weight, `[c_out, kh, kw, c_in]`, of maps that lie pixel by pixel.
+/// The gradient of the weight, `[c_out, c_in, kh, kw]`, of maps that lie pixel by pixel.
 pub fn weight_gradient(
     x: CubeTensor,
     gradient: CubeTensor,
     kernel: [usize; 2],
+    dtype: DType,
     options: Conv2dOptions,
 ) -> CubeTensor {
     WEIGHT_GRADIENT.run(Problem {
         map: x,
         other: gradient,
         size: kernel,
+        dtype,
         options,
         trial: false,
     })
@@ -236,7 +241,9 @@ fn pointwise(problem: Problem) -> Result<CubeTensor, Declined> {
     let dtype = problem.map.dtype;
     let map = reshape(problem.map, [n * h * w, c].into());
     let weight = permute(reshape(problem.other, [c_out, c].into()), &[1, 0]);
-    let output = matmul(map, weight, None, MatmulStrategy::default(), dtype);
+    // Without gaps between rows, which the kernels that read it do not expect.
+    let output = empty(&map, [n * h * w, c_out], dtype);
+    let output = matmul(map, weight, Some(output), MatmulStrategy::default(), dtype);
     let output = output.map_err(|error| format!("{error:?}"))?;
     Ok(reshape(output, [n, h, w, c_out].into()))
 }
@@ -305,6 +312,7 @@ fn implicit_weight_gradient(problem: Problem, strategy: &Strategy) -> Result<Cub
         map: x,
         other: gradient,
         size: [kh, kw],
+        dtype,
         options,
         ..
     } = problem;
@@ -317,5 +325,5 @@ fn implicit_weight_gradient(problem: Problem, strategy: &Strategy) -> Result<Cub
         weight_grad: weight.clone().binding(),
     };
     launch(strategy, &weight, inputs, options)?;
-    Ok(weight)
+    Ok(by_channel(weight, dtype))
 }

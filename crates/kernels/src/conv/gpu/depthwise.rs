@@ -3,20 +3,15 @@
 
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
-use burn_cubecl::ops::{permute, reshape};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::Conv2dOptions;
-use super::direct::sum_of_parts;
+use super::direct::{Sums, add_up};
 use super::window::{Side, sides, source, vector_size};
 use crate::gpu::launch::{buffer, element, elementwise, empty};
-use crate::gpu::reduce::add_rows;
+use crate::gpu::reduce::{UNITS, across, add_rows};
 
-/// Units that reduce together, of which [`COLUMNS`] are beside each other in one pixel.
-const UNITS: usize = 256;
-const COLUMNS: usize = 32;
-const ROWS: usize = UNITS / COLUMNS;
 /// Groups of units that a weight gradient is split over at most: a few times what large GPUs run at once.
 const GROUPS: usize = 1024;
 /// Pixels that a unit reads at least before channels are split.
@@ -77,12 +72,14 @@ fn weight_parts<E: Float, N: Size>(
     channels: usize,
     pixels: usize,
     splits: usize,
+    #[comptime] across: usize,
     #[comptime] kernel: [usize; 2],
     #[define(E)] _dtype: ElemType,
 ) {
     let lanes = N::value();
     let taps = comptime!(kernel[0] * kernel[1]);
     let size = comptime!(UNITS * lanes);
+    let group_rows = comptime!(UNITS / across);
     let mut table = Shared::<[f32]>::new_slice(size);
     let row = UNIT_POS_Y as usize;
     let channel = (CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X) as usize;
@@ -94,7 +91,7 @@ fn weight_parts<E: Float, N: Size>(
         sums[tap] = Vector::new(0.0);
     }
     if channel < channels {
-        let mut pixel = split * ROWS + row;
+        let mut pixel = split * group_rows + row;
         while pixel < pixels {
             let line = pixel / columns.to;
             let g = Vector::<f32, N>::cast_from(gradient[pixel * channels + channel]);
@@ -112,11 +109,11 @@ fn weight_parts<E: Float, N: Size>(
                     }
                 }
             }
-            pixel += splits * ROWS;
+            pixel += splits * group_rows;
         }
     }
 
-    let width = comptime!(COLUMNS * lanes);
+    let width = comptime!(across * lanes);
     let column = UNIT_POS_X as usize * lanes;
     #[unroll]
     for tap in 0..taps {
@@ -180,27 +177,31 @@ pub fn weight_gradient(
     x: CubeTensor,
     gradient: CubeTensor,
     kernel: [usize; 2],
+    dtype: DType,
     options: Conv2dOptions,
 ) -> CubeTensor {
     let [n, from_h, from_w, channels] = x.meta.shape().dims();
     let [_, to_h, to_w, _] = gradient.meta.shape().dims();
     let vector = vector_size(&x, channels);
     let pixels = n * to_h * to_w;
-    let groups = (channels / vector).div_ceil(COLUMNS);
+    let across = across(channels / vector);
+    let group_rows = UNITS / across;
+    let groups = (channels / vector).div_ceil(across);
     let splits = pixels
-        .div_ceil(ROWS * READS)
+        .div_ceil(group_rows * READS)
         .min(GROUPS.div_ceil(groups))
         .max(1);
     let taps = kernel[0] * kernel[1];
     let parts = empty(&x, [splits, taps, channels], DType::F32);
     let [rows, columns] = sides([from_h, from_w], [to_h, to_w], kernel, options);
-    let (dtype, element) = (x.dtype, element(&x));
+    let weight = empty(&x, [channels, 1, kernel[0], kernel[1]], dtype);
+    let element = element(&x);
     // SAFETY: units beyond the channels read and write nothing, others stay within their maps.
     unsafe {
         weight_parts::launch_unchecked(
             &parts.client,
             CubeCount::Static(groups as u32, splits as u32, 1),
-            CubeDim::new_2d(COLUMNS as u32, ROWS as u32),
+            CubeDim::new_2d(across as u32, group_rows as u32),
             vector,
             buffer(x),
             buffer(gradient),
@@ -210,11 +211,11 @@ pub fn weight_gradient(
             channels / vector,
             pixels,
             splits,
+            across,
             kernel,
             element,
         );
     }
-    let weight = sum_of_parts(parts, [taps, channels], dtype);
-    let weight = permute(weight, &[1, 0]);
-    reshape(weight, [channels, 1, kernel[0], kernel[1]].into())
+    add_up(parts, &weight, Sums::Depthwise);
+    weight
 }

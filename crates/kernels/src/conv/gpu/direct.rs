@@ -1,6 +1,8 @@
 //! Any convolution and its gradients, one value a unit: for what has no faster kernel with f32 sums, on a
 //! device without tensor cores all of them.
 
+use std::ops::Range;
+
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
@@ -10,11 +12,12 @@ use cubecl::prelude::*;
 use super::super::Conv2dOptions;
 use super::window::{Side, sides, source, vector_size};
 use crate::gpu::launch::{buffer, element, elementwise, empty};
+use crate::gpu::reduce::{UNITS, add_rows, along, launch_sums};
 
 /// Parts that the pixels of a weight gradient are split into at most.
 const SPLITS: usize = 64;
-/// Units that a weight gradient is split for.
-const UNITS: usize = 1 << 17;
+/// Units that fill a large GPU, which a weight gradient is split for.
+const UNITS_OF_A_GPU: usize = 1 << 17;
 
 /// Sums over taps and over the channels of a group, one output value a unit. Maps are pixel by pixel, the
 /// weight is `[to, kh, kw, depth]`; `from` and `depth` count vectors of channels.
@@ -122,28 +125,65 @@ fn weight_parts<E: Float>(
     parts[index] = sum;
 }
 
-/// Adds up `[splits, length]`, one value a unit. Runs of `run` values go to every `every`-th run of the
-/// output, from its run `first` on.
+/// Adds up `[splits, length]`, over `rows` units a value. See [`Places`] for where sums go.
 #[cube(launch_unchecked)]
 fn combine<E: Float>(
     parts: &[f32],
     output: &mut [E],
-    run: usize,
-    every: usize,
-    first: usize,
+    places: Places,
     splits: usize,
     length: usize,
+    #[comptime] rows: usize,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = ABSOLUTE_POS;
-    if index >= length {
-        terminate!();
-    }
+    let columns = comptime!(UNITS / rows);
+    let (row, column) = (UNIT_POS_Y as usize, UNIT_POS_X as usize);
+    let index = CUBE_POS * columns + column;
     let mut sum = 0.0f32.runtime();
-    for split in 0..splits {
-        sum += parts[split * length + index];
+    if index < length {
+        let mut split = row;
+        while split < splits {
+            sum += parts[split * length + index];
+            split += rows;
+        }
     }
-    output[(index / run * every + first) * run + index % run] = E::cast_from(sum);
+    if comptime!(rows > 1) {
+        let mut table = Shared::<[f32]>::new_slice(UNITS);
+        table[row * columns + column] = sum;
+        add_rows(&mut table, row, column, 1usize, UNITS, columns, 1usize);
+        sum = table[column];
+    }
+    if row == 0 && index < length {
+        let line = index / places.run;
+        let at = places.first
+            + index % places.run * places.step
+            + line % places.lines * places.line
+            + line / places.lines * places.block;
+        output[at] = E::cast_from(sum);
+    }
+}
+
+/// Where sums go, which lie in blocks of `lines` lines of `run` values: to `first` on, with these distances
+/// between values, lines and blocks.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct Places {
+    first: usize,
+    run: usize,
+    step: usize,
+    lines: usize,
+    line: usize,
+    block: usize,
+}
+
+/// The order of sums of a weight's values.
+#[derive(Clone, Debug)]
+pub enum Sums {
+    /// `[taps, c]` of a depthwise weight.
+    Depthwise,
+    /// `[c_out, taps, c_in]`, as maps have it that lie pixel by pixel.
+    ByOutput,
+    /// `[taps, c_out, c_in]`, of some of the taps.
+    ByTap(Range<usize>),
 }
 
 /// `map` `[n, *from, c]` by `weight` `[c_out, kh, kw, c / groups]` -> `[n, *to, c_out]`; with `adjoint` as
@@ -187,23 +227,25 @@ pub fn convolve(
     output
 }
 
-/// The gradient of the weight, `[c_out, kh, kw, c_in / groups]`, of maps that lie pixel by pixel.
+/// The gradient of the weight, `[c_out, c_in / groups, kh, kw]`, of maps that lie pixel by pixel.
 pub fn weight_gradient(
     x: CubeTensor,
     gradient: CubeTensor,
     kernel: [usize; 2],
+    dtype: DType,
     options: Conv2dOptions,
 ) -> CubeTensor {
     let [n, from_h, from_w, from] = x.meta.shape().dims();
     let [_, to_h, to_w, to] = gradient.meta.shape().dims();
     let depth = from / options.groups;
-    let shape = [to, kernel[0], kernel[1], depth];
+    let shape = [to, depth, kernel[0], kernel[1]];
     let length = shape.iter().product::<usize>();
     let lines = n * to_h;
-    let splits = UNITS.div_ceil(length).clamp(1, SPLITS.min(lines));
+    let splits = UNITS_OF_A_GPU.div_ceil(length).clamp(1, SPLITS.min(lines));
     let parts = empty(&x, [splits, length], DType::F32);
     let (count, dim) = elementwise(&x, splits * length);
     let [rows, columns] = sides([from_h, from_w], [to_h, to_w], kernel, options);
+    let weight = empty(&x, shape, dtype);
     let dtype = element(&x);
     // SAFETY: units beyond all parts stop; sources are within the maps.
     unsafe {
@@ -226,46 +268,44 @@ pub fn weight_gradient(
             dtype,
         );
     }
-    sum_of_parts(parts, shape, x.dtype)
+    add_up(parts, &weight, Sums::ByOutput);
+    weight
 }
 
-/// f32 `[splits, ..]` -> `shape`, in `dtype`.
-pub fn sum_of_parts<const D: usize>(
-    parts: CubeTensor,
-    shape: [usize; D],
-    dtype: DType,
-) -> CubeTensor {
-    let output = empty(&parts, shape, dtype);
-    let length = output.meta.num_elements();
-    add_up(parts, &output, length, [length, 1, 0]);
-    output
-}
-
-/// Adds up `length` values of all `parts` into a part of `output`: runs of so many values, into every so
-/// many runs, from one on.
-pub fn add_up(
-    parts: CubeTensor,
-    output: &CubeTensor,
-    length: usize,
-    [run, every, first]: [usize; 3],
-) {
+/// Adds up the values of all `parts`, in the order of `sums`, into `weight`, `[c_out, c_in, kh, kw]`.
+pub fn add_up(parts: CubeTensor, weight: &CubeTensor, sums: Sums) {
+    let [c_out, c_in, kh, kw] = weight.meta.shape().dims();
+    let taps = kh * kw;
+    let places = match &sums {
+        Sums::Depthwise => PlacesLaunch::new(0, c_out, taps, 1, 0, 1),
+        Sums::ByOutput => PlacesLaunch::new(0, c_in, taps, taps, 1, c_in * taps),
+        Sums::ByTap(some) => PlacesLaunch::new(some.start, c_in, taps, c_out, c_in * taps, 1),
+    };
+    let length = match sums {
+        Sums::ByTap(some) => some.len() * c_out * c_in,
+        _ => weight.meta.num_elements(),
+    };
     let splits = parts.meta.num_elements() / length;
-    let (count, dim) = elementwise(output, length);
-    // SAFETY: units beyond `length` stop; `parts` has all splits of all values, and the output has room
-    // for all runs.
+    // One unit a value, where there are enough of them to fill a large GPU.
+    let rows = match length > UNITS_OF_A_GPU {
+        true => 1,
+        false => along(splits),
+    };
+    let (count, dim) = launch_sums(weight, length, rows);
+    // SAFETY: units beyond `length` read and write nothing; `parts` has all splits of all values, and the
+    // weight a place for each.
     unsafe {
         combine::launch_unchecked(
-            &output.client,
+            &weight.client,
             count,
             dim,
             buffer(into_contiguous(parts)),
-            buffer(output.clone()),
-            run,
-            every,
-            first,
+            buffer(weight.clone()),
+            places,
             splits,
             length,
-            element(output),
+            rows,
+            element(weight),
         );
     }
 }

@@ -12,6 +12,7 @@ mod ops;
 mod phases;
 mod problem;
 mod split;
+mod weight;
 mod window;
 
 use burn::tensor::{DType, Tensor};
@@ -20,7 +21,8 @@ use burn_cubecl::ops::permute_nhwc_to_nchw;
 use burn_cubecl::tensor::CubeTensor;
 
 use self::ops::GpuConvolution;
-use self::window::{by_input, by_output, by_tap, pixels};
+use self::weight::{by_input, by_output, by_tap};
+use self::window::pixels;
 use super::Conv2dOptions;
 
 /// Whether a convolution runs here.
@@ -34,6 +36,11 @@ fn is_depthwise(c_in: usize, c_out: usize, depth: usize, options: Conv2dOptions)
     options.groups > 1 && c_in == options.groups && c_out == options.groups && depth == 1
 }
 
+/// Whether the weight of `x` may be f32: see [`super::rounds_weight`].
+pub fn rounds_weight(x: &Tensor<4>) -> bool {
+    x.dtype() != DType::F32 && crate::gpu::launch::handles(&x.device(), x.dtype())
+}
+
 /// See [`super::conv2d`].
 pub fn conv2d(
     x: Tensor<4>,
@@ -42,8 +49,10 @@ pub fn conv2d(
     options: Conv2dOptions,
 ) -> Tensor<4> {
     let dtype = x.dtype();
+    let rounded = weight.dtype() == DType::F32 && rounds_weight(&x);
     assert!(
-        weight.dtype() == dtype && bias.as_ref().is_none_or(|bias| bias.dtype() == dtype),
+        (weight.dtype() == dtype || rounded)
+            && bias.as_ref().is_none_or(|bias| bias.dtype() == dtype),
         "operands of a convolution must have one dtype, not {dtype:?} and {:?}: cast them first",
         weight.dtype()
     );
@@ -72,13 +81,14 @@ impl GpuConvolution for CubeBackend {
         let (shape, kernel) = (x.meta.shape().dims(), weight.meta.shape().dims());
         let to = options.output_size(shape, kernel);
         let ([_, c_in, ..], [c_out, depth, kh, kw]) = (shape, kernel);
+        let dtype = x.dtype;
         let x = pixels(x);
         let output = if is_depthwise(c_in, c_out, depth, options) {
-            depthwise::convolve(x, by_tap(weight), [kh, kw], to, options, false)
+            depthwise::convolve(x, by_tap(weight, dtype), [kh, kw], to, options, false)
         } else if options.groups == 1 {
-            dense::correlate(x, by_output(weight), to, options)
+            dense::correlate(x, by_output(weight, dtype), to, options)
         } else {
-            direct::convolve(x, by_output(weight), to, options, false)
+            direct::convolve(x, by_output(weight, dtype), to, options, false)
         };
         permute_nhwc_to_nchw(output)
     }
@@ -91,13 +101,16 @@ impl GpuConvolution for CubeBackend {
     ) -> CubeTensor {
         let [c_out, depth, kh, kw] = weight.meta.shape().dims();
         let groups = options.groups;
+        let dtype = gradient.dtype;
         let gradient = pixels(gradient);
         let output = if is_depthwise(depth * groups, c_out, depth, options) {
-            depthwise::convolve(gradient, by_tap(weight), [kh, kw], size, options, true)
+            let weight = by_tap(weight, dtype);
+            depthwise::convolve(gradient, weight, [kh, kw], size, options, true)
         } else if groups == 1 {
             phases::input_gradient(weight, gradient, size, options)
         } else {
-            direct::convolve(gradient, by_input(weight, groups), size, options, true)
+            let weight = by_input(weight, groups, dtype);
+            direct::convolve(gradient, weight, size, options, true)
         };
         permute_nhwc_to_nchw(output)
     }
@@ -106,6 +119,7 @@ impl GpuConvolution for CubeBackend {
         x: CubeTensor,
         gradient: CubeTensor,
         kernel: [usize; 2],
+        dtype: DType,
         options: Conv2dOptions,
     ) -> CubeTensor {
         let [c_in, c_out] = [&x, &gradient].map(|map| map.meta.shape()[1]);
@@ -113,12 +127,11 @@ impl GpuConvolution for CubeBackend {
         let (x, gradient) = (pixels(x), pixels(gradient));
         let taps = kernel[0] * kernel[1];
         if is_depthwise(c_in, c_out, depth, options) && taps <= depthwise::TAPS {
-            return depthwise::weight_gradient(x, gradient, kernel, options);
+            return depthwise::weight_gradient(x, gradient, kernel, dtype, options);
         }
-        let weight = match options.groups {
-            1 => dense::weight_gradient(x, gradient, kernel, options),
-            _ => direct::weight_gradient(x, gradient, kernel, options),
-        };
-        permute_nhwc_to_nchw(weight)
+        match options.groups {
+            1 => dense::weight_gradient(x, gradient, kernel, dtype, options),
+            _ => direct::weight_gradient(x, gradient, kernel, dtype, options),
+        }
     }
 }

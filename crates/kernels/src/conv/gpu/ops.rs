@@ -7,7 +7,7 @@ use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::{Shape, Tensor};
+use burn::tensor::{DType, Shape, Tensor};
 
 use super::super::Conv2dOptions;
 
@@ -44,14 +44,16 @@ pub trait GpuConvolution: Backend {
         options: Conv2dOptions,
     ) -> FloatTensor<Self>;
 
-    /// The gradient of the weight, `[c_out, c_in / groups, *kernel]`.
-    #[fusion(meta = |x, gradient, kernel, options| {
-        spec(x, [gradient.shape[1], x.shape[1] / options.groups], *kernel)
+    /// The gradient of the weight, `[c_out, c_in / groups, *kernel]`, in `dtype`.
+    #[fusion(meta = |x, gradient, kernel, dtype, options| {
+        let shape = [gradient.shape[1], x.shape[1] / options.groups, kernel[0], kernel[1]];
+        TensorSpec::new(Shape::new(shape), *dtype)
     })]
     fn halfseg_gpu_conv2d_weight_gradient(
         x: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         kernel: [usize; 2],
+        dtype: DType,
         options: Conv2dOptions,
     ) -> FloatTensor<Self>;
 }
@@ -81,6 +83,7 @@ impl<B: GpuConvolution> Backward<B, 2> for ConvolutionBackward {
         // Both are retrieved even where one is not needed: the checkpointer counts.
         let x = checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(x);
         let weight = checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(weight);
+        let dtype = weight.dtype();
         let [x_node, weight_node] = ops.parents;
         if let Some(node) = x_node {
             let result =
@@ -88,7 +91,7 @@ impl<B: GpuConvolution> Backward<B, 2> for ConvolutionBackward {
             grads.register::<B>(node.id, result);
         }
         if let Some(node) = weight_node {
-            let result = B::halfseg_gpu_conv2d_weight_gradient(x, gradient, kernel, options);
+            let result = B::halfseg_gpu_conv2d_weight_gradient(x, gradient, kernel, dtype, options);
             grads.register::<B>(node.id, result);
         }
     }
@@ -130,6 +133,7 @@ impl<B: GpuConvolution, C: CheckpointStrategy> GpuConvolution for Autodiff<B, C>
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
         _: [usize; 2],
+        _: DType,
         _: Conv2dOptions,
     ) -> FloatTensor<Self> {
         unreachable!("{FIRST_ORDER}")

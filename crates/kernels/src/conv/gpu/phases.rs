@@ -11,7 +11,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::Conv2dOptions;
-use super::window::{Pair, by_input, pair, vector_size};
+use super::weight::{Taps, by_input, turned};
+use super::window::{Pair, pair, vector_size};
 use super::{dense, direct};
 use crate::gpu::launch::{buffer, element, elementwise, empty, optional};
 
@@ -21,11 +22,8 @@ struct Phase {
     /// The first pixel, and the number of all.
     first: usize,
     count: usize,
-    /// The taps that it is read through: the first, the distance between them and their number, which
-    /// may be 0.
-    tap: usize,
-    step: usize,
-    taps: usize,
+    /// The taps that it is read through, of which there may be none.
+    taps: Taps,
     /// Of the convolution of the output's gradient.
     padding: usize,
     dilation: usize,
@@ -48,28 +46,32 @@ impl Phase {
                 return Some(Self {
                     first,
                     count,
-                    tap: 0,
-                    step: 1,
-                    taps: 0,
+                    taps: Taps {
+                        first: 0,
+                        step: 1,
+                        count: 0,
+                    },
                     padding: 0,
                     dilation: 1,
                 });
             };
             let step = fitting.get(1).map_or(1, |second| second - tap);
-            let taps = fitting.len();
+            let taps = Taps {
+                first: tap,
+                step,
+                count: fitting.len(),
+            };
             // With a single tap the distance to the next means nothing.
-            let dilation = if taps > 1 {
+            let dilation = if taps.count > 1 {
                 step * dilation / stride
             } else {
                 1
             };
             let step_to_first = (first + padding) as i64 - (tap * options.dilation[axis]) as i64;
-            let padding = ((taps - 1) * dilation) as i64 - step_to_first / stride as i64;
+            let padding = ((taps.count - 1) * dilation) as i64 - step_to_first / stride as i64;
             Some(Self {
                 first,
                 count,
-                tap,
-                step,
                 taps,
                 padding: usize::try_from(padding).ok()?,
                 dilation,
@@ -83,35 +85,6 @@ impl Phase {
                 .collect(),
         )
     }
-}
-
-/// A part of a weight, turned around: `[c_out, c_in, kh, kw]` of any strides -> `[c_in, kh', kw', c_out]`.
-#[cube(launch_unchecked)]
-fn pick<E: Float>(
-    weight: &Tensor<E>,
-    output: &mut [E],
-    taps: Pair,
-    first: Pair,
-    step: Pair,
-    length: usize,
-    #[define(E)] _dtype: ElemType,
-) {
-    let index = ABSOLUTE_POS;
-    if index >= length {
-        terminate!();
-    }
-    let channels = weight.shape(0);
-    let to = index % channels;
-    let tap = index / channels;
-    let x = first.x + (taps.x - 1 - tap % taps.x) * step.x;
-    let row = tap / taps.x;
-    let y = first.y + (taps.y - 1 - row % taps.y) * step.y;
-    let from = row / taps.y;
-    let at = to * weight.stride(0)
-        + from * weight.stride(1)
-        + y * weight.stride(2)
-        + x * weight.stride(3);
-    output[index] = weight[at];
 }
 
 /// Puts a grid into its place in a map, zeros where there is none; one vector of channels a unit.
@@ -145,53 +118,30 @@ fn place<E: Float, N: Size>(
     output[at] = value;
 }
 
-fn part_of(weight: &CubeTensor, rows: &Phase, columns: &Phase) -> CubeTensor {
-    let [c_out, c_in, ..] = weight.meta.shape().dims::<4>();
-    let part = empty(weight, [c_in, rows.taps, columns.taps, c_out], weight.dtype);
-    let length = c_in * rows.taps * columns.taps * c_out;
-    let (count, dim) = elementwise(weight, length);
-    let dtype = element(weight);
-    // SAFETY: units beyond `length` stop; taps are within the kernel.
-    unsafe {
-        pick::launch_unchecked(
-            &part.client,
-            count,
-            dim,
-            weight.clone().into_tensor_arg(),
-            buffer(part.clone()),
-            pair([rows.taps, columns.taps]),
-            pair([rows.tap, columns.tap]),
-            pair([rows.step, columns.step]),
-            length,
-            dtype,
-        );
-    }
-    part
-}
-
 /// The input's gradient, `[n, *size, c_in]`, from that of the output, which lies pixel by pixel; `weight`
-/// is `[c_out, c_in, kh, kw]`. For f16 and bf16 and one group.
+/// is `[c_out, c_in, kh, kw]`, in any dtype. For f16 and bf16 and one group.
 pub fn input_gradient(
     weight: CubeTensor,
     gradient: CubeTensor,
     size: [usize; 2],
     options: Conv2dOptions,
 ) -> CubeTensor {
-    debug_assert_ne!(gradient.dtype, DType::F32);
+    let dtype = gradient.dtype;
+    debug_assert_ne!(dtype, DType::F32);
     let [n, ..] = gradient.meta.shape().dims::<4>();
     let [_, c_in, kh, kw] = weight.meta.shape().dims();
     let (Some(rows), Some(columns)) = (
         Phase::all(size[0], kh, options, 0),
         Phase::all(size[1], kw, options, 1),
     ) else {
-        return direct::convolve(gradient, by_input(weight, 1), size, options, true);
+        return direct::convolve(gradient, by_input(weight, 1, dtype), size, options, true);
     };
     let output = (options.stride != [1, 1])
         .then(|| empty(&gradient, [n, size[0], size[1], c_in], gradient.dtype));
     for rows in &rows {
         for columns in &columns {
-            let grid = (rows.taps * columns.taps > 0).then(|| {
-                let part = part_of(&weight, rows, columns);
+            let grid = (rows.taps.count * columns.taps.count > 0).then(|| {
+                let part = turned(weight.clone(), [rows.taps, columns.taps], dtype);
                 let options = Conv2dOptions {
                     stride: [1, 1],
                     padding: [rows.padding, columns.padding],
@@ -276,10 +226,11 @@ mod tests {
                 for phase in phases {
                     grids += 1;
                     for i in 0..phase.count {
-                        for m in 0..phase.taps {
+                        for m in 0..phase.taps.count {
                             let at = i + m * phase.dilation;
                             if (phase.padding..phase.padding + outputs).contains(&at) {
-                                let tap = phase.tap + (phase.taps - 1 - m) * phase.step;
+                                let back = phase.taps.count - 1 - m;
+                                let tap = phase.taps.first + back * phase.taps.step;
                                 let pixel = phase.first + i * stride;
                                 found.push((pixel, at - phase.padding, tap));
                             }
@@ -310,15 +261,18 @@ mod tests {
             };
             let outputs = options.outputs(0, size, kernel).expect("the window fits");
             let phases = Phase::all(size, kernel, options, 0).expect("there are grids");
-            let found = phases.iter().filter(|phase| phase.taps > 0).any(|phase| {
-                let options = Conv2dOptions {
-                    padding: [phase.padding; 2],
-                    dilation: [phase.dilation; 2],
-                    ..Conv2dOptions::default()
-                };
-                let kernel = [phase.taps; 2];
-                ends_early([phase.count; 2], [outputs; 2], kernel, options)
-            });
+            let found = phases
+                .iter()
+                .filter(|phase| phase.taps.count > 0)
+                .any(|phase| {
+                    let options = Conv2dOptions {
+                        padding: [phase.padding; 2],
+                        dilation: [phase.dilation; 2],
+                        ..Conv2dOptions::default()
+                    };
+                    let kernel = [phase.taps.count; 2];
+                    ends_early([phase.count; 2], [outputs; 2], kernel, options)
+                });
             assert_eq!(found, early, "{size} {kernel} {options:?}");
         }
     }

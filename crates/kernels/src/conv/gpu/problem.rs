@@ -1,5 +1,6 @@
 //! What the candidates for a convolution of one group are given.
 
+use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::super::Conv2dOptions;
@@ -14,6 +15,8 @@ pub struct Problem {
     pub other: CubeTensor,
     /// Height and width of the output, or in a weight gradient of the kernel.
     pub size: [usize; 2],
+    /// Of the output.
+    pub dtype: DType,
     pub options: Conv2dOptions,
     /// Whether a candidate only shows how fast it is, and may decline.
     pub trial: bool,

@@ -1,9 +1,12 @@
 //! Weight gradients as matrix products over parts of the pixels.
 //!
 //! The gradient of a weight is a sum over all pixels of a batch, while there are only as many sums as the
-//! weight has values: one product of matrices leaves most of a large GPU idle. Each tap is a product for
-//! itself, so that the columns of one tap are in memory at a time, not of all; its pixels are cut into parts
+//! weight has values: one product of matrices leaves most of a large GPU idle. So pixels are cut into parts
 //! that are multiplied side by side, whose products are f32 and are added in f32.
+//!
+//! With a stride of 1, what a tap reads of a map with a border of zeros is the same map from a later pixel
+//! on: all taps are products side by side too, and nothing is copied for any of them (`shifted`). Elsewhere
+//! each tap is a product for itself, so that the columns of one tap are in memory at a time, not of all.
 
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
@@ -13,10 +16,12 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::Conv2dOptions;
-use super::direct::add_up;
+use super::direct::{Sums, add_up};
 use super::problem::{Declined, Problem};
 use super::window::{Pair, Side, pair, sides, source, vector_size};
 use crate::gpu::launch::{buffer, element, elementwise, empty};
+
+mod shifted;
 
 /// Rows and columns that a matrix product gives to a group of units, as a guess.
 const TILE: usize = 128;
@@ -56,9 +61,9 @@ fn columns_of_tap<E: Float, N: Size>(
     output[index] = value;
 }
 
-/// How pixels are cut: the number of parts, and the pixels of each.
-fn cut(pixels: usize, c_out: usize, c_in: usize) -> (usize, usize) {
-    let tiles = c_out.div_ceil(TILE) * c_in.div_ceil(TILE);
+/// How pixels are cut: the number of parts, and the pixels of each, of `products` side by side.
+fn cut(pixels: usize, c_out: usize, c_in: usize, products: usize) -> (usize, usize) {
+    let tiles = c_out.div_ceil(TILE) * c_in.div_ceil(TILE) * products;
     let splits = (GROUPS / tiles).min(pixels / PIXELS).max(1);
     let part = pixels.div_ceil(splits).next_multiple_of(MULTIPLE);
     (pixels.div_ceil(part), part)
@@ -66,17 +71,25 @@ fn cut(pixels: usize, c_out: usize, c_in: usize) -> (usize, usize) {
 
 /// See [`super::dense::weight_gradient`].
 pub fn weight_gradient(problem: Problem) -> Result<CubeTensor, Declined> {
+    match shifted::rows_together(&problem) {
+        Some(rows) => shifted::weight_gradient(problem, rows),
+        None => tap_by_tap(problem),
+    }
+}
+
+fn tap_by_tap(problem: Problem) -> Result<CubeTensor, Declined> {
     let Problem {
         map: x,
         other: gradient,
         size: kernel,
+        dtype,
         options,
         ..
     } = problem;
     let [n, h_out, w_out, c_out] = gradient.meta.shape().dims();
     let [.., c_in] = x.meta.shape().dims::<4>();
     let pixels = n * h_out * w_out;
-    let (splits, part) = cut(pixels, c_out, c_in);
+    let (splits, part) = cut(pixels, c_out, c_in, 1);
     let taps = kernel[0] * kernel[1];
 
     let whole = Conv2dOptions::default();
@@ -90,18 +103,27 @@ pub fn weight_gradient(problem: Problem) -> Result<CubeTensor, Declined> {
     );
     let gradient = reshape(gradient, [splits, part, c_out].into());
     let gradient = permute(gradient, &[0, 2, 1]);
-    let weight = empty(&x, [c_out, kernel[0], kernel[1], c_in], x.dtype);
+    let weight = empty(&x, [c_out, c_in, kernel[0], kernel[1]], dtype);
     for tap in 0..taps {
         let place = [tap / kernel[1], tap % kernel[1]];
         let columns = rows_of_tap(&x, [h_out, w_out], kernel, options, place, splits * part);
         let columns = reshape(columns, [splits, part, c_in].into());
-        let strategy = MatmulStrategy::default();
-        let parts = matmul(gradient.clone(), columns, None, strategy, DType::F32);
-        let parts = parts.map_err(|error| format!("{error:?}"))?;
-        // `[c_out, c_in]` into `[c_out, taps, c_in]`.
-        add_up(parts, &weight, c_out * c_in, [c_in, taps, tap]);
+        let parts = empty(&x, [splits, c_out, c_in], DType::F32);
+        let parts = multiply(gradient.clone(), columns, parts)?;
+        add_up(parts, &weight, Sums::ByTap(tap..tap + 1));
     }
     Ok(weight)
+}
+
+/// Products of matrices in f32, into `output`.
+fn multiply(
+    left: CubeTensor,
+    right: CubeTensor,
+    output: CubeTensor,
+) -> Result<CubeTensor, Declined> {
+    let strategy = MatmulStrategy::default();
+    let products = matmul(left, right, Some(output), strategy, DType::F32);
+    products.map_err(|error| format!("{error:?}"))
 }
 
 /// What one tap reads of `x`, `[rows, c]`: the map itself where that is the same.
@@ -153,10 +175,11 @@ mod tests {
     fn parts_cover_all_pixels_and_none_is_empty() {
         for pixels in [1, 15, 512, 4095, 16_384, 97 * 97 * 2] {
             for (c_out, c_in) in [(1, 1), (64, 3), (512, 2048), (4096, 4096)] {
-                let (splits, part) = cut(pixels, c_out, c_in);
+                let (splits, part) = cut(pixels, c_out, c_in, 1);
                 assert!(splits * part >= pixels && (splits - 1) * part < pixels);
             }
         }
-        assert_eq!(cut(16_384, 512, 512), (16, 1024));
+        assert_eq!(cut(16_384, 512, 512, 1), (16, 1024));
+        assert_eq!(cut(8320, 512, 512, 18), (1, 8320));
     }
 }

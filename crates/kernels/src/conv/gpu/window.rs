@@ -2,7 +2,7 @@
 
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::{permute, permute_nchw_to_nhwc, reshape};
+use burn_cubecl::ops::permute_nchw_to_nhwc;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -85,28 +85,6 @@ pub fn sides(
 /// A map pixel by pixel, without gaps: `[n, c, h, w]` -> `[n, h, w, c]`.
 pub fn pixels(map: CubeTensor) -> CubeTensor {
     into_contiguous(permute_nchw_to_nhwc(map))
-}
-
-/// A weight as a convolution reads it: `[c_out, c_in / groups, kh, kw]` ->
-/// `[c_out, kh, kw, c_in / groups]`.
-pub fn by_output(weight: CubeTensor) -> CubeTensor {
-    into_contiguous(permute_nchw_to_nhwc(weight))
-}
-
-/// A weight as an input gradient reads it: `[c_out, c_in / groups, kh, kw]` ->
-/// `[c_in, kh, kw, c_out / groups]`.
-pub fn by_input(weight: CubeTensor, groups: usize) -> CubeTensor {
-    let [c_out, depth, kh, kw] = weight.meta.shape().dims();
-    let grouped = reshape(weight, [groups, c_out / groups, depth, kh, kw].into());
-    let weight = into_contiguous(permute(grouped, &[0, 2, 3, 4, 1]));
-    reshape(weight, [groups * depth, kh, kw, c_out / groups].into())
-}
-
-/// A depthwise weight, tap by tap: `[c, 1, kh, kw]` -> `[kh * kw, c]`.
-pub fn by_tap(weight: CubeTensor) -> CubeTensor {
-    let [c, _, kh, kw] = weight.meta.shape().dims();
-    let weight = reshape(weight, [c, kh * kw].into());
-    into_contiguous(permute(weight, &[1, 0]))
 }
 
 /// Values beside each other, out of `run`, that a kernel reads at a time.

@@ -7,11 +7,11 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::normalise::Affine;
-use super::plan::{Plan, UNITS, channel_of, columns, per_channel, place, width};
+use super::plan::{Plan, channel_of, columns, per_channel, place};
 use crate::Activation;
 use crate::gpu::launch::{buffer, element, elementwise, empty, optional};
 use crate::gpu::layout::{Layout, Order};
-use crate::gpu::reduce::add_rows;
+use crate::gpu::reduce::{UNITS, add_rows, along, launch_sums};
 
 /// Where a ReLU let the gradient through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,13 +53,14 @@ fn part_sums<E: Float, N: Size>(
     inner: usize,
     length: usize,
     splits: usize,
+    #[comptime] across: usize,
     #[comptime] order: Order,
     #[comptime] mask: Mask,
     #[define(E)] _dtype: ElemType,
 ) {
     let lanes = N::value();
     let columns = comptime!(columns(order, lanes));
-    let width = comptime!(width(order, lanes));
+    let width = comptime!(across * columns);
     let size = comptime!(UNITS * columns);
     // Sums, then products.
     let mut tables = Shared::<[f32]>::new_slice(comptime!(2 * size));
@@ -121,7 +122,7 @@ fn part_sums<E: Float, N: Size>(
     }
 }
 
-/// The gradients of gamma and beta from the sums of parts. One unit a channel.
+/// The gradients of gamma and beta from the sums of parts, over `rows` units a channel.
 #[cube(launch_unchecked)]
 fn combine_sums(
     parts: &[f32],
@@ -130,22 +131,35 @@ fn combine_sums(
     dbeta: &mut [f32],
     channels: usize,
     splits: usize,
+    #[comptime] rows: usize,
 ) {
-    let channel = ABSOLUTE_POS;
-    if channel >= channels {
-        terminate!();
-    }
+    let columns = comptime!(UNITS / rows);
+    let (row, column) = (UNIT_POS_Y as usize, UNIT_POS_X as usize);
+    let channel = CUBE_POS * columns + column;
+    // Sums, then products.
+    let mut tables = Shared::<[f32]>::new_slice(comptime!(2 * UNITS));
     let mut sum = 0.0f32.runtime();
     let mut product = 0.0f32.runtime();
-    for split in 0..splits {
-        let at = split * 2 * channels + channel;
-        sum += parts[at];
-        product += parts[at + channels];
+    if channel < channels {
+        let mut split = row;
+        while split < splits {
+            let at = split * 2 * channels + channel;
+            sum += parts[at];
+            product += parts[at + channels];
+            split += rows;
+        }
     }
-    let inverse = statistics[2 * channels + channel];
-    let remainder = statistics[3 * channels + channel];
-    dgamma[channel] = (product - remainder * sum) * inverse;
-    dbeta[channel] = sum;
+    let own = row * columns + column;
+    tables[own] = sum;
+    tables[UNITS + own] = product;
+    add_rows(&mut tables, row, column, 2usize, UNITS, columns, 1usize);
+    if row == 0 && channel < channels {
+        let inverse = statistics[2 * channels + channel];
+        let remainder = statistics[3 * channels + channel];
+        let sum = tables[column];
+        dgamma[channel] = (tables[UNITS + column] - remainder * sum) * inverse;
+        dbeta[channel] = sum;
+    }
 }
 
 /// The gradient of `x`, and of the skip connection, one vector a unit:
@@ -265,14 +279,17 @@ impl Backward {
                 plan.inner,
                 plan.length,
                 plan.splits,
+                plan.across,
                 plan.order,
                 self.mask,
                 element(x),
             );
         }
         let [dgamma, dbeta] = [(); 2].map(|()| empty(x, [c], DType::F32));
-        let (count, dim) = elementwise(x, c);
-        // SAFETY: units beyond the channels stop; `parts` has all splits of all channels.
+        let rows = along(plan.splits);
+        let (count, dim) = launch_sums(x, c, rows);
+        // SAFETY: units beyond the channels read and write nothing; `parts` has all splits of all
+        // channels.
         unsafe {
             combine_sums::launch_unchecked(
                 &x.client,
@@ -284,6 +301,7 @@ impl Backward {
                 buffer(dbeta.clone()),
                 c,
                 plan.splits,
+                rows,
             );
         }
         [dgamma, dbeta]

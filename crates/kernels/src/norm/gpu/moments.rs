@@ -9,9 +9,10 @@ use burn_cubecl::cubecl;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::plan::{Plan, UNITS, columns, place, width};
-use crate::gpu::launch::{buffer, element, elementwise, empty};
+use super::plan::{Plan, columns, place};
+use crate::gpu::launch::{buffer, element, empty};
 use crate::gpu::layout::{Layout, Order};
+use crate::gpu::reduce::{UNITS, along, launch_sums};
 
 /// Number, mean and sum of squared deviations of some values.
 #[derive(CubeType, Clone, Copy)]
@@ -33,6 +34,48 @@ fn merge(a: Moments, b: Moments) -> Moments {
     }
 }
 
+/// Merges the rows of tables of moments, `size` values in rows of `width`, into the first row, pairwise, as
+/// [`add_rows`](crate::gpu::reduce::add_rows) adds.
+#[cube]
+fn merge_rows(
+    counts: &mut Shared<[f32]>,
+    means: &mut Shared<[f32]>,
+    squares: &mut Shared<[f32]>,
+    row: usize,
+    column: usize,
+    #[comptime] size: usize,
+    #[comptime] width: usize,
+    #[comptime] lanes: usize,
+) {
+    sync_cube();
+    let mut half = comptime!(size / width / 2).runtime();
+    while half > 0 {
+        if row < half {
+            #[unroll]
+            for lane in 0..lanes {
+                let here = row * width + column + lane;
+                let there = here + half * width;
+                let a = Moments {
+                    count: counts[here],
+                    mean: means[here],
+                    squares: squares[here],
+                };
+                let b = Moments {
+                    count: counts[there],
+                    mean: means[there],
+                    squares: squares[there],
+                };
+                let both = merge(a, b);
+                counts[here] = both.count;
+                means[here] = both.mean;
+                squares[here] = both.squares;
+            }
+        }
+        sync_cube();
+        half /= 2;
+    }
+}
+
 /// Moments about each channel's first value, by part of the channel: `[splits, 3, c]`.
 #[cube(launch_unchecked)]
 fn part_moments<E: Float, N: Size>(
@@ -42,12 +85,13 @@ fn part_moments<E: Float, N: Size>(
     inner: usize,
     length: usize,
     splits: usize,
+    #[comptime] across: usize,
     #[comptime] order: Order,
     #[define(E)] _dtype: ElemType,
 ) {
     let lanes = N::value();
     let columns = comptime!(columns(order, lanes));
-    let width = comptime!(width(order, lanes));
+    let width = comptime!(across * columns);
     let size = comptime!(UNITS * columns);
     let mut counts = Shared::<[f32]>::new_slice(size);
     let mut means = Shared::<[f32]>::new_slice(size);
@@ -117,40 +161,23 @@ fn part_moments<E: Float, N: Size>(
             squares[at] = deviation.extract(lane);
         }
     }
-    sync_cube();
-
-    let mut half = rows / 2;
-    while half > 0 {
-        if row < half {
-            #[unroll]
-            for lane in 0..columns {
-                let here = row * width + UNIT_POS_X as usize * columns + lane;
-                let there = here + half * width;
-                let a = Moments {
-                    count: counts[here],
-                    mean: means[here],
-                    squares: squares[here],
-                };
-                let b = Moments {
-                    count: counts[there],
-                    mean: means[there],
-                    squares: squares[there],
-                };
-                let both = merge(a, b);
-                counts[here] = both.count;
-                means[here] = both.mean;
-                squares[here] = both.squares;
-            }
-        }
-        sync_cube();
-        half /= 2;
-    }
+    let column = UNIT_POS_X as usize * columns;
+    merge_rows(
+        &mut counts,
+        &mut means,
+        &mut squares,
+        row,
+        column,
+        size,
+        width,
+        columns,
+    );
 
     if row == 0 && channel < channels {
         let total = channels * columns;
         #[unroll]
         for lane in 0..columns {
-            let here = UNIT_POS_X as usize * columns + lane;
+            let here = column + lane;
             let at = split * 3 * total + channel * columns + lane;
             parts[at] = counts[here];
             parts[at + total] = means[here];
@@ -159,7 +186,7 @@ fn part_moments<E: Float, N: Size>(
     }
 }
 
-/// The rows of the statistics from the moments of parts. One unit a channel.
+/// The rows of the statistics from the moments of parts, over `rows` units a channel.
 #[cube(launch_unchecked)]
 fn combine_moments<E: Float>(
     x: &[E],
@@ -169,41 +196,67 @@ fn combine_moments<E: Float>(
     plane: usize,
     splits: usize,
     epsilon: f32,
+    #[comptime] rows: usize,
     #[define(E)] _dtype: ElemType,
 ) {
-    let channel = ABSOLUTE_POS;
-    if channel >= channels {
-        terminate!();
-    }
+    let columns = comptime!(UNITS / rows);
+    let mut counts = Shared::<[f32]>::new_slice(UNITS);
+    let mut means = Shared::<[f32]>::new_slice(UNITS);
+    let mut squares = Shared::<[f32]>::new_slice(UNITS);
+    let (row, column) = (UNIT_POS_Y as usize, UNIT_POS_X as usize);
+    let channel = CUBE_POS * columns + column;
+
     let mut count = 0.0f32.runtime();
     let mut offset = 0.0f32.runtime();
-    let mut squares = 0.0f32.runtime();
-    for split in 0..splits {
-        let at = split * 3 * channels + channel;
-        let all = Moments {
-            count,
-            mean: offset,
-            squares,
-        };
-        let part = Moments {
-            count: parts[at],
-            mean: parts[at + channels],
-            squares: parts[at + 2 * channels],
-        };
-        let both = merge(all, part);
-        count = both.count;
-        offset = both.mean;
-        squares = both.squares;
+    let mut square = 0.0f32.runtime();
+    if channel < channels {
+        let mut split = row;
+        while split < splits {
+            let at = split * 3 * channels + channel;
+            let all = Moments {
+                count,
+                mean: offset,
+                squares: square,
+            };
+            let part = Moments {
+                count: parts[at],
+                mean: parts[at + channels],
+                squares: parts[at + 2 * channels],
+            };
+            let both = merge(all, part);
+            count = both.count;
+            offset = both.mean;
+            square = both.squares;
+            split += rows;
+        }
     }
-    let centre = f32::cast_from(x[channel * plane]);
-    let variance = squares / count;
-    // NaN stays NaN.
-    let variance = select(variance < 0.0, 0.0, variance);
-    let mean = centre + offset;
-    statistics[channel] = mean;
-    statistics[channels + channel] = variance;
-    statistics[2 * channels + channel] = 1.0 / (variance + epsilon).sqrt();
-    statistics[3 * channels + channel] = (centre - mean) + offset;
+    let own = row * columns + column;
+    counts[own] = count;
+    means[own] = offset;
+    squares[own] = square;
+    merge_rows(
+        &mut counts,
+        &mut means,
+        &mut squares,
+        row,
+        column,
+        UNITS,
+        columns,
+        1usize,
+    );
+
+    if row == 0 && channel < channels {
+        let centre = f32::cast_from(x[channel * plane]);
+        let offset = means[column];
+        let variance = squares[column] / counts[column];
+        // NaN stays NaN.
+        let variance = select(variance < 0.0, 0.0, variance);
+        let mean = centre + offset;
+        statistics[channel] = mean;
+        statistics[channels + channel] = variance;
+        statistics[2 * channels + channel] = 1.0 / (variance + epsilon).sqrt();
+        statistics[3 * channels + channel] = (centre - mean) + offset;
+    }
 }
 
 /// The rows of [`BatchNormalisation`](crate::norm::ops::BatchNormalisation)'s statistics.
@@ -228,6 +281,7 @@ pub fn statistics_of(x: CubeTensor, epsilon: f64) -> CubeTensor {
             plan.inner,
             plan.length,
             plan.splits,
+            plan.across,
             plan.order,
             element(&x),
         );
@@ -237,8 +291,9 @@ pub fn statistics_of(x: CubeTensor, epsilon: f64) -> CubeTensor {
         Order::Planes => h * w,
         Order::Pixels => 1,
     };
-    let (count, dim) = elementwise(&x, c);
-    // SAFETY: units beyond the channels stop; `parts` has all splits of all channels.
+    let rows = along(plan.splits);
+    let (count, dim) = launch_sums(&x, c, rows);
+    // SAFETY: units beyond the channels read and write nothing; `parts` has all splits of all channels.
     unsafe {
         combine_moments::launch_unchecked(
             &client,
@@ -251,6 +306,7 @@ pub fn statistics_of(x: CubeTensor, epsilon: f64) -> CubeTensor {
             plane,
             plan.splits,
             epsilon as f32,
+            rows,
             element(&x),
         );
     }

@@ -5,11 +5,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::gpu::layout::{Layout, Order};
+use crate::gpu::reduce::{UNITS, across};
 
-/// Units that reduce together.
-pub const UNITS: usize = 256;
-/// Of these, in a map that lies pixel by pixel, units beside each other in one pixel.
-const COLUMNS: usize = 32;
 /// Groups of units that a map is split over at most: a few times what large GPUs run at once.
 const GROUPS: usize = 1024;
 /// Vectors that a unit reads at least before a channel is split.
@@ -28,6 +25,8 @@ pub struct Plan {
     pub length: usize,
     /// Parts that each channel is split into.
     pub splits: usize,
+    /// Units of a group that are beside each other, at other channels.
+    pub across: usize,
 }
 
 impl Plan {
@@ -39,10 +38,13 @@ impl Plan {
             Order::Planes => (c, h * w / vector, n * h * w / vector),
             Order::Pixels => (c / vector, 1, n * h * w),
         };
-        let (across, along) = Self::units(layout.order);
+        let across = match layout.order {
+            Order::Planes => 1,
+            Order::Pixels => across(channels),
+        };
         let groups = channels.div_ceil(across);
         let splits = length
-            .div_ceil(along * READS)
+            .div_ceil(UNITS / across * READS)
             .min(GROUPS.div_ceil(groups))
             .max(1);
         Self {
@@ -52,24 +54,16 @@ impl Plan {
             inner,
             length,
             splits,
-        }
-    }
-
-    /// Units across channels and along a channel.
-    const fn units(order: Order) -> (usize, usize) {
-        match order {
-            Order::Planes => (1, UNITS),
-            Order::Pixels => (COLUMNS, UNITS / COLUMNS),
+            across,
         }
     }
 
     /// Groups of units, and units of a group.
     pub fn launch(&self) -> (CubeCount, CubeDim) {
-        let (across, along) = Self::units(self.order);
-        let groups = self.channels.div_ceil(across) as u32;
+        let groups = self.channels.div_ceil(self.across) as u32;
         (
             CubeCount::Static(groups, self.splits as u32, 1),
-            CubeDim::new_2d(across as u32, along as u32),
+            CubeDim::new_2d(self.across as u32, (UNITS / self.across) as u32),
         )
     }
 }
@@ -80,11 +74,6 @@ pub const fn columns(order: Order, lanes: usize) -> usize {
         Order::Planes => 1,
         Order::Pixels => lanes,
     }
-}
-
-/// Columns of the table that a group of units shares: the channels that it works on.
-pub const fn width(order: Order, lanes: usize) -> usize {
-    Plan::units(order).0 * columns(order, lanes)
 }
 
 /// Where the `k`-th vector of a channel is.
