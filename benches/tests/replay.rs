@@ -1,7 +1,7 @@
-//! `replay` on the committed recordings: on the CPU, and with feature `wgpu` on a GPU, a software one
-//! will do.
+//! `replay` on the committed recordings: on the CPU, and with the feature `cuda` or `wgpu` on a GPU,
+//! a software one will do.
 
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 #[path = "../../crates/kernels/tests/gpu_device/mod.rs"]
 mod gpu_device;
 
@@ -32,11 +32,15 @@ fn recordings_stay_within_their_limits_on_the_cpu() {
     replay("flex", "f32,bf16");
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 #[test]
 fn recordings_stay_within_their_limits_on_a_gpu() {
     if gpu_device::gpu().is_none() {
         return;
     }
-    replay("wgpu", "f32,f16");
+    let device = match cfg!(feature = "cuda") {
+        true => "cuda",
+        false => "wgpu",
+    };
+    replay(device, "f32,f16");
 }

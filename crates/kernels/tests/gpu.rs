@@ -1,10 +1,13 @@
-//! The GPU kernels against plain f64 references, on the first device that Burn's wgpu backend finds;
-//! a software one (Mesa's lavapipe, a Vulkan driver for CPUs) will do.
+//! The GPU kernels against plain f64 references, on the first device that Burn's CUDA backend finds, if
+//! that is built, or else its wgpu backend; a software one (Mesa's lavapipe, a Vulkan driver for CPUs) will
+//! do.
 //!
 //! Without a device each test says so and passes, unless `HALFSEG_REQUIRE_GPU` is set. What a
 //! software device cannot show: speed, tensor cores, atomics on f16, and the code that CubeCL makes
 //! for CUDA. No kernel of this crate uses tensor cores or atomics; convolutions in f16 and bf16 may be those
 //! of cubek where there are tensor cores.
+
+#![cfg(any(feature = "cuda", feature = "wgpu"))]
 
 mod gpu_device;
 mod norm_case;

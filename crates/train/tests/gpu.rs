@@ -1,5 +1,7 @@
-//! Whole networks on the first GPU that Burn's wgpu backend finds, a software one will do, against
-//! the CPU. Without a device each test says so and passes, unless `HALFSEG_REQUIRE_GPU` is set.
+//! Whole networks on the first GPU that Burn's CUDA backend finds, if that is built, or else its wgpu
+//! backend, against the CPU; a software one will do. Without a device each test says so and passes, unless `HALFSEG_REQUIRE_GPU` is set.
+
+#![cfg(any(feature = "cuda", feature = "wgpu"))]
 
 #[path = "../../kernels/tests/gpu_device/mod.rs"]
 mod gpu_device;

@@ -2,14 +2,18 @@
 
 use burn::tensor::{Device, DeviceType};
 
-/// The first device that Burn's wgpu backend finds. Without one the test says that it is skipped,
-/// unless `HALFSEG_REQUIRE_GPU` is set: then it fails.
+/// The first GPU that Burn's CUDA backend finds, if it is built, or else its wgpu backend. Without one the
+/// test says that it is skipped, unless `HALFSEG_REQUIRE_GPU` is set: then it fails.
 pub fn gpu() -> Option<Device> {
-    let device = Device::enumerate(DeviceType::Wgpu).into_iter().next();
+    #[cfg(feature = "cuda")]
+    let backend = DeviceType::Cuda;
+    #[cfg(not(feature = "cuda"))]
+    let backend = DeviceType::Wgpu;
+    let device = Device::enumerate(backend).into_iter().next();
     if device.is_none() {
         assert!(
             std::env::var_os("HALFSEG_REQUIRE_GPU").is_none(),
-            "no GPU was found, not even a software one, and HALFSEG_REQUIRE_GPU is set"
+            "{backend:?}: no GPU was found, not even a software one, and HALFSEG_REQUIRE_GPU is set"
         );
         eprintln!("skipped: no GPU was found, not even a software one");
     }
