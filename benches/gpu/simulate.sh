@@ -1,0 +1,313 @@
+#!/usr/bin/env bash
+# Runs halfseg's CUDA path where there is no GPU: on ../shared/cuda-sim beside the checkout, a CUDA driver
+# in software. NVRTC compiles each kernel, an interpreter executes it on the CPU and checks every access;
+# new memory is filled with NaN. It shows neither time nor what real hardware does otherwise.
+#
+#   benches/gpu/simulate.sh --out DIR                    all parts
+#   benches/gpu/simulate.sh --out DIR --parts train,eval
+#   benches/gpu/simulate.sh --out DIR --bin FOLDER       with programs that were built before
+#
+# replay    recordings of MMSegmentation in three precisions
+# train     twenty iterations of the four methods from one seed, dropout included, losses beside the CPU's
+# ways      recomputed blocks, a resumed run, two devices, a device that is too small
+# eval      scores and class maps of a network, whole, in windows, over six scales; predict; audit
+# kernels   tests of the kernels, and of training steps, for each architecture
+# memory    peak and launches of a training step and an inference at full size, nothing executed
+#
+# METHODS, PRECISIONS and ARCHS choose among them. Everything goes to --out: results.md with a line for
+# each check, the output of each command, and the simulator's report on it. The exit status is 0 if every
+# check passed. Each command has its own cache of tuning, so that no choice made here is taken for a GPU's.
+set -uo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+
+parts=replay,train,ways,eval,kernels,memory out='' bin=''
+usage() {
+  sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' >&2
+  exit 2
+}
+while [ $# -gt 0 ]; do
+  [ $# -ge 2 ] || usage
+  case $1 in
+    --out) out=$2 ;;
+    --bin) bin=$(cd "$2" && pwd) || exit 2 ;;
+    --parts) parts=$2 ;;
+    *) usage ;;
+  esac
+  shift 2
+done
+[ -n "$out" ] || usage
+run=${CUDA_SIM:-$root/../shared/cuda-sim}/run.sh
+if [ ! -x "$run" ]; then
+  echo "there is no simulator at $run" >&2
+  exit 75
+fi
+methods=${METHODS:-fcn pspnet deeplabv3 deeplabv3plus}
+precisions=${PRECISIONS:-f32 f16 bf16}
+archs=${ARCHS:-75 80 86 89 90 100 120}
+iterations=${ITERATIONS:-20}
+chosen() { [[ ",$parts," == *",$1,"* ]]; }
+
+if [ -z "$bin" ]; then
+  cd "$root" || exit 2
+  cargo fetch -q --locked && bash benches/gpu/offline-llvm.sh || exit 1
+  # Little optimisation: compiling takes longer than what is run on the host.
+  export CARGO_PROFILE_DEV_OPT_LEVEL=${CARGO_PROFILE_DEV_OPT_LEVEL:-1} CARGO_PROFILE_DEV_DEBUG=false
+  bin=${CARGO_TARGET_DIR:-$root/target}/debug
+  packages=(-p halfseg-cli -p halfseg-benches -p halfseg-kernels -p halfseg-train
+    --features "halfseg-cli/cuda,halfseg-benches/cuda,halfseg-kernels/cuda,halfseg-train/cuda")
+  cargo build --locked "${packages[@]}" --bins || exit 1
+  # Tests are started from the folders of their caches, so their files have to be known.
+  cargo test --locked "${packages[@]}" --test gpu --no-run --message-format=json >"$bin/tests.json" || exit 1
+  grep -o '"executable":"[^"]*/gpu-[^"]*"' "$bin/tests.json" | cut -d'"' -f4 >"$bin/gpu-tests"
+fi
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+results=$out/results.tsv
+touch "$results"
+
+# note PART WHAT FOUND WANTED STATUS: a line of the table; a later one of the same check replaces it.
+note() {
+  local line
+  line=$(printf '%s\t%s\t%s\t%s\t%s' "$1" "$2" "$3" "$4" "$([ "$5" = 0 ] && echo yes || echo '**no**')")
+  awk -F'\t' -v part="$1" -v what="$2" '!($1 == part && $2 == what)' "$results" >"$results.part"
+  printf '%s\n' "$line" >>"$results.part"
+  mv "$results.part" "$results"
+  {
+    printf '# halfseg on a simulated NVIDIA GPU\n\nVersion %s, %s iterations a training run.\n\n' \
+      "$(git -C "$root" describe --always --dirty)" "$iterations"
+    printf '| part | check | found | wanted | reached |\n|---|---|---|---|---|\n'
+    awk -F'\t' '{ printf "| %s | %s | %s | %s | %s |\n", $1, $2, $3, $4, $5 }' "$results"
+  } >"$out/results.md"
+  printf '%s\n' "$line"
+}
+
+# sim NAME COMMAND ...: on a simulated device. Fails as the command does, and on any fault that was seen.
+sim() {
+  local name=$1 cache=$out/cache-$1 status=0
+  shift
+  rm -rf "$cache" "$out/$name.report"
+  mkdir -p "$cache"
+  # Candidates are timed once. "enforced" gives each tensor an allocation of its own, so that accesses
+  # beyond one are seen.
+  cat >"$cache/cubecl.toml" <<TOML
+[environment]
+path = { directory = "$cache" }
+[autotune]
+level = "minimal"
+[autotune.logger]
+level = "full"
+file = "$cache/autotune.log"
+[autotune.bench]
+min_samples = 1
+max_samples = 1
+short_circuit_samples = 1
+[memory]
+persistent_memory = "${PERSISTENT:-enforced}"
+TOML
+  (cd "$cache" && CUDA_SIM_POISON=${POISON:-1} CUDA_SIM_REPORT=$out/$name.report \
+    timeout "${LIMIT:-1800}" "$run" "$@") >"$out/$name.log" 2>&1 || status=$?
+  [ "$status" = 0 ] && grep -q '"errors": \[\]' "$out/$name.report" || return 1
+}
+host() { # NAME COMMAND ...: the same on the CPU.
+  local name=$1
+  shift
+  "$@" >"$out/$name.log" 2>&1
+}
+halfseg() { # sim|host NAME COMMAND ARGUMENT ...
+  local where=$1 name=$2 command=$3
+  shift 3
+  rm -rf "${out:?}/$name"
+  "$where" "$name" "$bin/halfseg" "$command" "$@"
+}
+
+# Narrow networks on small pictures.
+narrow=(--set model.stem_channels=16 --set model.base_channels=16 --set model.head_channels=32
+  --set model.aux_channels=16 --set model.c1_channels=16 --set 'model.dilations=[1,2,4,6]')
+small=(--backbone resnet18 "${narrow[@]}" --data synthetic --crop 64x64 --scale 128x64 --batch 2 --seed 1
+  --workers 1 --eval-every 0 --checkpoint-every 0 --set data.synthetic_train=8 --set data.synthetic_val=2)
+
+# The largest difference of the losses of two runs, relative; "none" where one has fewer.
+apart() {
+  python3 - "$out/$1/log.jsonl" "$out/$2/log.jsonl" <<'PYTHON'
+import json, sys
+def losses(path):
+    try:
+        events = [json.loads(line) for line in open(path)]
+    except OSError:
+        return []
+    return [event['loss'] for event in events if event.get('event') == 'train']
+a, b = map(losses, sys.argv[1:])
+whole = a and len(a) == len(b) and None not in a + b
+print(f'{max(abs(x - y) / abs(y) for x, y in zip(a, b)):.1e}' if whole else 'none')
+PYTHON
+}
+at_most() { awk -v found="$1" -v limit="$2" 'BEGIN { exit !(found ~ /^[0-9]/ && found + 0 <= limit + 0) }'; }
+# check_losses PART WHAT NAME PEER LIMIT STATUS
+check_losses() {
+  local found status=$6
+  found=$(apart "$3" "$4")
+  at_most "$found" "$5" || status=1
+  note "$1" "$2" "$found" "losses within $5" "$status"
+}
+limit_of() { case $1 in f32) echo 1e-5 ;; f16) echo 1e-4 ;; bf16) echo 1e-3 ;; esac; }
+
+if chosen replay; then
+  for precision in $precisions; do
+    status=0
+    sim "replay-$precision" "$bin/replay" --device cuda --precisions "$precision" \
+      --recordings "${RECORDINGS:-$root/crates/segmentor/tests/recordings}" \
+      --json "$out/replay-$precision.json" || status=1
+    found=$(grep -o '.* lines are beyond a limit' "$out/replay-$precision.log")
+    note replay "$precision" "${found:-no table}" "none beyond" "$status"
+  done
+fi
+
+if chosen train; then
+  for method in $methods; do
+    for precision in $precisions; do
+      name=train-$method-$precision status=0
+      train=(--method "$method" "${small[@]}" --iterations "$iterations" --precision "$precision")
+      halfseg host "$name-host" train "${train[@]}" --device cpu --out "$out/$name-host" || status=1
+      halfseg sim "$name" train "${train[@]}" --device cuda --out "$out/$name" || status=1
+      check_losses train "$method in $precision" "$name" "$name-host" "$(limit_of "$precision")" "$status"
+    done
+  done
+fi
+
+if chosen ways; then
+  train=(--method deeplabv3plus "${small[@]}" --precision f16 --device cuda)
+  status=0
+  halfseg sim ways-whole train "${train[@]}" --iterations 4 --out "$out/ways-whole" || status=1
+  halfseg sim ways-again train "${train[@]}" --iterations 4 --gradient-checkpointing \
+    --out "$out/ways-again" || status=1
+  check_losses ways "blocks recomputed" ways-again ways-whole 1e-4 "$status"
+  status=0
+  resumed=("$bin/halfseg" train "${train[@]}" --iterations 4 --out "$out/ways-resumed")
+  rm -rf "$out/ways-resumed"
+  # Ended by a signal once the second iteration is in the log, which saves and exits with 130.
+  sim ways-interrupted bash -c 'log=$1; shift
+    "$@" & until [ "$(grep -c event.:.train "$log" 2>/dev/null)" -ge 2 ]; do
+      kill -0 $! 2>/dev/null || exit 1
+      sleep 0.1
+    done
+    kill -TERM $!; wait $!; [ $? = 130 ]' - "$out/ways-resumed/log.jsonl" "${resumed[@]}" || status=1
+  sim ways-resumed "${resumed[@]}" --resume || status=1
+  check_losses ways "resumed" ways-resumed ways-whole 1e-4 "$status"
+  status=0
+  CUDA_SIM_DEVICES=2 halfseg sim ways-two train "${train[@]}" --iterations 4 --devices cuda:0,cuda:1 \
+    --out "$out/ways-two" || status=1
+  check_losses ways "two devices" ways-two ways-whole 1e-4 "$status"
+fi
+
+if chosen ways; then
+  # What a step of ResNet-101 does not fit into.
+  status=0
+  CUDA_SIM_MEMORY_GB=1 CUDA_SIM_MODE=null PERSISTENT=enabled halfseg sim ways-small bench --train \
+    --method fcn --backbone resnet101 --size 512x1024 --precision f16 --device cuda --iterations 1 && status=1
+  grep -q 'memory' "$out/ways-small.log" && ! grep -q 'panicked' "$out/ways-small.log" || status=1
+  note ways "a device of 1 GiB" "$(tail -n 1 "$out/ways-small.log" | cut -c 1-160 | tr '|' '/')" \
+    "a message about memory" "$status"
+fi
+
+# Scores of two JSON files and how many class maps of two folders are the same.
+compare_maps() {
+  python3 - "$@" <<'PYTHON'
+import filecmp, glob, os, sys
+a, b = sys.argv[1:]
+files = sorted(os.path.relpath(f, a) for f in glob.glob(a + '/**/*.png', recursive=True))
+same = sum(os.path.exists(f'{b}/{f}') and filecmp.cmp(f'{a}/{f}', f'{b}/{f}', False) for f in files)
+print(f'{same} of {len(files)}')
+sys.exit(not files)
+PYTHON
+}
+miou() { grep -o '"mIoU": *[0-9.]*' "$1" 2>/dev/null | head -n 1 | grep -o '[0-9.]*$'; }
+
+if chosen eval; then
+  for method in $methods; do
+    start=$out/start-$method
+    [ -e "$start/done" ] || { halfseg host "start-$method" train --method "$method" "${small[@]}" \
+      --iterations 30 --lr 0.05 --device cpu --out "$start" && touch "$start/done"; }
+    for precision in $precisions; do
+      for way in whole slide ms-flip; do
+        case $way in
+          whole) flags=() ;;
+          slide) flags=(--mode slide --crop 64x64 --stride 32x32) ;;
+          ms-flip) flags=(--ms-flip) ;;
+        esac
+        name=eval-$method-$precision-$way status=0
+        args=(--checkpoint "$start" --data synthetic --set data.scale=128x64 --set data.synthetic_val=2
+          --precision "$precision" "${flags[@]}")
+        halfseg host "$name-host" eval "${args[@]}" --device cpu --json "$out/$name-host.scores" \
+          --save-predictions "$out/$name-host" || status=1
+        halfseg sim "$name" eval "${args[@]}" --device cuda --json "$out/$name.scores" \
+          --save-predictions "$out/$name" || status=1
+        a=$(miou "$out/$name.scores") b=$(miou "$out/$name-host.scores")
+        awk -v a="$a" -v b="$b" 'BEGIN { exit !(a != "" && b != "" && (a - b) ^ 2 <= 0.25) }' || status=1
+        maps=$(compare_maps "$out/$name" "$out/$name-host") || status=1
+        note eval "$method in $precision, $way" "mIoU $a, CPU $b; $maps maps equal" "mIoU within 0.5" "$status"
+      done
+    done
+  done
+fi
+
+if chosen eval; then
+  start=$out/start-deeplabv3plus
+  for precision in $precisions; do
+    status=0 pictures=$out/start-deeplabv3plus/predictions
+    pictures=$root/docs
+    args=(--checkpoint "$start" --precision "$precision" --scale 128x64 "$pictures")
+    halfseg host "predict-$precision-host" predict "${args[@]}" --device cpu --out "$out/predict-$precision-host" || status=1
+    halfseg sim "predict-$precision" predict "${args[@]}" --device cuda --out "$out/predict-$precision" || status=1
+    maps=$(compare_maps "$out/predict-$precision" "$out/predict-$precision-host") || status=1
+    note eval "predict in $precision" "$maps pictures equal" "it runs" "$status"
+  done
+  status=0
+  audit=(--method deeplabv3plus "${small[@]}")
+  halfseg host audit-host audit "${audit[@]}" --device cpu --json "$out/audit-host.json" || status=1
+  halfseg sim audit audit "${audit[@]}" --device cuda --json "$out/audit.json" || status=1
+  note eval audit "$(grep -c '' "$out/audit.log") lines, CPU $(grep -c '' "$out/audit-host.log")" "it runs" "$status"
+fi
+
+if chosen kernels; then
+  for arch in $archs; do
+    while read -r test; do
+      name=kernels-$arch-$(basename "${test%-*}")-$(basename "$test") status=0
+      CUDA_SIM_ARCH=$arch HALFSEG_REQUIRE_GPU=1 LIMIT=3600 \
+        sim "$name" "$test" --test-threads 1 --nocapture || status=1
+      found=$(grep '^test result' "$out/$name.log" | cut -d';' -f1,2 | cut -d. -f2)
+      note kernels "sm_$arch, $(grep -c '^test ' "$out/$name.log") tests" "${found:-none ended}" "all pass" "$status"
+    done <"$bin/gpu-tests"
+  done
+fi
+
+# Numbers of the simulator's report: of a run with more passes less those of one with fewer.
+counts() {
+  python3 - "$@" <<'PYTHON'
+import json, sys
+few, many, more = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), int(sys.argv[3])
+per = lambda key: (key(many) - key(few)) / more
+print(f'{per(lambda r: r["launches"]):.0f} launches, {per(lambda r: r["copies"]["count"]):.0f} copies a pass,'
+      f' {many["memory"]["peak"] / 2**30:.2f} GiB given by the driver')
+PYTHON
+}
+if chosen memory; then
+  for method in $methods; do
+    for what in train inference; do
+      flags=() name=memory-$method-$what status=0
+      [ $what = train ] && flags=(--train --batch 2)
+      for passes in 1 5; do
+        # Whole: tuning tries what it tries on a device.
+        POISON=0 PERSISTENT=enabled CUDA_SIM_MODE=null sim "$name-$passes" "$bin/halfseg" bench "${flags[@]}" \
+          --method "$method" --backbone resnet101 --size 512x1024 --precision f16 --device cuda --warmup 1 \
+          --iterations "$passes" --json "$out/$name-$passes.json" || status=1
+      done
+      note memory "$method, $what" "$(counts "$out/$name-1.report" "$out/$name-5.report" 4 2>&1 | tail -n 1)" \
+        "it runs" "$status"
+    done
+  done
+fi
+
+if grep -q '\*\*no\*\*$' "$results"; then
+  echo "checks failed: see $out/results.md" >&2
+  exit 1
+fi
