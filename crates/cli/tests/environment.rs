@@ -489,7 +489,10 @@ fn signal(child: &Child, signal: i32) {
 }
 
 #[test]
-#[allow(clippy::disallowed_methods, reason = "folders are taken away, as somebody else would")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "folders are taken away, as somebody else would"
+)]
 fn folders_that_vanish_are_named() {
     let place = Place::new();
     // Of the run.

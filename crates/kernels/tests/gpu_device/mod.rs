@@ -13,7 +13,7 @@ pub fn gpu() -> Option<Device> {
     if device.is_none() {
         assert!(
             std::env::var_os("HALFSEG_REQUIRE_GPU").is_none(),
-            "{backend:?}: no GPU was found, not even a software one, and HALFSEG_REQUIRE_GPU is set"
+            "no GPU was found, not even a software one, and HALFSEG_REQUIRE_GPU is set"
         );
         eprintln!("skipped: no GPU was found, not even a software one");
     }
