@@ -142,7 +142,12 @@ impl Loader {
             match started {
                 Ok(handle) => workers.push(handle),
                 // The queue has room: nothing has been sent yet.
-                Err(error) => drop(failed.send(Err(DataError::Worker(error.to_string())))),
+                Err(error) => {
+                    let why = format!(
+                        "the system gives it no thread ({error}); take fewer workers or allow more threads"
+                    );
+                    drop(failed.send(Err(DataError::Worker(why))));
+                }
             }
         }
         Self {
