@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{PolySchedule, Recipe, Sgd};
 pub(crate) use parts::replica;
-use parts::{PartNumbers, Pass, joined, numbers_of, pass_on_all};
+use parts::{PartNumbers, Pass, joined, numbers_of, part_of, pass_on_all};
 
 /// A network in training: weights, optimizer, gradient scaler and schedule.
 ///
@@ -180,13 +180,11 @@ impl Learner {
             batch.is_multiple_of(parts),
             "{batch} images cannot be taken in {parts} equal parts"
         );
-        let size = batch / parts;
         let mut done = Some(forward_done);
         let mut others = Vec::new();
         let mut sum: Option<ScaledGrads> = None;
         for part in 0..parts {
-            let images = images.clone().narrow(0, part * size, size);
-            let labels = labels.clone().narrow(0, part * size, size);
+            let (images, labels) = part_of(&images, &labels, part, parts);
             let done = || {
                 if let Some(done) = done.take() {
                     done();

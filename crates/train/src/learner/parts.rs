@@ -102,6 +102,18 @@ pub(super) fn joined(parts: &[PartNumbers]) -> [f64; 4] {
     [loss, decode, aux, accuracy]
 }
 
+/// One of equally large parts of a batch.
+pub(super) fn part_of(
+    images: &Tensor<4>,
+    labels: &Tensor<3, Int>,
+    index: usize,
+    parts: usize,
+) -> (Tensor<4>, Tensor<3, Int>) {
+    let size = images.dims()[0] / parts;
+    let images = images.clone().narrow(0, index * size, size);
+    (images, labels.clone().narrow(0, index * size, size))
+}
+
 /// Forward and backward pass on all `devices`, the model's own first, in equal parts of the batch: the
 /// numbers of the others' parts, and the gradients of all with the numbers of the first.
 pub(super) fn pass_on_all(
@@ -118,11 +130,7 @@ pub(super) fn pass_on_all(
         batch.is_multiple_of(parts),
         "{batch} images cannot be shared equally by {parts} devices"
     );
-    let size = batch / parts;
-    let part = |index: usize| {
-        let images = images.clone().narrow(0, index * size, size);
-        (images, labels.clone().narrow(0, index * size, size))
-    };
+    let part = |index| part_of(&images, &labels, index, parts);
     let mut workers = route.group(devices).into_iter();
     let first = workers.next().expect("there is one part for each device");
     std::thread::scope(|threads| {
