@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use anyhow::{Context, Result, bail};
+use halfseg_data::is_own_png;
 use halfseg_files::write_atomically;
+use halfseg_predict::is_own_logits;
 use serde_json::Value;
 
 /// How much is said.
@@ -132,6 +134,26 @@ pub fn check_writable(files: &[&Option<PathBuf>], inputs: &[Option<&Path>]) -> R
             );
         }
         taken.push(place);
+    }
+    Ok(())
+}
+
+/// Refuses to replace the file at `path`, a PNG or logits, whose name nobody chose, unless this program wrote it
+/// or `overwrite` asks for it.
+pub fn check_replaceable(path: &Path, overwrite: bool) -> Result<()> {
+    // What is no file is written through, never replaced.
+    if overwrite || !path.is_file() {
+        return Ok(());
+    }
+    let own = match path.extension().is_some_and(|extension| extension == "png") {
+        true => is_own_png(path)?,
+        false => is_own_logits(path),
+    };
+    if !own {
+        bail!(
+            "{} is there and not this program's: choose another folder, or replace it with --overwrite",
+            path.display()
+        );
     }
     Ok(())
 }

@@ -179,7 +179,7 @@ fn config_text(sources: &ConfigSources) -> Result<Option<(&Path, &str)>, Error> 
 }
 
 /// The recipe of `--config`.
-fn config_file(sources: &ConfigSources) -> Result<Option<Recipe>, Error> {
+pub fn config_file(sources: &ConfigSources) -> Result<Option<Recipe>, Error> {
     let text = config_text(sources)?;
     text.map(|(path, text)| Recipe::parse(text, &path.display().to_string()))
         .transpose()

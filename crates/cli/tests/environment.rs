@@ -452,18 +452,9 @@ fn folders_that_may_not_be_written_to_are_named() {
 
 /// A run that would go on for a long time.
 fn long_run(place: &Place, data: &str) -> (Child, String) {
-    let args = ["train", "--method", "fcn", "--data", data, "--out", "run"];
-    let more = [
-        "--iterations",
-        "1000000",
-        "--checkpoint-every",
-        "1",
-        "--eval-every",
-        "0",
-    ];
-    let mut tiny = TINY.to_vec();
-    let at = tiny.iter().position(|arg| *arg == "--iterations").unwrap();
-    tiny.drain(at..at + 2);
+    let args = train_flags("fcn", data, Path::new("run"));
+    let more = ["--checkpoint-every", "1", "--eval-every", "0"];
+    let tiny = changed(&TINY, &[("--iterations", "1000000")]);
     let mut command = place.command(&[&args[..], &tiny, &more].concat());
     command
         .stdin(Stdio::null())

@@ -4,6 +4,10 @@
 
 #![cfg(unix)]
 
+#[allow(dead_code, reason = "shared with the tests of the program's commands")]
+#[path = "program/support.rs"]
+mod support;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +15,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
+use support::{changed, halfseg, text};
 use tempfile::TempDir;
 
 /// A run of about a second, with checkpoints, evaluations and lines of the log out of step.
@@ -66,16 +71,9 @@ const TIMES: [&str; 6] = [
     "peak_rss_mib",
 ];
 
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are Unicode")
-}
-
 fn train(out: &Path, how: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_halfseg"));
-    command.args(["train", "--out", text(out)]).args(how);
-    command
-        .env_remove("RUST_BACKTRACE")
-        .env("RAYON_NUM_THREADS", "1");
+    let mut command = halfseg(&["train", "--out", text(out)]);
+    command.args(how).env("RAYON_NUM_THREADS", "1");
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
@@ -318,11 +316,7 @@ fn an_evaluation_that_is_ended_is_made_up() {
 fn two_processes_do_not_share_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    let mut long = RUN;
-    for (flag, value) in [("--iterations", "1000000"), ("--eval-every", "0")] {
-        let place = long.iter().position(|argument| *argument == flag);
-        long[place.expect("the flag is there") + 1] = value;
-    }
+    let long = changed(&RUN, &[("--iterations", "1000000"), ("--eval-every", "0")]);
     let mut first = train(&out, &long).spawn().unwrap();
     wait_for(&mut first, "a checkpoint", || {
         out.join("last_checkpoint").exists()

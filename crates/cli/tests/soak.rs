@@ -104,18 +104,8 @@ fn long_jobs_do_not_grow() {
     let out = place("run");
     let number = iterations.to_string();
     let every = [iterations / 20, iterations / 16].map(|every| every.max(1).to_string());
-    let mut tiny = TINY.to_vec();
-    let at = tiny.iter().position(|arg| *arg == "--iterations").unwrap();
-    tiny[at + 1] = &number;
-    let args = [
-        "train",
-        "--method",
-        "fcn",
-        "--data",
-        "synthetic",
-        "--out",
-        text(&out),
-    ];
+    let tiny = changed(&TINY, &[("--iterations", &number)]);
+    let args = train_flags("fcn", "synthetic", &out);
     let often = ["--eval-every", &every[0], "--checkpoint-every", &every[1]];
     check_flat(&[&args[..], &tiny, &often].concat());
     let log = fs::read_to_string(out.join("log.jsonl")).unwrap();
@@ -145,25 +135,10 @@ fn long_jobs_do_not_grow() {
         &["--mode", "slide", "--crop", "32x48"],
     ] {
         let pictures = place(how[1]);
-        let args = [
-            "predict",
-            "--checkpoint",
-            text(&out),
-            "--out",
-            text(&pictures),
-            text(&many),
-        ];
-        check_flat(&[&args[..], how].concat());
+        let args = predict_flags(&out, &pictures);
+        check_flat(&[&args[..], &[text(&many)], how].concat());
     }
     let (zip, number) = (place("all.zip"), format!("data.synthetic_val={iterations}"));
-    let args = [
-        "eval",
-        "--checkpoint",
-        text(&out),
-        "--data",
-        "synthetic",
-        "--zip",
-        text(&zip),
-    ];
-    check_flat(&[&args[..], &["--set", &number]].concat());
+    let args = eval_flags(&out, "synthetic");
+    check_flat(&[&args[..], &["--zip", text(&zip), "--set", &number]].concat());
 }

@@ -39,7 +39,7 @@ pub use dataset::{Dataset, PartialSample, Sample};
 pub use error::DataError;
 pub use image::{
     ImageReader, InstanceMap, LabelMap, PartialImage, Plane, RgbImage, encode_label, image_size,
-    read_image, read_instances, read_label, write_label, write_rgb,
+    is_own_png, read_image, read_instances, read_label, write_label, write_rgb,
 };
 pub use labels::{
     CATEGORIES, CLASS_NAMES, CLASSES, IGNORE, LABELS, Label, PALETTE, check_labels, label_id,

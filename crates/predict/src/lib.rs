@@ -11,7 +11,7 @@ mod settings;
 
 pub use config::{EvalMode, EvalScale, InvalidConfig, PredictorConfig};
 pub use error::PredictError;
-pub use logits::write_logits;
+pub use logits::{is_own_logits, write_logits};
 pub use pictures::{colorize, draw_prediction, overlay, panel, write_maps};
 pub use predictor::{Evaluated, Predictor};
 pub use settings::PredictorSettings;

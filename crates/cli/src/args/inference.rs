@@ -63,6 +63,9 @@ pub struct BatchArgs {
     /// Leave alone what an earlier run has written
     #[arg(long)]
     pub skip_existing: bool,
+    /// Replace files that have the names of results and are not this program's
+    #[arg(long, conflicts_with = "skip_existing")]
+    pub overwrite: bool,
     /// Ignore pixels whose scores are not finite instead of failing their picture
     #[arg(long)]
     pub allow_nonfinite: bool,

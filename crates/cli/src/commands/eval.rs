@@ -24,7 +24,7 @@ use super::left_out::{LeftOut, class_map};
 use crate::args::EvalArgs;
 use crate::failure::{Interrupted, Usage};
 use crate::interrupt;
-use crate::output::{check_writable, print_table, write_json};
+use crate::output::{check_replaceable, check_writable, print_table, write_json};
 use crate::progress::Progress;
 use crate::settings::{Loaded, require_data};
 
@@ -74,7 +74,15 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             .get(index)
             .map_err(anyhow::Error::from)
             .and_then(|sample| {
-                let map = predictions.map(args, &predictor, &sample)?;
+                let kept = predictions.kept(args, &sample);
+                let map = match &kept {
+                    Some(path) => read_kept(path, &sample)?,
+                    None => {
+                        let prediction = predictor.predict(&sample.image);
+                        let prediction = prediction.map_err(|error| error.of(&sample.name))?;
+                        class_map(prediction, &sample.name, args.batch.allow_nonfinite)?
+                    }
+                };
                 if let Some(label) = &sample.label {
                     let name = || format!("the label map of {}", dataset.source(index));
                     check_labels(&label.data, classes, name)?;
@@ -84,16 +92,16 @@ pub fn run(args: &EvalArgs) -> Result<()> {
                     .map(|tree| tree.instances(index))
                     .transpose()?
                     .flatten();
-                Ok((sample, map, instances))
+                Ok((sample, map, kept.is_some(), instances))
             });
-        let (sample, map, instances) = match found {
+        let (sample, map, is_kept, instances) = match found {
             Ok(found) => found,
             Err(error) => {
                 left_out.add(error)?;
                 continue;
             }
         };
-        predictions.write(&sample.name, &map)?;
+        predictions.write(args, &sample.name, &map, is_kept)?;
         if let Some(label) = &sample.label {
             matrix.update(&map.data, &label.data, IGNORE)?;
             if let Some(scorer) = &mut official {
@@ -219,41 +227,14 @@ impl Predictions {
         Ok(Self { folder, archive })
     }
 
-    /// The classes of one image: what an earlier run has kept of it, if that is to serve, else what the
-    /// network says.
-    fn map(&self, args: &EvalArgs, predictor: &Predictor, sample: &Sample) -> Result<LabelMap> {
-        let kept = self
-            .folder
-            .as_ref()
-            .map(|folder| folder.join(file_name(&sample.name)));
-        match kept.filter(|path| args.batch.skip_existing && path.is_file()) {
-            None => {
-                let prediction = predictor.predict(&sample.image);
-                let prediction = prediction.map_err(|error| error.of(&sample.name))?;
-                class_map(prediction, &sample.name, args.batch.allow_nonfinite)
-            }
-            Some(path) => {
-                let mut map = read_label(&path)?;
-                if (map.width, map.height) != (sample.image.width, sample.image.height) {
-                    bail!(
-                        "{}: expected {}x{} pixels as the image has, found {}x{}",
-                        path.display(),
-                        sample.image.width,
-                        sample.image.height,
-                        map.width,
-                        map.height
-                    );
-                }
-                for id in &mut map.data {
-                    *id = train_id(*id).unwrap_or(IGNORE);
-                }
-                Ok(map)
-            }
-        }
+    /// What an earlier run has kept of an image, if that is to serve.
+    fn kept(&self, args: &EvalArgs, sample: &Sample) -> Option<PathBuf> {
+        let folder = self.folder.as_ref().filter(|_| args.batch.skip_existing)?;
+        Some(folder.join(file_name(&sample.name))).filter(|path| path.is_file())
     }
 
-    /// Keeps the labelIds of one image.
-    fn write(&mut self, name: &str, map: &LabelMap) -> Result<()> {
+    /// Keeps the labelIds of one image, where they are not kept already.
+    fn write(&mut self, args: &EvalArgs, name: &str, map: &LabelMap, is_kept: bool) -> Result<()> {
         if self.folder.is_none() && self.archive.is_none() {
             return Ok(());
         }
@@ -264,8 +245,9 @@ impl Predictions {
         };
         let mut png = Vec::new();
         encode_label(&mut png, &label).with_context(|| name.clone())?;
-        if let Some(folder) = &self.folder {
+        if let Some(folder) = self.folder.as_ref().filter(|_| !is_kept) {
             let path = folder.join(&name);
+            check_replaceable(&path, args.batch.overwrite)?;
             write_atomically(&path, |out| out.write_all(&png))
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
@@ -278,6 +260,25 @@ impl Predictions {
     fn finish(self) -> Result<()> {
         self.archive.map_or(Ok(()), Archive::finish)
     }
+}
+
+/// The classes of labelIds that an earlier run has kept of an image.
+fn read_kept(path: &Path, sample: &Sample) -> Result<LabelMap> {
+    let mut map = read_label(path)?;
+    if (map.width, map.height) != (sample.image.width, sample.image.height) {
+        bail!(
+            "{}: expected {}x{} pixels as the image has, found {}x{}",
+            path.display(),
+            sample.image.width,
+            sample.image.height,
+            map.width,
+            map.height
+        );
+    }
+    for id in &mut map.data {
+        *id = train_id(*id).unwrap_or(IGNORE);
+    }
+    Ok(map)
 }
 
 /// An archive of predictions, without folders.

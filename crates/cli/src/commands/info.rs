@@ -12,20 +12,25 @@ use serde_json::{Map, Value, json};
 use crate::args::InfoArgs;
 use crate::failure::Usage;
 use crate::output::{check_writable, print_table, write_json};
-use crate::settings::{architecture, weights_file};
+use crate::settings::{architecture, config_file, weights_file};
 
 /// Prints what a network costs, by part, for one image.
 pub fn run(args: &InfoArgs) -> Result<()> {
-    check_writable(&[&args.json], &[args.checkpoint.as_deref()])?;
+    let inputs = [&args.checkpoint, &args.sources.config].map(Option::as_deref);
+    check_writable(&[&args.json], &inputs)?;
+    let has_values = args.sources.config.is_some() || !args.sources.set.is_empty();
+    if args.checkpoint.is_some() && has_values {
+        let why =
+            "--config and --set say what a network is, and so does --checkpoint: leave one out";
+        return Err(Usage(why.into()).into());
+    }
     let config = match &args.checkpoint {
         Some(path) => architecture(&args.model, &weights_file(path)?)?,
         None => {
             let method = args.model.method.unwrap_or(Method::Fcn);
             let depth = args.model.backbone.unwrap_or(Depth::R101);
-            let mut recipe = match &args.sources.config {
-                Some(path) => Recipe::read(path)?,
-                None => Recipe::published(method, depth),
-            };
+            let mut recipe =
+                config_file(&args.sources)?.unwrap_or_else(|| Recipe::published(method, depth));
             recipe.set_model(args.model.method, args.model.backbone);
             if let Some(classes) = args.model.classes {
                 recipe.model.num_classes = classes;

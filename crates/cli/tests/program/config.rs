@@ -98,6 +98,24 @@ fn bad_usage_ends_with_2_and_names_what_is_meant() {
     );
 }
 
+#[test]
+fn what_a_checkpoint_says_is_not_said_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let config = checkpoint.join("config.toml");
+    let info = ["info", "--checkpoint", text(&checkpoint)];
+    for flags in [
+        ["--set", "model.head_channels=16"],
+        ["--config", text(&config)],
+    ] {
+        let expect = ["--checkpoint", flags[0], "leave one out"];
+        check(&[&info[..], &flags].concat(), 2, &expect);
+    }
+    // Nor is it replaced by what is said of it.
+    let info = ["info", "--config", text(&config), "--json", text(&config)];
+    check(&info, 1, &["config.toml", "expected a file of its own"]);
+}
+
 /// A pipe can be read once: what it says must not be lost to a first look at it.
 #[cfg(unix)]
 #[test]
@@ -123,6 +141,9 @@ fn a_configuration_may_come_through_a_pipe() {
     };
     let printed = through(&["config"], "seed = 77");
     assert!(String::from_utf8_lossy(&printed.stdout).contains("seed = 77"));
+    let info = through(&["info"], "model.method = 'pspnet'");
+    let table = String::from_utf8_lossy(&info.stdout);
+    assert!(table.starts_with("pspnet"), "{table}{}", stderr(&info));
     let trained = through(&["train", "--out", text(&out)], "data.source = 'nowhere'");
     assert_eq!(trained.status.code(), Some(1), "{}", stderr(&trained));
     assert!(

@@ -158,6 +158,18 @@ fn an_evaluation_goes_on_without_a_picture_and_with_what_it_kept() {
     check(&again, 0, &[]);
     assert_ne!(read()["miou"], whole["miou"]);
     assert!(read_label(&file).unwrap().data.iter().all(|&id| id == 7));
+    // So is what another program wrote, which stays as it is.
+    let foreign = vec![11; map.data.len()];
+    let size = (map.width as u32, map.height as u32);
+    write_png(&file, size, png::ColorType::Grayscale, &foreign);
+    let before = fs::read(&file).unwrap();
+    check(&again, 0, &[]);
+    let name_of_file = format!("{name}_pred_labelIds.png");
+    check(&keep, 1, &[&name_of_file, "not this program's"]);
+    assert_eq!(fs::read(&file).unwrap(), before);
+    check(&[&keep[..], &["--overwrite"]].concat(), 0, &[]);
+    assert_eq!(read()["miou"], whole["miou"]);
+    assert_ne!(fs::read(&file).unwrap(), before);
     check(
         &[&args[..], &["--skip-existing"]].concat(),
         2,

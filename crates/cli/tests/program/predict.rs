@@ -277,8 +277,41 @@ fn a_batch_goes_on_without_bad_pictures_and_leaves_done_ones_alone() {
     );
     assert_eq!(fs::read(out.join("a_color.png")).unwrap(), b"kept");
     assert_eq!(below(&out), all_of(&["a", "c"]));
-    check(&args, 0, &["2 images"]);
-    assert_ne!(fs::read(out.join("a_color.png")).unwrap(), b"kept");
+}
+
+#[test]
+fn what_others_wrote_is_replaced_when_asked_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let input = pictures(&folder, &["x.png"]);
+    let picture = input.join("x.png");
+    let out = folder.path().join("out");
+    let args = predict_flags(&checkpoint, &out);
+    let args = [&args[..], &["--logits", text(&picture)]].concat();
+    // Twice: its own files are replaced.
+    check(&args, 0, &["1 images"]);
+    check(&args, 0, &["1 images"]);
+    for name in ["x_color.png", "x_trainIds.png", "x_logits.safetensors"] {
+        let path = out.join(name);
+        fs::copy(&picture, &path).unwrap();
+        let own = fs::read(out.join("x_overlay.png")).unwrap();
+        check(&args, 1, &[name, "not this program's", "--overwrite"]);
+        assert_eq!(fs::read(&path).unwrap(), fs::read(&picture).unwrap());
+        assert_eq!(fs::read(out.join("x_overlay.png")).unwrap(), own);
+        check(&[&args[..], &["--overwrite"]].concat(), 0, &["1 images"]);
+        assert_ne!(fs::read(&path).unwrap(), fs::read(&picture).unwrap());
+    }
+
+    // Among the pictures themselves one is a picture, not what an earlier run made of another.
+    let both = pictures(&folder, &["x.png", "x_color.png"]);
+    let kept = fs::read(both.join("x_color.png")).unwrap();
+    let args = predict_flags(&checkpoint, &both);
+    for how in [&[text(&both)][..], &[text(&both), "--overwrite"]] {
+        let expect = ["x_color.png", "would replace it"];
+        check(&[&args[..], how].concat(), 1, &expect);
+    }
+    assert_eq!(fs::read(both.join("x_color.png")).unwrap(), kept);
+    assert_eq!(below(&both), ["x.png", "x_color.png"]);
 }
 
 #[test]

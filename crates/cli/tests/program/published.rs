@@ -167,14 +167,8 @@ fn a_published_checkpoint_is_fetched_once_and_used_by_its_name() {
     let picture = folder.path().join("picture.png");
     write_png(&picture, (32, 16), png::ColorType::Rgb, &[90; 32 * 16 * 3]);
     let out = folder.path().join("out");
-    let args = [
-        "predict",
-        "--checkpoint",
-        "zoo:tiny",
-        "--out",
-        text(&out),
-        text(&picture),
-    ];
+    let args = predict_flags(Path::new("zoo:tiny"), &out);
+    let args = [&args[..], &[text(&picture)]].concat();
     let first = said(with_cache(&folder, &args).env("HALFSEG_ZOO", &table), 0);
     assert!(
         first.contains(&format!("fetching {address}/tiny")),
@@ -201,8 +195,8 @@ fn training_starts_from_a_backbone_alone_and_says_what_it_left() {
     let weights = recorded("recordings/fcn/model.pth");
     let out = folder.path().join("run");
     let args = [
-        &["train", "--method", "pspnet", "--data", "synthetic"][..],
-        &["--backbone-weights", text(&weights), "--out", text(&out)],
+        &train_flags("pspnet", "synthetic", &out)[..],
+        &["--backbone-weights", text(&weights)],
         &TINY,
         &[
             "--set",
@@ -265,23 +259,13 @@ fn a_batch_in_parts_is_told_and_must_have_them() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
     let args = [
-        &[
-            "train",
-            "--method",
-            "fcn",
-            "--data",
-            "synthetic",
-            "--out",
-            text(&out),
-        ][..],
+        &train_flags("fcn", "synthetic", &out)[..],
         &TINY,
         &["--set", "train.batch=4", "--accumulate", "2"],
     ]
     .concat();
     check(&args, 0, &["mIoU"]);
-    let args = [&args[..], &["--overwrite", "--accumulate", "3"]].concat();
-    let args: Vec<&str> = args.into_iter().collect();
-    let position = args.iter().position(|arg| *arg == "--accumulate").unwrap();
-    let args = [&args[..position], &args[position + 2..]].concat();
+    let args = changed(&args, &[("--accumulate", "3")]);
+    let args = [&args[..], &["--overwrite"]].concat();
     check(&args, 2, &["train.accumulate", "4 images"]);
 }

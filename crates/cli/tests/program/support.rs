@@ -40,6 +40,16 @@ pub const TINY: [&str; 26] = [
     "resnet18",
 ];
 
+/// `args` with other values behind some of their flags, each of which must be there.
+pub fn changed<'a>(args: &[&'a str], values: &[(&str, &'a str)]) -> Vec<&'a str> {
+    let mut args = args.to_vec();
+    for (flag, value) in values {
+        let place = args.iter().position(|arg| arg == flag);
+        args[place.expect("the flag is there") + 1] = value;
+    }
+    args
+}
+
 pub fn halfseg(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_halfseg"));
     command.args(args).env_remove("RUST_BACKTRACE");
@@ -96,6 +106,11 @@ pub fn predict_flags<'a>(checkpoint: &'a Path, out: &'a Path) -> Vec<&'a str> {
         "--out",
         text(out),
     ]
+}
+
+/// What scoring the weights of `checkpoint` on `data` begins with.
+pub fn eval_flags<'a>(checkpoint: &'a Path, data: &'a str) -> Vec<&'a str> {
+    vec!["eval", "--checkpoint", text(checkpoint), "--data", data]
 }
 
 /// A tiny trained network in a folder of its own.

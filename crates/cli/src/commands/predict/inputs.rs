@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use halfseg_data::short_name;
+use halfseg_data::{is_own_png, short_name};
 use halfseg_files::walk;
 
 /// What names of written pictures end with, after the input's stem.
@@ -167,7 +167,7 @@ fn is_picture(path: &Path) -> bool {
 }
 
 /// The files among `files` that this program wrote: where all three of a picture are there, and in `out`,
-/// where an interrupted run leaves fewer, those that are named after another of the files.
+/// where an interrupted run leaves fewer, those that are named after another of the files and say so.
 fn written(files: &[PathBuf], out: &Path) -> BTreeSet<PathBuf> {
     let out = fs::canonicalize(out).ok();
     let is_in_out = |path: &Path| {
@@ -200,7 +200,9 @@ fn written(files: &[PathBuf], out: &Path) -> BTreeSet<PathBuf> {
         // Names of folders may come first.
         let mut ends = stem.match_indices('_').map(|(at, _)| &stem[at + 1..]);
         let is_named_after = names.contains(stem) || ends.any(|end| names.contains(end));
-        paths.len() == SUFFIXES.len() || (is_named_after && is_in_out(paths[0]))
+        let is_own = |path: &&PathBuf| is_own_png(path).unwrap_or(false);
+        paths.len() == SUFFIXES.len()
+            || (is_named_after && is_in_out(paths[0]) && paths.iter().all(is_own))
     });
     ours.flat_map(|(_, paths)| paths).cloned().collect()
 }

@@ -16,6 +16,7 @@ use super::left_out::{LeftOut, class_map};
 use crate::args::PredictArgs;
 use crate::failure::{Interrupted, Usage};
 use crate::interrupt;
+use crate::output::check_replaceable;
 use crate::progress::Progress;
 use crate::settings::Loaded;
 
@@ -43,6 +44,9 @@ pub fn run(args: &PredictArgs) -> Result<()> {
     let (done, pictures): (Vec<_>, Vec<_>) = pictures
         .into_iter()
         .partition(|input| args.batch.skip_existing && is_done(args, input));
+    for path in pictures.iter().flat_map(|input| results(args, input)) {
+        check_replaceable(&path, args.batch.overwrite)?;
+    }
     if own > 0 {
         message!("left out {own} pictures that this program wrote");
     }
@@ -120,9 +124,16 @@ fn logits_path(args: &PredictArgs, input: &Input) -> PathBuf {
     args.out.join(&input.folder).join(name)
 }
 
+/// All that is written of a picture.
+fn results(args: &PredictArgs, input: &Input) -> impl Iterator<Item = PathBuf> {
+    let folder = args.out.join(&input.folder);
+    let stem = input.stem.clone();
+    let pictures = SUFFIXES.map(|suffix| folder.join(format!("{stem}{suffix}")));
+    let logits = args.logits.then(|| logits_path(args, input));
+    pictures.into_iter().chain(logits)
+}
+
 /// Whether everything that would be written is there.
 fn is_done(args: &PredictArgs, input: &Input) -> bool {
-    let folder = args.out.join(&input.folder);
-    let is_there = |suffix: &str| folder.join(format!("{}{suffix}", input.stem)).is_file();
-    SUFFIXES.into_iter().all(is_there) && (!args.logits || logits_path(args, input).is_file())
+    results(args, input).all(|path| path.is_file())
 }
