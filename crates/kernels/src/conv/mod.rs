@@ -107,6 +107,11 @@ impl Conv2dOptions {
 /// All have one dtype; but where [`rounds_weight`], an f32 weight is rounded to the dtype of `x` while
 /// it is read, and its gradient is f32, rounded likewise on the CPU: as with a cast before, without its copy.
 ///
+/// # Numbers that are not finite
+/// An output of which some product is not finite is not finite either. There may be more of them on the CPU:
+/// Winograd's transforms spread what is not finite over the 2x2 or 4x4 outputs of a tile, and a zero of the
+/// padding may be multiplied with an infinite weight, which makes NaN of outputs at the border.
+///
 /// # Panics
 /// If the shapes do not fit each other, a stride or dilation is 0, or the dtypes differ.
 pub fn conv2d(

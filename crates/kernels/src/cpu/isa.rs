@@ -120,7 +120,42 @@ pub trait Work {
     ///
     /// # Safety
     /// The processor has the instructions, and whatever the implementation asks for.
-    unsafe fn run(self);
+    unsafe fn run(self, registers: &Registers);
+}
+
+/// What this thread's registers were configured for, besides what all code finds.
+pub struct Registers {
+    #[cfg(target_arch = "x86_64")]
+    tiles: Option<TileRegisters>,
+}
+
+impl Registers {
+    /// Those that code for `isa` needs.
+    #[inline(always)]
+    pub fn configure(isa: Isa) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has them.
+        return Self {
+            tiles: isa
+                .has(Level::Amx)
+                .then(|| unsafe { TileRegisters::configure() }),
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = isa;
+            Self {}
+        }
+    }
+
+    /// The tiles.
+    ///
+    /// # Panics
+    /// If these are the registers of code for another set of instructions.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub fn tiles(&self) -> &TileRegisters {
+        self.tiles.as_ref().expect("compiled for tiles")
+    }
 }
 
 /// Runs `work`, compiled for `isa`, with the tile registers configured where that has them.
@@ -129,16 +164,12 @@ pub trait Work {
 /// What `work` asks for.
 #[inline(always)]
 pub unsafe fn compiled(isa: Isa, work: impl Work) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the processor has them.
-    let _tiles = isa
-        .has(Level::Amx)
-        .then(|| unsafe { TileRegisters::configure() });
+    let registers = Registers::configure(isa);
     dispatch(
         isa,
         #[inline(always)]
         // SAFETY: the caller's promises are the same.
-        |_| unsafe { work.run() },
+        |_| unsafe { work.run(&registers) },
     );
 }
 

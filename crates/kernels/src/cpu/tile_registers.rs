@@ -1,6 +1,7 @@
 //! The tile registers of AMX: whether there are any, and their configuration.
 
 use std::arch::asm;
+use std::cell::Cell;
 use std::marker::PhantomData;
 
 /// Asks Linux for the tile registers, which a process has to do once before it uses them
@@ -43,16 +44,26 @@ pub fn granted() -> bool {
     false
 }
 
-/// This thread's tile registers, configured; released when dropped, so that a switch of threads
-/// need not save them.
+/// This thread's tile registers, configured as eight tiles of 16 rows of 64 bytes. Whoever is given one
+/// may use tiles, but must not expect to find in them what another `asm!` block left. Released when
+/// dropped, so that a switch of threads need not save them.
 pub struct TileRegisters(PhantomData<*const ()>);
 
+thread_local! {
+    /// Whether this thread has its [`TileRegisters`].
+    static TAKEN: Cell<bool> = const { Cell::new(false) };
+}
+
 impl TileRegisters {
-    /// Eight tiles of 16 rows of 64 bytes.
+    /// The only way to come by one.
     ///
     /// # Safety
     /// The processor has AMX, and the operating system granted it.
+    ///
+    /// # Panics
+    /// If the thread has one already: the end of either would take the tiles from the other.
     pub unsafe fn configure() -> Self {
+        assert!(!TAKEN.replace(true), "tile registers are configured twice");
         #[repr(C, align(64))]
         struct Configuration {
             palette: u8,
@@ -71,7 +82,13 @@ impl TileRegisters {
         debug_assert!(configuration.reserved == [0; 15]);
         // SAFETY: the caller promises AMX; the configuration is valid.
         unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, readonly, preserves_flags));
+            asm!(
+                "ldtilecfg [{}]",
+                in(reg) &configuration,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly, preserves_flags),
+            );
         }
         Self(PhantomData)
     }
@@ -80,6 +97,14 @@ impl TileRegisters {
 impl Drop for TileRegisters {
     fn drop(&mut self) {
         // SAFETY: there is one only where AMX is.
-        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+        unsafe {
+            asm!(
+                "tilerelease",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, nomem, preserves_flags),
+            );
+        }
+        TAKEN.set(false);
     }
 }

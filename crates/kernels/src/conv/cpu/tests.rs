@@ -492,6 +492,52 @@ fn what_is_not_finite_or_tiny_means_what_it_does_in_f32() {
     }
 }
 
+/// Winograd's transforms spread what is not finite over a tile, and lose none of it.
+#[test]
+#[cfg_attr(miri, ignore = "too slow")]
+fn what_is_not_finite_stays_so_in_transforms() {
+    let geometry = Geometry::new([1, 64, 24, 40], [64, 64, 3, 3], padded(1, 1));
+    assert!(winograd::pays::<2>(&geometry) && winograd::pays::<4>(&geometry));
+    let count = |shape: [usize; 4]| shape.iter().product::<usize>();
+    let lengths = [
+        count(geometry.input_shape()),
+        count(geometry.weight_shape()),
+        count(geometry.output_shape()),
+    ];
+    for seed in 0..6 {
+        let mut random = Random(900 + seed as u64);
+        let mut operands = lengths.map(|length| random.values::<f32>(length));
+        let operand = &mut operands[seed % 3];
+        for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            let place = random.below(operand.len());
+            operand[place] = bad;
+        }
+        let [x, weight, gradient] = operands;
+        let mut expected = lengths.map(|length| vec![0f64; length]);
+        each_product(&geometry, |i, w, o| {
+            let [x, weight, gradient] = [x[i], weight[w], gradient[o]].map(f64::from);
+            expected[0][i] += gradient * weight;
+            expected[1][w] += gradient * x;
+            expected[2][o] += x * weight;
+        });
+        for isa in Isa::available() {
+            let plain = Weight::plain(&weight[..]);
+            let forward = |how| forward_with(isa, &geometry, &x, plain, Tail::none(), how);
+            let passes = [
+                (input_gradient_with(isa, &geometry, &weight, &gradient), 0),
+                (weight_gradient_with(isa, &geometry, &x, &gradient), 1),
+                (forward(Exactness::Summed), 2),
+                (forward(Exactness::Output), 2),
+            ];
+            for (found, pass) in passes {
+                let lost = found.iter().zip(&expected[pass]);
+                let lost = lost.filter(|(found, sum)| found.is_finite() && !sum.is_finite());
+                assert_eq!(lost.count(), 0, "{isa:?}, seed {seed}, pass {pass}");
+            }
+        }
+    }
+}
+
 /// Memory that was not written would hold what the tests before left there.
 #[test]
 fn operands_without_values_leave_what_sums_of_nothing_are() {

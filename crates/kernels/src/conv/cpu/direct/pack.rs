@@ -10,7 +10,7 @@ use super::super::micro::Core;
 use super::super::weight::{Weight, rounded};
 use super::problem::{Problem, Slice};
 use crate::cpu::element::Element;
-use crate::cpu::isa::{Level, Work, compiled};
+use crate::cpu::isa::{Level, Registers, Work, compiled};
 use crate::cpu::scratch::{Aligned, Shared};
 
 /// Channels of a weight that are packed for all rows of a panel before the next ones.
@@ -76,7 +76,7 @@ impl<E: Element, W: Element, C: Core> Work for PackRow<'_, E, W, C> {
     /// # Safety
     /// The target has room for the whole weight; no other thread writes this panel's part.
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, _: &Registers) {
         let m = self.problem.channels[1];
         let rows = m.div_ceil(C::MR);
         let lanes = C::MR.min(m - self.row * C::MR);

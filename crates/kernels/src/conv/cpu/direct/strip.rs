@@ -7,7 +7,7 @@ use super::super::micro::{Core, Walk};
 use super::super::tail::Tail;
 use super::problem::{Problem, Reached, Run, Slice};
 use crate::cpu::element::Element;
-use crate::cpu::isa::Work;
+use crate::cpu::isa::{Registers, Work};
 use crate::cpu::scratch::{Shared, prefetch, prefetch_to_write};
 
 /// Values of the left operand that stay in the second-level cache beside the strip.
@@ -41,10 +41,10 @@ pub struct Strip<'a, E, C: Core> {
 
 impl<E: Element, C: Core> Work for (&Strip<'_, E, C>, &mut [C::Value], &mut [f32]) {
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, registers: &Registers) {
         let (strip, values, sums) = self;
         // SAFETY: the caller's promises are the same.
-        unsafe { strip.compute(values, sums) }
+        unsafe { strip.compute(registers, values, sums) }
     }
 }
 
@@ -69,7 +69,7 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
     /// No other thread writes this strip's pixels of this task's channels, and `output` has them.
     /// The processor has the core's instructions.
     #[inline(always)]
-    unsafe fn compute(&self, strip: &mut [C::Value], sums: &mut [f32]) {
+    unsafe fn compute(&self, registers: &Registers, strip: &mut [C::Value], sums: &mut [f32]) {
         const { assert!(C::NR <= MOST) };
         let count = self.panels.len();
         let panel_length = self.panel_length();
@@ -126,6 +126,7 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                             // SAFETY: the slices hold `depth` products and a block.
                             unsafe {
                                 C::multiply(
+                                    registers,
                                     walk,
                                     left.as_ptr(),
                                     right.as_ptr(),

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::super::geometry::{Geometry, inside};
 use super::super::micro::{Core, Walk, interleave};
 use crate::cpu::element::{Element, convert};
-use crate::cpu::isa::{Isa, Work, compiled};
+use crate::cpu::isa::{Isa, Registers, Work, compiled};
 use crate::cpu::scratch::{Aligned, Shared, with_scratch};
 
 /// Pixels that are summed in one go: six channels of the gradient stay in the first-level cache.
@@ -193,7 +193,7 @@ struct Interleave<'a, E, C> {
 
 impl<E: Element, C: Core> Work for Interleave<'_, E, C> {
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, _: &Registers) {
         let width = self.columns[1] - self.columns[0];
         for row in self.rows[0]..self.rows[1] {
             let at = (row - self.rows[0]) * width * C::MR;
@@ -221,10 +221,10 @@ struct Part<'a, E, C> {
 
 impl<E: Element, C: Core<Value = f32>> Work for (&Part<'_, E, C>, &mut [f32]) {
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, registers: &Registers) {
         let (part, scratch) = self;
         // SAFETY: the caller's promises are the same.
-        unsafe { part.compute(scratch) }
+        unsafe { part.compute(registers, scratch) }
     }
 }
 
@@ -233,7 +233,7 @@ impl<E: Element, C: Core<Value = f32>> Part<'_, E, C> {
     /// No other thread touches the sums of these taps and channels. The processor has the core's
     /// instructions.
     #[inline(always)]
-    unsafe fn compute(&self, right: &mut [f32]) {
+    unsafe fn compute(&self, registers: &Registers, right: &mut [f32]) {
         let geometry = self.geometry;
         let [step_y, step_x] = geometry.options.stride;
         let [_, band_width] = self.band.size();
@@ -302,6 +302,7 @@ impl<E: Element, C: Core<Value = f32>> Part<'_, E, C> {
                 // the sums are this task's own.
                 unsafe {
                     C::multiply(
+                        registers,
                         walk,
                         left[left_at..].as_ptr(),
                         right[right_at..].as_ptr(),

@@ -10,7 +10,7 @@ use super::super::geometry::{Geometry, inside};
 use super::super::micro::{Amx, Core, Walk, interleave, multiply_rows, split_run};
 use super::weight_gradient::{Rectangle, bands};
 use crate::cpu::element::{Element, convert};
-use crate::cpu::isa::{Level, Work, compiled};
+use crate::cpu::isa::{Level, Registers, Work, compiled};
 use crate::cpu::scratch::{Aligned, Shared, with_scratch};
 
 /// Pixels that are summed in one go: an input panel's rows stay in the second-level cache.
@@ -164,7 +164,7 @@ struct Pairs<'a, E> {
 
 impl<E: Element> Work for Pairs<'_, E> {
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, _: &Registers) {
         let plane = self.size[0] * self.size[1];
         let [height, width] = self.band.size();
         let row_length = width.next_multiple_of(STEP) * CHANNELS;
@@ -350,7 +350,7 @@ impl<E: Element> Work for PartWork<'_, E> {
     /// # Safety
     /// No other thread touches the sums of these taps and channels.
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, registers: &Registers) {
         let Self { part, layout, left } = self;
         // SAFETY: the caller promises the processor.
         unsafe { part.copy(layout, left) };
@@ -384,6 +384,7 @@ impl<E: Element> Work for PartWork<'_, E> {
                     // task's own.
                     unsafe {
                         multiply_rows(
+                            registers.tiles(),
                             walk,
                             left[of_left * layout.length() + at..].as_ptr(),
                             right.as_ptr(),

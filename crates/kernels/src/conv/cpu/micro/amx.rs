@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 
 use super::{Core, Walk};
 use crate::cpu::element::Element;
-use crate::cpu::isa::{Isa, Level};
+use crate::cpu::isa::{Isa, Level, Registers};
+use crate::cpu::tile_registers::TileRegisters;
 
 /// Two by two tiles of 16 x 16 sums; products of bf16 are exact and are added in f32. Values
 /// below 2^-126 count as zero.
@@ -19,60 +20,8 @@ impl Amx {
         Self(())
     }
 
-    /// Bytes of a row of a block.
-    const BLOCK_STRIDE: usize = Self::NR * size_of::<f32>();
-
-    /// Loads a block into the first four tiles to add to it, or clears them.
-    ///
-    /// # Safety
-    /// As [`Core::multiply`].
-    #[inline(always)]
-    pub unsafe fn begin(block: *const f32, add: bool) {
-        // SAFETY: the caller's promises.
-        unsafe {
-            if add {
-                asm!(
-                    "tileloadd tmm0, [{low} + {stride}]",
-                    "tileloadd tmm1, [{low} + {stride} + 64]",
-                    "tileloadd tmm2, [{high} + {stride}]",
-                    "tileloadd tmm3, [{high} + {stride} + 64]",
-                    low = in(reg) block,
-                    high = in(reg) block.add(16 * Self::NR),
-                    stride = in(reg) Self::BLOCK_STRIDE,
-                    options(nostack, readonly, preserves_flags),
-                );
-            } else {
-                asm!(
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    options(nostack, nomem, preserves_flags),
-                );
-            }
-        }
-    }
-
-    /// Stores the first four tiles as a block.
-    ///
-    /// # Safety
-    /// As [`Core::multiply`].
-    #[inline(always)]
-    pub unsafe fn end(block: *mut f32) {
-        // SAFETY: the caller's promises.
-        unsafe {
-            asm!(
-                "tilestored [{low} + {stride}], tmm0",
-                "tilestored [{low} + {stride} + 64], tmm1",
-                "tilestored [{high} + {stride}], tmm2",
-                "tilestored [{high} + {stride} + 64], tmm3",
-                low = in(reg) block,
-                high = in(reg) block.add(16 * Self::NR),
-                stride = in(reg) Self::BLOCK_STRIDE,
-                options(nostack, preserves_flags),
-            );
-        }
-    }
+    /// Bytes of a row of a block, and of one of a packed right operand.
+    pub const BLOCK_STRIDE: usize = Self::NR * size_of::<f32>();
 }
 
 impl Core for Amx {
@@ -124,6 +73,7 @@ impl Core for Amx {
 
     #[inline(always)]
     unsafe fn multiply(
+        registers: &Registers,
         walk: Walk,
         left: *const u16,
         right: *const u16,
@@ -131,7 +81,7 @@ impl Core for Amx {
         add: bool,
     ) {
         // SAFETY: the caller's promises are the same.
-        unsafe { multiply_rows(walk, left, right, 64, block, add) }
+        unsafe { multiply_rows(registers.tiles(), walk, left, right, 64, block, add) }
     }
 }
 
@@ -177,9 +127,15 @@ unsafe fn pair_up(first: *const u16, second: Option<*const u16>, length: usize, 
 }
 
 /// As [`Core::multiply`]; neighbouring rows of a left tile are `left_stride` bytes apart, and its
-/// second tile 16 rows on.
+/// second tile 16 rows on. Runs of the right operand follow each other.
+///
+/// One block of assembly a product: nothing stays in a tile that another one would have to find there.
+///
+/// # Safety
+/// As [`Core::multiply`].
 #[inline(always)]
 pub unsafe fn multiply_rows(
+    _: &TileRegisters,
     walk: Walk,
     left: *const u16,
     right: *const u16,
@@ -187,42 +143,69 @@ pub unsafe fn multiply_rows(
     block: *mut f32,
     add: bool,
 ) {
-    debug_assert!(walk.depth.is_multiple_of(Amx::STEP));
-    let right_stride = walk.right_step * 2 * size_of::<u16>();
-    // SAFETY: `compiled` configured eight tiles of 16 rows of 64 bytes; every address is one that
-    // the caller promises. No other code of this program uses tile registers.
+    let steps = walk.depth / Amx::STEP;
+    assert!(walk.rows > 0 && steps > 0 && walk.depth.is_multiple_of(Amx::STEP));
+    assert!(walk.right_step == Amx::RIGHT);
+    assert!(walk.rows == 1 || walk.right_row == walk.depth * Amx::RIGHT);
+    // Packed tiles follow each other; rows of a map go on where they are.
+    let left_step = if left_stride == 64 { 64 * Amx::MR } else { 64 };
+    let left_row = (walk.left_row * size_of::<u16>()).wrapping_sub(steps * left_step);
+    // SAFETY: tiles have 16 rows of 64 bytes, as the token says; every address is one that the caller
+    // promises.
     unsafe {
-        Amx::begin(block, add);
-        for row in 0..walk.rows {
-            let left = left.wrapping_add(row * walk.left_row);
-            // Packed tiles follow each other; rows of a map go on where they are.
-            let left_step = if left_stride == 64 { 64 * Amx::MR } else { 64 };
-            asm!(
-                "2:",
-                "tileloadd tmm6, [{right} + {right_stride}]",
-                "tileloadd tmm4, [{low} + {left_stride}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{right} + {right_stride} + 64]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{high} + {left_stride}]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {low}, {left_step}",
-                "add {high}, {left_step}",
-                "add {right}, {right_move}",
-                "dec {count}",
-                "jnz 2b",
-                low = inout(reg) left => _,
-                high = inout(reg) left.byte_add(16 * left_stride) => _,
-                right = inout(reg) right.wrapping_add(row * walk.right_row) => _,
-                count = inout(reg) walk.depth / Amx::STEP => _,
-                left_stride = in(reg) left_stride,
-                right_stride = in(reg) right_stride,
-                left_step = in(reg) left_step,
-                right_move = in(reg) right_stride * 16,
-                options(nostack, readonly),
-            );
-        }
-        Amx::end(block);
+        asm!(
+            "test {add}, {add}",
+            "jz 2f",
+            "tileloadd tmm0, [{block} + {stride}]",
+            "tileloadd tmm1, [{block} + {stride} + 64]",
+            "tileloadd tmm2, [{block} + {stride} + 2048]",
+            "tileloadd tmm3, [{block} + {stride} + 2112]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            // A run.
+            "3:",
+            "mov {count}, {steps}",
+            "4:",
+            "tileloadd tmm6, [{right} + {stride}]",
+            "tileloadd tmm4, [{low} + {left_stride}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{right} + {stride} + 64]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{high} + {left_stride}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {low}, {left_step}",
+            "add {high}, {left_step}",
+            "add {right}, 2048",
+            "dec {count}",
+            "jnz 4b",
+            "add {low}, {left_row}",
+            "add {high}, {left_row}",
+            "dec {rows}",
+            "jnz 3b",
+            "tilestored [{block} + {stride}], tmm0",
+            "tilestored [{block} + {stride} + 64], tmm1",
+            "tilestored [{block} + {stride} + 2048], tmm2",
+            "tilestored [{block} + {stride} + 2112], tmm3",
+            add = in(reg) usize::from(add),
+            block = in(reg) block,
+            stride = in(reg) Amx::BLOCK_STRIDE,
+            low = inout(reg) left => _,
+            high = inout(reg) left.wrapping_byte_add(16 * left_stride) => _,
+            right = inout(reg) right => _,
+            rows = inout(reg) walk.rows => _,
+            count = out(reg) _,
+            steps = in(reg) steps,
+            left_stride = in(reg) left_stride,
+            left_step = in(reg) left_step,
+            left_row = in(reg) left_row,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
     }
 }

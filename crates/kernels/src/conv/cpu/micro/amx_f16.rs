@@ -7,7 +7,8 @@ use half::f16;
 
 use super::{Amx, Core, Walk};
 use crate::cpu::element::Element;
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, Registers};
+use crate::cpu::tile_registers::TileRegisters;
 
 /// As [`Amx`], of f16. A finite f16 has 11 significant bits, and is the sum of two bf16 of 8 and of 3: three
 /// of the four products of such sums are added in f32. What is left out is at most 2^-16 of a product,
@@ -71,20 +72,34 @@ impl Core for AmxF16 {
 
     #[inline(always)]
     unsafe fn multiply(
+        registers: &Registers,
         walk: Walk,
         left: *const u16,
         right: *const u16,
         block: *mut f32,
         add: bool,
     ) {
-        debug_assert!(walk.rows == 1 && walk.depth.is_multiple_of(Self::STEP));
-        debug_assert!(walk.right_step == Self::RIGHT);
-        // SAFETY: `compiled` configured eight tiles of 16 rows of 64 bytes; every address is one that
-        // the caller promises. No other code of this program uses tile registers.
+        let _: &TileRegisters = registers.tiles();
+        let steps = walk.depth / Self::STEP;
+        assert!(walk.rows == 1 && steps > 0 && walk.depth.is_multiple_of(Self::STEP));
+        assert!(walk.right_step == Self::RIGHT);
+        // SAFETY: tiles have 16 rows of 64 bytes, as the token says; every address is one that the
+        // caller promises.
         unsafe {
-            Amx::begin(block, add);
             asm!(
+                "test {add}, {add}",
+                "jz 2f",
+                "tileloadd tmm0, [{block} + {stride}]",
+                "tileloadd tmm1, [{block} + {stride} + 64]",
+                "tileloadd tmm2, [{block} + {stride} + 2048]",
+                "tileloadd tmm3, [{block} + {stride} + 2112]",
+                "jmp 3f",
                 "2:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "3:",
                 // High parts of both.
                 "tileloadd tmm6, [{right} + {right_stride}]",
                 "tileloadd tmm4, [{left} + {left_stride}]",
@@ -113,15 +128,23 @@ impl Core for AmxF16 {
                 "add {left}, 4096",
                 "add {right}, 4096",
                 "dec {count}",
-                "jnz 2b",
+                "jnz 3b",
+                "tilestored [{block} + {stride}], tmm0",
+                "tilestored [{block} + {stride} + 64], tmm1",
+                "tilestored [{block} + {stride} + 2048], tmm2",
+                "tilestored [{block} + {stride} + 2112], tmm3",
+                add = in(reg) usize::from(add),
+                block = in(reg) block,
+                stride = in(reg) Amx::BLOCK_STRIDE,
                 left = inout(reg) left => _,
                 right = inout(reg) right => _,
-                count = inout(reg) walk.depth / Self::STEP => _,
+                count = inout(reg) steps => _,
                 left_stride = in(reg) 64usize,
                 right_stride = in(reg) 256usize,
-                options(nostack, readonly),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
             );
-            Amx::end(block);
         }
     }
 }

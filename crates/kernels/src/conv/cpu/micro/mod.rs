@@ -23,7 +23,7 @@ pub use interleave::interleave;
 pub use portable::Portable;
 
 use crate::cpu::element::Element;
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, Registers};
 
 /// One way to multiply blocks. Whoever has a value of it has found that the processor has the instructions.
 ///
@@ -85,9 +85,12 @@ pub trait Core: Send + Sync + 'static {
     ///
     /// # Safety
     /// For each run and step of `walk`, `LEFT` values at `left` and `RIGHT` at `right` are readable;
-    /// `BLOCK` values at `block` are readable and writable. The processor has [`ISA`](Self::ISA),
-    /// and this runs inside [`compiled`](crate::cpu::isa::compiled) for it.
+    /// `BLOCK` values at `block` are readable and writable. The processor has [`ISA`](Self::ISA).
+    ///
+    /// # Panics
+    /// If `registers` are not those of code for [`ISA`](Self::ISA), and it needs any.
     unsafe fn multiply(
+        registers: &Registers,
         walk: Walk,
         left: *const Self::Value,
         right: *const Self::Value,
@@ -184,6 +187,7 @@ impl<C: Wide> Core for C {
 
     #[inline(always)]
     unsafe fn multiply(
+        _: &Registers,
         walk: Walk,
         left: *const f32,
         right: *const f32,

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::super::micro::{Core, Walk};
-use crate::cpu::isa::Work;
+use crate::cpu::isa::{Registers, Work};
 use crate::cpu::scratch::Shared;
 
 /// Adds the products of one point to its sums, `[panel of rows][panel of columns][MR][NR]`.
@@ -32,7 +32,7 @@ impl<C: Core<Value = f32>> Work for Multiply<C> {
     /// Both operands hold these panels; the sums have room for all blocks, and no other thread touches
     /// these.
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, registers: &Registers) {
         let slices = self.depth.div_ceil(self.slice);
         for panel in self.panels.clone() {
             for slice in 0..slices {
@@ -44,7 +44,7 @@ impl<C: Core<Value = f32>> Work for Multiply<C> {
                     let right = self.right.at((panel * self.depth + first) * C::NR);
                     let block = self.sums.at((row * self.all_panels + panel) * C::BLOCK);
                     // SAFETY: the caller's promise.
-                    unsafe { C::multiply(walk, left, right, block, add) };
+                    unsafe { C::multiply(registers, walk, left, right, block, add) };
                 }
             }
         }

@@ -16,7 +16,7 @@ use super::scheme::{Lanes, Minimal, Scheme, both_axes};
 use crate::cpu::element::Element;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::isa::Level;
-use crate::cpu::isa::{Work, compiled};
+use crate::cpu::isa::{Registers, Work, compiled};
 use crate::cpu::scratch::{Shared, prefetch};
 
 /// Kernels of an output channel that are read in one go.
@@ -73,7 +73,7 @@ where
     /// # Safety
     /// The target has room for all points of this row of panels, which no other thread writes.
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, _: &Registers) {
         let Kernels {
             weight,
             strides,
@@ -135,7 +135,7 @@ where
     /// # Safety
     /// The target has room for the block, of which no other thread writes the lanes of these groups.
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, _: &Registers) {
         let (work, line) = self;
         for (group, runs) in work.groups.iter().enumerate() {
             let lane = (work.first + group) * LANES;
@@ -312,7 +312,7 @@ where
     /// # Safety
     /// The output has room for all tiles; no other thread writes these channels.
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, _: &Registers) {
         let geometry = self.geometry;
         let [height, width] = geometry.output;
         let [dilation_y, dilation_x] = geometry.options.dilation;

@@ -14,7 +14,7 @@ use super::multiply::Multiply;
 use super::plan::{APART, starts};
 use super::scheme::{Lanes, Minimal, Scheme, both_axes};
 use crate::cpu::element::{Element, convert};
-use crate::cpu::isa::{Work, compiled};
+use crate::cpu::isa::{Registers, Work, compiled};
 use crate::cpu::scratch::{Room, Shared, with_scratch};
 
 /// Outputs and inputs of a tile in each direction.
@@ -288,7 +288,7 @@ impl<C: Core<Value = f32>, E: Element, const FROM: usize> Work
     /// # Safety
     /// The target has room for the tiles, which no other thread writes.
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, _: &Registers) {
         let (work, rows) = self;
         let side = work.side;
         let lanes = side.lanes;
@@ -383,7 +383,7 @@ struct Store<'a, C, E, W> {
 
 impl<C: Core<Value = f32>, E: Element, W: Element> Work for Store<'_, C, E, W> {
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(self, _: &Registers) {
         for (group, target) in self.target.chunks_mut(LANES * 9).enumerate() {
             let (panel, first) = (group * LANES / C::NR, group * LANES % C::NR);
             let at = (self.block + panel) * C::BLOCK + self.lane * C::NR + first;
