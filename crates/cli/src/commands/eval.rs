@@ -15,7 +15,6 @@ use halfseg_eval::{
     CityscapesScorer, CityscapesScores, ConfusionMatrix, confusion_svg, scores_json,
 };
 use halfseg_files::write_atomically;
-use halfseg_predict::Predictor;
 use halfseg_train::{DataSource, class_names, open_split};
 use serde_json::Value;
 use zip::ZipWriter;

@@ -135,13 +135,7 @@ fn an_evaluation_goes_on_without_a_picture_and_with_what_it_kept() {
         folder.path().join("kept"),
         folder.path().join("scores.json"),
     );
-    let args = [
-        "eval",
-        "--checkpoint",
-        text(&checkpoint),
-        "--data",
-        text(&root),
-    ];
+    let args = eval_flags(&checkpoint, text(&root));
     let args = [&args[..], &["--json", text(&scores)]].concat();
     let read = || serde_json::from_slice::<Value>(&fs::read(&scores).unwrap()).unwrap();
     let keep = [&args[..], &["--save-predictions", text(&kept)]].concat();
@@ -326,13 +320,7 @@ fn predictions_of_pictures_with_long_names_are_kept_and_scored() {
         }
     }
     let (kept, zip) = (folder.path().join("kept"), folder.path().join("all.zip"));
-    let eval = [
-        "eval",
-        "--checkpoint",
-        text(&checkpoint),
-        "--data",
-        text(&root),
-    ];
+    let eval = eval_flags(&checkpoint, text(&root));
     let keep = ["--save-predictions", text(&kept), "--zip", text(&zip)];
     check(&[&eval[..], &keep].concat(), 0, &[]);
     assert_eq!(fs::read_dir(&kept).unwrap().count(), 4);
@@ -373,13 +361,7 @@ fn a_split_of_masks_is_said_to_be_ignored() {
         write_label(&root.join(path), &map).unwrap();
     }
     let expect = ["warning: ", "100.0 % of their pixels are ignored", "(0, 1)"];
-    let eval = [
-        "eval",
-        "--checkpoint",
-        text(&checkpoint),
-        "--data",
-        text(&root),
-    ];
+    let eval = eval_flags(&checkpoint, text(&root));
     check(&[&eval[..], &["--quiet"]].concat(), 0, &expect);
     let out = folder.path().join("run");
     let train = train_flags("fcn", text(&root), &out);

@@ -28,13 +28,7 @@ fn tables_go_to_stdout_and_leave_it_to_json() {
     let checkpoint = trained(&folder, "fcn");
     let root = cityscapes(&folder);
     let (predictions, truth) = (folder.path().join("p"), root.join("gtFine/val"));
-    let eval = [
-        "eval",
-        "--checkpoint",
-        text(&checkpoint),
-        "--data",
-        text(&root),
-    ];
+    let eval = eval_flags(&checkpoint, text(&root));
     let eval = [&eval[..], &["--save-predictions", text(&predictions)]].concat();
     let score = [
         "score",

@@ -379,13 +379,7 @@ fn scores_that_are_not_finite_fail_or_are_ignored_by_name() {
     let out = folder.path().join("out");
     let predict = predict_flags(&weights, &out);
     let predict = [&predict[..], &[text(&input)]].concat();
-    let eval = [
-        "eval",
-        "--checkpoint",
-        text(&weights),
-        "--data",
-        "synthetic",
-    ];
+    let eval = eval_flags(&weights, "synthetic");
     check(&predict, 1, &["a.png", "expected finite scores"]);
     check(&eval, 1, &["street_000000", "expected finite scores"]);
     let allow = ["--allow-nonfinite"];

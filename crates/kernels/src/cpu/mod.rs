@@ -5,4 +5,4 @@ pub mod isa;
 pub mod scratch;
 pub mod tensor;
 #[cfg(target_arch = "x86_64")]
-mod tile_registers;
+pub mod tile_registers;
