@@ -496,7 +496,7 @@ fn what_is_not_finite_or_tiny_means_what_it_does_in_f32() {
 #[test]
 #[cfg_attr(miri, ignore = "too slow")]
 fn what_is_not_finite_stays_so_in_transforms() {
-    let geometry = Geometry::new([1, 64, 24, 40], [64, 64, 3, 3], padded(1, 1));
+    let geometry = Geometry::new([1, 192, 16, 16], [192, 192, 3, 3], padded(1, 1));
     assert!(winograd::pays::<2>(&geometry) && winograd::pays::<4>(&geometry));
     let count = |shape: [usize; 4]| shape.iter().product::<usize>();
     let lengths = [
@@ -504,10 +504,10 @@ fn what_is_not_finite_stays_so_in_transforms() {
         count(geometry.weight_shape()),
         count(geometry.output_shape()),
     ];
-    for seed in 0..6 {
-        let mut random = Random(900 + seed as u64);
+    for strange in 0..3 {
+        let mut random = Random(900 + strange as u64);
         let mut operands = lengths.map(|length| random.values::<f32>(length));
-        let operand = &mut operands[seed % 3];
+        let operand = &mut operands[strange];
         for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
             let place = random.below(operand.len());
             operand[place] = bad;
@@ -532,7 +532,7 @@ fn what_is_not_finite_stays_so_in_transforms() {
             for (found, pass) in passes {
                 let lost = found.iter().zip(&expected[pass]);
                 let lost = lost.filter(|(found, sum)| found.is_finite() && !sum.is_finite());
-                assert_eq!(lost.count(), 0, "{isa:?}, seed {seed}, pass {pass}");
+                assert_eq!(lost.count(), 0, "{isa:?}, operand {strange}, pass {pass}");
             }
         }
     }
