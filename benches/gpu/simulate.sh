@@ -12,6 +12,7 @@
 # ways      recomputed blocks, a resumed run, two devices, a device that is too small
 # eval      scores and class maps of a network, whole, in windows, over six scales; predict; audit
 # kernels   tests of the kernels, and of training steps, for each architecture
+# amp       the tests of halfseg-amp, and the launches of a step of fifty layers
 # memory    peak and launches of a training step and an inference at full size, nothing executed
 #
 # METHODS, PRECISIONS and ARCHS choose among them. Everything goes to --out: results.md with a line for
@@ -20,7 +21,7 @@
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 
-parts=replay,train,ways,eval,kernels,memory out='' bin=''
+parts=replay,train,ways,eval,kernels,amp,memory out='' bin=''
 usage() {
   sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' >&2
   exit 2
@@ -53,12 +54,18 @@ if [ -z "$bin" ]; then
   # Little optimisation: compiling takes longer than what is run on the host.
   export CARGO_PROFILE_DEV_OPT_LEVEL=${CARGO_PROFILE_DEV_OPT_LEVEL:-1} CARGO_PROFILE_DEV_DEBUG=false
   bin=${CARGO_TARGET_DIR:-$root/target}/debug
-  packages=(-p halfseg-cli -p halfseg-benches -p halfseg-kernels -p halfseg-train
-    --features "halfseg-cli/cuda,halfseg-benches/cuda,halfseg-kernels/cuda,halfseg-train/cuda")
+  packages=(-p halfseg-cli -p halfseg-benches -p halfseg-kernels -p halfseg-train -p halfseg-amp
+    --features "halfseg-cli/cuda,halfseg-benches/cuda,halfseg-kernels/cuda,halfseg-train/cuda,halfseg-amp/cuda")
+  tests=(--test gpu --test launches)
+  for test in crates/amp/tests/*.rs; do
+    tests+=(--test "$(basename "$test" .rs)")
+  done
   cargo build --locked "${packages[@]}" --bins || exit 1
   # Tests are started from the folders of their caches, so their files have to be known.
-  cargo test --locked "${packages[@]}" --test gpu --no-run --message-format=json >"$bin/tests.json" || exit 1
-  grep -o '"executable":"[^"]*/gpu-[^"]*"' "$bin/tests.json" | cut -d'"' -f4 >"$bin/gpu-tests"
+  cargo test --locked "${packages[@]}" "${tests[@]}" --no-run --message-format=json >"$bin/tests.json" || exit 1
+  grep -o '"executable":"[^"]*/deps/[^"]*"' "$bin/tests.json" | cut -d'"' -f4 >"$bin/all-tests"
+  grep '/gpu-[^/]*$' "$bin/all-tests" >"$bin/gpu-tests"
+  grep -v '/gpu-[^/]*$' "$bin/all-tests" >"$bin/amp-tests"
 fi
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -278,6 +285,15 @@ if chosen kernels; then
       note kernels "sm_$arch, $(grep -c '^test ' "$out/$name.log") tests" "${found:-none ended}" "all pass" "$status"
     done <"$bin/gpu-tests"
   done
+fi
+
+if chosen amp; then
+  while read -r test; do
+    name=amp-$(basename "${test%-*}") status=0
+    HALFSEG_REQUIRE_GPU=1 sim "$name" "$test" --test-threads 1 --nocapture || status=1
+    found=$(grep '^test result' "$out/$name.log" | cut -d';' -f1,2 | cut -d. -f2)
+    note amp "$(basename "${test%-*}")" "${found:-it did not end}" "all pass" "$status"
+  done <"$bin/amp-tests"
 fi
 
 # Numbers of the simulator's report: of a run with more passes less those of one with fewer.
