@@ -8,7 +8,6 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, FloatDType, Gradients, Tensor};
 
 use crate::cast::convert;
-use crate::paths::parameter_paths;
 use crate::precision::castable;
 use crate::report::count_hit;
 use crate::scope::{keeps_casts, target};
@@ -83,13 +82,28 @@ pub(crate) fn forget_consumed(grads: &Gradients) {
 
 /// Forgets the casts of the weights of `model`.
 pub(crate) fn forget_weights<M: Module>(model: &M) {
-    let ids: HashSet<_> = parameter_paths(model).into_iter().map(|p| p.id).collect();
-    forget(|key, _| ids.contains(&key.id));
+    struct Visitor(HashSet<ParamId>);
+    impl ModuleVisitor for Visitor {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.insert(param.id);
+        }
+    }
+    // Under a disabled policy nothing is kept, and the model need not be visited.
+    if caches().iter().all(|cache| lock(cache).is_empty()) {
+        return;
+    }
+    let mut visitor = Visitor(HashSet::new());
+    model.visit(&mut visitor);
+    forget(|key, _| visitor.0.contains(&key.id));
+}
+
+/// The casts of each thread that is alive.
+fn caches() -> Vec<Arc<Mutex<Cache>>> {
+    lock(&CACHES).iter().filter_map(Weak::upgrade).collect()
 }
 
 fn forget(is_stale: impl Fn(&Key, &Entry) -> bool) {
-    let caches: Vec<_> = lock(&CACHES).iter().filter_map(Weak::upgrade).collect();
-    for cache in caches {
+    for cache in caches() {
         let stale: Vec<_> = lock(&cache)
             .extract_if(|key, entry| is_stale(key, entry))
             .collect();

@@ -35,27 +35,55 @@ pub struct ParameterPath {
 pub fn parameter_paths<M: Module>(model: &M) -> Vec<ParameterPath> {
     #[derive(Default)]
     struct Visitor {
-        /// The names on the way to where the visitor is, `None` for enum variants.
-        names: Vec<Option<String>>,
+        place: Place,
         found: Vec<ParameterPath>,
     }
     impl ModuleVisitor for Visitor {
         fn enter_module(&mut self, name: &str, container: &str) {
-            let is_variant = container.starts_with("Enum:");
-            self.names.push((!is_variant).then(|| name.to_owned()));
+            self.place.enter(name, container);
         }
         fn exit_module(&mut self, _: &str, _: &str) {
-            self.names.pop();
+            self.place.leave();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let names: Vec<_> = self.names.iter().flatten().map(String::as_str).collect();
-            let (id, path) = (param.id, names.join("."));
+            let (id, path) = (param.id, self.place.path().to_owned());
             self.found.push(ParameterPath { id, path });
         }
     }
     let mut visitor = Visitor::default();
     model.visit(&mut visitor);
     visitor.found
+}
+
+/// Where in a model a visitor is.
+#[derive(Default)]
+pub(crate) struct Place {
+    path: String,
+    /// How long the path was before each name on it.
+    lengths: Vec<usize>,
+}
+
+impl Place {
+    /// To be called by [`ModuleVisitor::enter_module`].
+    pub fn enter(&mut self, name: &str, container: &str) {
+        self.lengths.push(self.path.len());
+        if !container.starts_with("Enum:") {
+            if !self.path.is_empty() {
+                self.path.push('.');
+            }
+            self.path.push_str(name);
+        }
+    }
+
+    /// To be called by [`ModuleVisitor::exit_module`].
+    pub fn leave(&mut self) {
+        self.path.truncate(self.lengths.pop().unwrap_or(0));
+    }
+
+    /// The path of a parameter that is visited here.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
 }
 
 /// What tells models apart that hold different parameters: the first, and their number.

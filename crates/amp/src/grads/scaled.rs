@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, FloatDType, Gradients, Tensor};
 
 use super::forward::ForwardFlags;
@@ -12,7 +12,7 @@ use super::round::Round;
 use super::slot::{Grad, Slot};
 use super::unscaled::UnscaledGrads;
 use crate::cache::forget_consumed;
-use crate::paths::paths_by_id;
+use crate::paths::Place;
 use crate::statistics::flush;
 
 /// A loss times the scale, from [`GradScaler::scale`](crate::GradScaler::scale).
@@ -94,16 +94,22 @@ impl ScaledGraph {
         struct Visitor<'a> {
             grads: &'a mut Gradients,
             round: &'a Round,
-            paths: HashMap<ParamId, String>,
+            place: Place,
             found: Vec<Grad>,
             forward: Vec<(String, Box<dyn Slot>)>,
         }
         impl ModuleVisitor for Visitor<'_> {
+            fn enter_module(&mut self, name: &str, container: &str) {
+                self.place.enter(name, container);
+            }
+            fn exit_module(&mut self, _: &str, _: &str) {
+                self.place.leave();
+            }
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 if self.round.statistics.contains(&param.id) {
                     let value = param.base().without_autodiff();
-                    self.forward
-                        .push((self.paths[&param.id].clone(), Box::new(value)));
+                    let path = self.place.path().to_owned();
+                    self.forward.push((path, Box::new(value)));
                 }
                 if !param.is_require_grad() {
                     return;
@@ -111,7 +117,7 @@ impl ScaledGraph {
                 let Some(value) = param.base().grad_remove(self.grads) else {
                     return;
                 };
-                let path = self.paths[&param.id].clone();
+                let path = self.place.path().to_owned();
                 assert!(
                     matches!(value.dtype(), DType::F32 | DType::F64 | DType::Flex32),
                     "the gradient of {path} is {:?}: the scaler needs f32 master weights, which \
@@ -132,7 +138,7 @@ impl ScaledGraph {
         let mut visitor = Visitor {
             grads: &mut self.grads,
             round: &self.round,
-            paths: paths_by_id(model),
+            place: Place::default(),
             found: Vec::new(),
             forward: Vec::new(),
         };
