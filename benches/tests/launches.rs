@@ -89,8 +89,9 @@ fn a_step_of_fifty_layers_launches_little_besides_its_casts() {
         }
         let found = mixed(policy, torch);
         println!("{found} in {name}");
-        assert!(found <= plain + 4 * LAYERS + 20, "{found} {plain}");
+        // A cast of each weight and bias; their gradients, and what is between, are joined with others.
+        assert!(found <= plain + 2 * LAYERS + 20, "{found} {plain}");
     }
-    assert!(disabled <= plain, "{disabled} {plain}");
-    assert!(scaled <= plain + 10, "{scaled} {plain}");
+    assert!(disabled <= plain + 2, "{disabled} {plain}");
+    assert!(scaled <= plain + 20, "{scaled} {plain}");
 }

@@ -334,6 +334,11 @@ pub fn binary_cross_entropy<const D: usize>(
 }
 
 /// Resizes maps `[n, c, h, w]`, in f32.
+///
+/// # Panics
+///
+/// As Burn's: its GPU backends have no gradient of modes other than the nearest one (Burn 0.22.1), and panic
+/// in the backward pass.
 #[allow(
     clippy::disallowed_methods,
     reason = "the wrapper of it, for programs whose resizing is Burn's"

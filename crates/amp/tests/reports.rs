@@ -222,6 +222,35 @@ fn the_underflow_report_counts_what_f16_loses() {
 }
 
 #[test]
+fn the_underflow_report_rounds_as_f16_does() {
+    let device = device();
+    let tie = 2.0f32.powi(-25);
+    let normal = 2.0f32.powi(-14);
+    // On either side of where a value rounds to zero, to the smallest normal number and to infinity.
+    let edges = [tie, tie.next_up(), (normal - tie).next_down(), normal - tie];
+    let edges = [edges, [65519.996, 65520.0, f32::MIN_POSITIVE, -normal]].concat();
+    let expected = edges.iter().map(|value| half::f16::from_f32(*value));
+    let expected = expected.fold([0.0; 3], |[zero, subnormal, infinite], value| {
+        let is = |what: bool| f64::from(u8::from(what));
+        [
+            zero + is(value.to_f32() == 0.0),
+            subnormal + is(!value.is_normal() && value.is_finite() && value.to_f32() != 0.0),
+            infinite + is(value.is_infinite()),
+        ]
+    });
+    assert_eq!(expected, [2.0, 2.0, 1.0]);
+    let model = Weights::new([1.0; 8], &device);
+    let mut scaler = GradScaler::fixed(1.0);
+    scaler.begin(&model);
+    let loss = model.loss(Tensor::from_floats(edges.as_slice(), &device));
+    let grads = scaler.scale(loss).backward(&model);
+    let report = scaler.unscale(grads).underflow(Precision::F16, &[1.0]);
+    let at = report.total()[0];
+    let found = [at.flushed, at.subnormal, at.overflowed].map(|part| (part * 8.0).round());
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn the_best_scale_flushes_least_without_overflow() {
     let model = Net::new(&device());
     let mut scaler = GradScaler::fixed(1.0);

@@ -8,7 +8,7 @@ use burn::nn::conv::Conv2dConfig;
 use burn::nn::{GroupNormConfig, LayerNormConfig, LinearConfig};
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, activation};
-use common::{computes_in, device, trajectory, values};
+use common::{computes_in, device, on_gpu, trajectory, values};
 use halfseg_amp::{DynamicScale, GradScaler, Policy, TorchState, add, autocast, cat, nn, ops};
 use serde_json::Value;
 
@@ -190,6 +190,10 @@ fn operations_give_what_torch_amp_gives() {
         let input = dtype(&row["input"]);
         seen += 1;
         if policy.check(&device()).is_err() || !computes_in(input) {
+            continue;
+        }
+        // Burn 0.22 has no gradient of bilinear resizing on GPUs.
+        if on_gpu() && op == "interpolate" {
             continue;
         }
         let found = run(op, &policy, input);

@@ -85,23 +85,22 @@ impl<const D: usize> Slot for Tensor<D> {
     }
 
     fn losses(&self, precision: FloatDType, scale: f32, device: &Device) -> Tensor<1> {
-        let low = self
+        // By comparing with where values round to what, to nearest and ties to even: not every device casts
+        // to every precision.
+        let format = DType::from(precision).finfo().expect("a float");
+        let half_step = format.min_positive * format.epsilon / 2.0;
+        let infinite = format.max / (2.0 - format.epsilon) * (2.0 - format.epsilon / 2.0);
+        let size = self.clone().mul_scalar(scale).abs();
+        let non_zero = self.clone().not_equal_scalar(0.0);
+        let zero = size.clone().lower_equal_scalar(half_step as f32);
+        let flushed = non_zero.bool_and(zero.clone());
+        let subnormal = size
             .clone()
-            .mul_scalar(scale)
-            .cast(precision)
-            .cast(FloatDType::F32)
-            .abs();
-        let smallest = DType::from(precision)
-            .finfo()
-            .expect("a float")
-            .min_positive;
-        let zero = low.clone().equal_scalar(0.0);
-        let flushed = self.clone().not_equal_scalar(0.0).bool_and(zero.clone());
-        let subnormal = low
-            .clone()
-            .lower_scalar(smallest as f32)
+            .lower_scalar((format.min_positive - half_step) as f32)
             .bool_and(zero.bool_not());
-        let overflowed = low.is_inf().bool_and(self.clone().is_finite());
+        let overflowed = size
+            .greater_equal_scalar(infinite as f32)
+            .bool_and(self.clone().is_finite());
         let counts = [flushed, subnormal, overflowed].map(|mask| count(mask, device));
         Tensor::cat(counts.to_vec(), 0)
     }

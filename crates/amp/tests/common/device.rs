@@ -41,6 +41,12 @@ fn gpu() -> Option<Option<Device>> {
     Some(Device::enumerate(wanted).into_iter().next())
 }
 
+/// Whether tests run on a GPU, whose logarithms are approximations and which may take subnormal numbers for
+/// zero, as WGSL allows.
+pub fn on_gpu() -> bool {
+    gpu().flatten().is_some()
+}
+
 /// [`plain_device`] with gradients.
 pub fn device() -> Device {
     plain_device().autodiff()
