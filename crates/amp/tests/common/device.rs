@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::{Device, FloatDType, Tensor};
 
 /// What tests run on: with the feature `cuda` or `wgpu` the first GPU that Burn finds, a simulated one or
 /// one in software too, and the CPU otherwise. Where there is no GPU this says so and gives the CPU, unless
@@ -45,6 +45,17 @@ fn gpu() -> Option<Option<Device>> {
 /// zero, as WGSL allows.
 pub fn on_gpu() -> bool {
     gpu().flatten().is_some()
+}
+
+/// Whether the device takes the mean of all of `count` values. Burn takes some means in a single loop, and
+/// Mesa's GPU in software ends each loop after 65,535 turns.
+pub fn takes_means_of(count: usize, dtype: FloatDType) -> bool {
+    let ones = Tensor::<1>::ones([count], (&plain_device(), dtype.into()));
+    let mean = ones.mean().cast(FloatDType::F32).into_scalar::<f32>();
+    if mean != 1.0 {
+        eprintln!("left out: this device takes {mean} for the mean of {count} ones in {dtype:?}");
+    }
+    mean == 1.0
 }
 
 /// [`plain_device`] with gradients.
