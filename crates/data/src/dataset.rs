@@ -1,6 +1,6 @@
 //! What a data set is.
 
-use crate::{CropBox, DataError, LabelMap, PartialImage, RgbImage};
+use crate::{Classes, CropBox, DataError, LabelMap, PartialImage, RgbImage};
 
 /// One image with its label map.
 #[derive(Clone, Debug)]
@@ -45,6 +45,10 @@ pub trait Dataset: Send + Sync {
     /// What sample `index` is read from, such as a file, for messages.
     fn source(&self, index: usize) -> String {
         format!("sample {index}")
+    }
+    /// What the classes of its label maps are called and shown in; those of Cityscapes unless it says.
+    fn classes(&self) -> Classes {
+        Classes::cityscapes()
     }
     /// What whoever trains on it or scores it should know, such as that nearly all pixels are ignored.
     fn notes(&self) -> Vec<String> {

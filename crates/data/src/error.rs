@@ -149,6 +149,39 @@ pub enum DataError {
         /// How many pixels are too large.
         pixels: usize,
     },
+    /// A data set of one's own has a fault.
+    #[error("{0}")]
+    Finding(Box<crate::Finding>),
+    /// A value in the definition of a data set makes no sense.
+    #[error("`{key}` in {origin}: expected {expected}, found {found}")]
+    Definition {
+        /// Where it was found.
+        origin: String,
+        /// The value's key.
+        key: String,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// The definition of a data set is no TOML, or has keys that mean nothing.
+    #[error("{origin}: {message}")]
+    DefinitionText {
+        /// Where it was found.
+        origin: String,
+        /// What is wrong, with the line.
+        message: String,
+    },
+    /// A folder holds nothing that a data set could be made of.
+    #[error("{path}: expected {expected}, found {found}", path = path.display())]
+    NothingFound {
+        /// The folder.
+        path: PathBuf,
+        /// What was looked for.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
     /// A value of the training pipeline makes no sense.
     #[error("{name}: expected {expected}, found {found}")]
     Pipeline {

@@ -19,7 +19,9 @@ macro_rules! vectorized {
 }
 
 mod cityscapes;
+mod classes;
 mod dataset;
+mod definition;
 mod error;
 mod image;
 mod labels;
@@ -35,7 +37,12 @@ mod synthetic;
 mod transform;
 
 pub use cityscapes::{Cityscapes, write_cityscapes_layout};
+pub use classes::{Classes, class_color};
 pub use dataset::{Dataset, PartialSample, Sample};
+pub use definition::{
+    DefinedData, Definition, Finding, Kind, Report, Severity, SplitReport, SurveyOptions,
+    is_definition, propose,
+};
 pub use error::DataError;
 pub use image::{
     ImageReader, InstanceMap, LabelMap, PartialImage, Plane, RgbImage, encode_label, image_size,

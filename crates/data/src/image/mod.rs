@@ -2,10 +2,13 @@
 
 mod jpeg;
 pub(crate) mod limits;
+pub(crate) mod mask;
 mod pending;
 mod plane;
 mod png;
 mod reader;
+#[cfg(feature = "tiff")]
+mod tiff;
 mod write;
 
 pub use self::limits::ImageReader;

@@ -3,10 +3,14 @@
 use std::io::Read;
 use std::path::Path;
 
+use png::{BitDepth, ColorType};
+
 use super::jpeg::Jpeg;
 use super::limits::{ImageReader, open, room, undecodable};
 use super::plane::{PartialImage, RgbImage};
 use super::png::PngFile;
+#[cfg(feature = "tiff")]
+use super::tiff::TiffFile;
 use crate::{CropBox, DataError};
 
 /// Grey, grey + alpha, RGB or RGB + alpha as RGB; alpha is dropped, as OpenCV does.
@@ -21,10 +25,17 @@ fn rgb(pixel: &[u8]) -> [u8; 3] {
 pub(crate) enum PendingImage {
     Png(Box<PngFile>),
     Jpeg(Jpeg),
+    #[cfg(feature = "tiff")]
+    Tiff(Box<TiffFile>),
 }
 
+#[cfg(feature = "tiff")]
+const FORMATS: &str = "PNG, JPEG or TIFF";
+#[cfg(not(feature = "tiff"))]
+const FORMATS: &str = "PNG or JPEG";
+
 impl PendingImage {
-    /// Opens a PNG or a JPEG, told apart by their first bytes.
+    /// Opens a PNG, a JPEG or, with the feature, a TIFF, told apart by their first bytes.
     pub(crate) fn open(path: &Path, reader: ImageReader) -> Result<Self, DataError> {
         let mut magic = Vec::new();
         let start = open(path)?.take(4).read_to_end(&mut magic);
@@ -32,9 +43,13 @@ impl PendingImage {
         match magic[..] {
             [0x89, b'P', b'N', b'G'] => Ok(Self::Png(Box::new(PngFile::open(path, true, reader)?))),
             [0xFF, 0xD8, ..] => Ok(Self::Jpeg(Jpeg::open(path, reader)?)),
+            #[cfg(feature = "tiff")]
+            [b'I', b'I', 42 | 43, 0] | [b'M', b'M', 0, 42 | 43] => {
+                Ok(Self::Tiff(Box::new(TiffFile::open(path, reader)?)))
+            }
             _ => {
                 let found = format!("a file that starts with {magic:02x?}");
-                Err(undecodable(path, "PNG or JPEG", found))
+                Err(undecodable(path, FORMATS, found))
             }
         }
     }
@@ -44,6 +59,28 @@ impl PendingImage {
         match self {
             Self::Png(png) => png.size(),
             Self::Jpeg(jpeg) => jpeg.size(),
+            #[cfg(feature = "tiff")]
+            Self::Tiff(tiff) => tiff.size(),
+        }
+    }
+
+    /// Whether channels have 16 bits.
+    pub(crate) fn is_deep(&self) -> bool {
+        match self {
+            Self::Png(png) => png.format().1 == BitDepth::Sixteen,
+            Self::Jpeg(_) => false,
+            #[cfg(feature = "tiff")]
+            Self::Tiff(tiff) => tiff.is_deep(),
+        }
+    }
+
+    /// Whether there is a channel of transparency.
+    pub(crate) fn is_transparent(&self) -> bool {
+        match self {
+            Self::Png(png) => matches!(png.format().0, ColorType::Rgba | ColorType::GrayscaleAlpha),
+            Self::Jpeg(_) => false,
+            #[cfg(feature = "tiff")]
+            Self::Tiff(tiff) => tiff.is_transparent(),
         }
     }
 
@@ -57,6 +94,8 @@ impl PendingImage {
         let png = match self {
             Self::Png(png) => png,
             Self::Jpeg(jpeg) => return Ok(jpeg.all()?.into()),
+            #[cfg(feature = "tiff")]
+            Self::Tiff(tiff) => return Ok(tiff.all()?.into()),
         };
         let (path, channels) = (png.path().to_owned(), png.channels());
         let (mut data, all) = png.part(wanted)?;

@@ -83,6 +83,11 @@ impl PngFile {
         (info.color_type, info.bit_depth)
     }
 
+    /// Three bytes for each entry of the palette; empty where there is none.
+    pub(super) fn palette(&self) -> &[u8] {
+        self.reader.info().palette.as_deref().unwrap_or_default()
+    }
+
     /// Number of channels of what [`Self::part`] gives.
     pub(super) fn channels(&self) -> usize {
         self.reader.output_color_type().0.samples()
