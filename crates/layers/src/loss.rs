@@ -12,7 +12,7 @@ use crate::resize::ResizePlan;
 pub const IGNORED_LABEL: i64 = 255;
 
 /// `f32::EPSILON`, which MMSegmentation adds to its denominators.
-const EPSILON: f64 = f32::EPSILON as f64;
+pub(crate) const EPSILON: f64 = f32::EPSILON as f64;
 
 /// The result of [`segmentation_loss`].
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{FloatDType, Int, Tensor};
 use halfseg_backbone::ResNet;
 use halfseg_heads::{DeepLabV3Head, DeepLabV3PlusHead, FcnHead, PspHead};
-use halfseg_layers::{SegmentationLoss, resize_with, segmentation_loss};
+use halfseg_layers::{Objective, SegmentationLoss, resize_with};
 use rand::Rng;
 
 use crate::SegmentorConfig;
@@ -59,7 +59,7 @@ pub struct TrainLogits {
 pub struct Losses {
     /// What training minimises: `decode + aux`.
     pub total: Tensor<1>,
-    /// Cross-entropy of the decode head.
+    /// The loss of the decode head: the cross-entropy, unless an objective says otherwise.
     pub decode: Tensor<1>,
     /// Cross-entropy of the auxiliary head **times its weight**, as MMSegmentation logs it; 0
     /// without one.
@@ -160,13 +160,27 @@ impl Segmentor {
     /// # Panics
     /// If the batch is smaller than [`SegmentorConfig::min_train_batch`].
     pub fn loss(&self, x: Tensor<4>, labels: Tensor<3, Int>, rng: &mut impl Rng) -> Losses {
+        self.loss_with(x, labels, rng, &Objective::default())
+    }
+
+    /// As [`loss`](Self::loss), with another loss than the cross-entropy, of both heads.
+    ///
+    /// # Panics
+    /// As [`loss`](Self::loss), and if `objective` has weights for another number of classes.
+    pub fn loss_with(
+        &self,
+        x: Tensor<4>,
+        labels: Tensor<3, Int>,
+        rng: &mut impl Rng,
+        objective: &Objective,
+    ) -> Losses {
         let logits = self.forward_train(x, rng);
         let align_corners = self.config.align_corners;
         let SegmentationLoss {
             loss: decode,
             accuracy,
             ..
-        } = segmentation_loss(logits.decode, labels.clone(), align_corners);
+        } = objective.loss(logits.decode, labels.clone(), align_corners);
         let Some(logits) = logits.aux else {
             let aux = decode.clone().inner().zeros_like();
             return Losses {
@@ -177,7 +191,7 @@ impl Segmentor {
                 aux_accuracy: None,
             };
         };
-        let aux = segmentation_loss(logits, labels, align_corners);
+        let aux = objective.loss(logits, labels, align_corners);
         let aux_loss = aux.loss * self.config.aux_weight;
         Losses {
             total: decode.clone() + aux_loss.clone(),
