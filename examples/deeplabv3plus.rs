@@ -6,7 +6,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use halfseg_data::{CLASS_NAMES, Crop, Dataset, Loader, LoaderConfig, Scale, SyntheticStreets};
+use halfseg_data::{
+    CLASS_NAMES, Crop, Dataset, Loader, LoaderConfig, PALETTE, Scale, SyntheticStreets,
+};
 use halfseg_devices::DeviceChoice;
 use halfseg_predict::{Predictor, draw_prediction};
 use halfseg_segmentor::{Depth, Method};
@@ -85,7 +87,7 @@ fn main() -> anyhow::Result<()> {
     for index in 0..held_out.len().min(3) {
         let sample = held_out.get(index)?;
         let prediction = predictor.predict(&sample.image)?;
-        draw_prediction(folder, &sample, &prediction.map)?;
+        draw_prediction(folder, &sample, &prediction.map, &PALETTE)?;
     }
     println!("pictures in {}", folder.display());
     Ok(())

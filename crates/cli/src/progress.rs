@@ -55,6 +55,12 @@ impl Progress {
         self
     }
 
+    /// `done` of `len` things are done, where their number is known now only.
+    pub fn set_of(&mut self, done: u64, len: u64) {
+        self.bar.set_length(len);
+        self.set(done, "");
+    }
+
     /// `done` of the job's things are done; `about` tells more of it.
     pub fn set(&mut self, done: u64, about: &str) {
         self.bar.set_message(about.to_owned());

@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use halfseg_amp::Policy;
-use halfseg_data::Crop;
+use halfseg_data::{Classes, Crop, Definition};
 use halfseg_devices::DeviceChoice;
-use halfseg_predict::Predictor;
+use halfseg_predict::{Predictor, PredictorSettings};
 use halfseg_segmentor::{
     Depth, Method, Segmentor, SegmentorConfig, read_architecture, read_backbone,
 };
-use halfseg_train::{Error, Recipe, RunPrecision, bound_policy, read_recipe, resolve_checkpoint};
+use halfseg_train::{
+    DataSource, Error, Recipe, RunPrecision, bound_policy, check_classes, known_classes,
+    read_recipe, resolve_checkpoint,
+};
 
 use crate::args::{ConfigSources, InferenceArgs, ModelArgs, RecipeArgs};
 use crate::failure::Usage;
@@ -45,6 +48,9 @@ pub fn recipe(args: &RecipeArgs, policy: Option<&Path>) -> Result<Recipe> {
         ),
     };
     let mut recipe = apply(args, policy, recipe)?;
+    if !names_classes(args)? {
+        fit_classes(&mut recipe)?;
+    }
     // Of a file or a preset.
     for weights in [&mut recipe.checkpoint, &mut recipe.backbone_weights] {
         if published::name(Path::new(weights.as_str())).is_some() {
@@ -56,6 +62,27 @@ pub fn recipe(args: &RecipeArgs, policy: Option<&Path>) -> Result<Recipe> {
         preset::warn_of_batch(name, &recipe);
     }
     Ok(recipe)
+}
+
+/// Whether the number of classes is asked for, rather than left to the data.
+fn names_classes(args: &RecipeArgs) -> Result<bool> {
+    const KEY: &str = "model.num_classes";
+    let is_set = |set: &String| set.split('=').next().unwrap_or_default().trim() == KEY;
+    let table = config_text(&args.sources)?.map(|(_, text)| text.parse::<toml::Table>());
+    let in_file = table.and_then(Result::ok).is_some_and(|table| {
+        let model = table.get("model");
+        model.is_some_and(|model| model.get("num_classes").is_some())
+    });
+    Ok(args.model.classes.is_some() || args.sources.set.iter().any(is_set) || in_file)
+}
+
+/// Gives the network as many outputs as the definition of the data has classes.
+fn fit_classes(recipe: &mut Recipe) -> Result<()> {
+    if let DataSource::Definition(path) = &recipe.data.source {
+        let definition = Definition::read(Path::new(path)).map_err(Error::from)?;
+        recipe.model.num_classes = definition.classes().len();
+    }
+    Ok(())
 }
 
 /// The network that training from `weights` begins with: that of the file, or the published one on
@@ -204,8 +231,8 @@ pub fn require_data(data: Option<&str>, sources: &ConfigSources) -> Result<()> {
     if data.is_some() || sources.set.iter().any(is_set) || in_file {
         return Ok(());
     }
-    let why = "expected --data PATH, a folder with leftImg8bit and gtFine in it, or --data synthetic \
-               for generated scenes; found neither";
+    let why = "expected --data PATH, a folder with leftImg8bit and gtFine in it or the definition of a data set \
+               (FILE.toml, see `halfseg data init`), or --data synthetic for generated scenes; found none";
     Err(Usage(why.into()).into())
 }
 
@@ -288,6 +315,8 @@ pub struct Loaded {
     pub weights: PathBuf,
     /// The network.
     pub model: Segmentor,
+    /// What its classes are called and shown in.
+    pub classes: Classes,
     /// What it is cast by, bound to it.
     pub policy: Policy,
     /// The checkpoint's recipe (else the published one, in f32) under `--config`, flags and `--set`.
@@ -339,6 +368,9 @@ impl Loaded {
         let device = recipe.device.open()?;
         let (model, report) = halfseg_segmentor::load(&weights, Some(&recipe.model), &device)?;
         let policy = bound_policy(&recipe, &model)?;
+        let outputs = recipe.model.num_classes;
+        let known = known_classes(&weights)?.filter(|classes| classes.len() == outputs);
+        let classes = known.unwrap_or_else(|| Classes::cityscapes().of_network(outputs));
         message!(
             "{} on {} in {} from {}: {report}",
             recipe.model.method,
@@ -351,9 +383,21 @@ impl Loaded {
         Ok(Self {
             weights,
             model,
+            classes,
             policy,
             recipe,
         })
+    }
+
+    /// Refuses Cityscapes' classes for a network of this program that was trained for as many others.
+    pub fn check_trained(&self, data: &str, found: &Classes) -> Result<()> {
+        let settings = PredictorSettings::read(&self.weights)?;
+        match settings.and_then(|settings| settings.classes) {
+            Some(trained) if trained.len() == self.recipe.model.num_classes => {
+                Ok(check_classes(data, found, &self.weights, &trained)?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The network as the recipe runs it.

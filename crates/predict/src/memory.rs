@@ -56,7 +56,7 @@ impl<'a> Plan<'a> {
         device: &Device,
         scores: bool,
     ) -> Self {
-        let PredictorSettings { policy, config } = settings;
+        let PredictorSettings { policy, config, .. } = settings;
         let exceptions = policy.ops().values().chain(policy.modules().values());
         let half = exceptions
             .chain([&policy.compute()])

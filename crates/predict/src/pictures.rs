@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use halfseg_data::{LabelMap, PALETTE, RgbImage, Sample, write_label, write_rgb};
+use halfseg_data::{LabelMap, RgbImage, Sample, write_label, write_rgb};
 
 use crate::PredictError;
 
@@ -65,14 +65,19 @@ pub fn panel(pictures: &[&RgbImage], gap: usize) -> RgbImage {
 }
 
 /// Writes `<name>_color.png`, `<name>_overlay.png`, `<name>_trainIds.png` and, beside them, a
-/// panel `<name>.png` of picture, prediction and truth.
+/// panel `<name>.png` of picture, prediction and truth, in the colours of `palette`.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn draw_prediction(folder: &Path, sample: &Sample, map: &LabelMap) -> Result<(), PredictError> {
-    write_maps(folder, &sample.name, &sample.image, map, (&PALETTE, 0.5))?;
-    let colors = colorize(map, &PALETTE);
-    let truth = sample.label.as_ref().map(|label| colorize(label, &PALETTE));
+pub fn draw_prediction(
+    folder: &Path,
+    sample: &Sample,
+    map: &LabelMap,
+    palette: &[[u8; 3]],
+) -> Result<(), PredictError> {
+    write_maps(folder, &sample.name, &sample.image, map, (palette, 0.5))?;
+    let colors = colorize(map, palette);
+    let truth = sample.label.as_ref().map(|label| colorize(label, palette));
     let parts = [&sample.image, &colors].into_iter().chain(&truth);
     let joined = panel(&parts.collect::<Vec<_>>(), GAP_PX);
     Ok(write_rgb(

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use halfseg_amp::Policy;
+use halfseg_data::Classes;
 use serde::{Deserialize, Serialize};
 
 use crate::{PredictError, PredictorConfig};
@@ -19,6 +20,9 @@ pub struct PredictorSettings {
     pub policy: Policy,
     /// How pictures pass through the network.
     pub config: PredictorConfig,
+    /// What the network's classes are called and shown in, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Classes>,
 }
 
 impl PredictorSettings {
@@ -27,7 +31,19 @@ impl PredictorSettings {
 
     /// These settings.
     pub fn new(policy: Policy, config: PredictorConfig) -> Self {
-        Self { policy, config }
+        Self {
+            policy,
+            config,
+            classes: None,
+        }
+    }
+
+    /// The same, of a network with these classes.
+    pub fn with_classes(self, classes: Classes) -> Self {
+        Self {
+            classes: Some(classes),
+            ..self
+        }
     }
 
     /// As the metadata of a checkpoint holds them.

@@ -143,6 +143,18 @@ pub enum Error {
         /// The split.
         split: String,
     },
+    /// A data set's classes are others than a network's.
+    #[error("{data}: expected the classes of {of}, {expected}; found {found}")]
+    Classes {
+        /// The data set.
+        data: String,
+        /// What has the other classes.
+        of: String,
+        /// Those of the network.
+        expected: halfseg_data::Classes,
+        /// Those of the data set.
+        found: halfseg_data::Classes,
+    },
     /// A policy file cannot be used.
     #[error(transparent)]
     Policy(#[from] halfseg_amp::AmpError),

@@ -5,10 +5,12 @@ mod atomic;
 mod audit;
 mod error;
 mod learner;
+mod machine;
+mod optimizer;
 mod poly;
 mod recipe;
 mod run;
-mod sgd;
+mod schedule;
 mod source;
 mod start;
 
@@ -21,21 +23,26 @@ pub use halfseg_amp::{
 pub use halfseg_data::{Crop, DataError, Dataset, Pipeline, Scale};
 pub use halfseg_devices::{Bytes, DeviceChoice, DeviceError, Route};
 pub use halfseg_eval::{EvalError, Scores};
+pub use halfseg_layers::Objective;
 pub use halfseg_predict::{EvalMode, EvalScale, PredictError, PredictorConfig};
 pub use halfseg_segmentor::{
     CheckpointError, Depth, LoadReport, Method, Segmentor, SegmentorConfig, TrainingStep,
 };
 pub use learner::{Learner, Step};
+pub use machine::machine_findings;
+pub use optimizer::{AdamW, Factors, Sgd};
 pub use poly::PolySchedule;
-pub use recipe::values::{DataSource, LossScale, ParseValueError, RunPrecision};
+pub use recipe::values::{
+    DataSource, LossScale, Metric, OptimizerKind, ParseValueError, RunPrecision,
+};
 pub use recipe::{
-    DataRecipe, OptimizerRecipe, PrecisionRecipe, Recipe, ScheduleRecipe, TrainRecipe,
+    DataRecipe, LossRecipe, OptimizerRecipe, PrecisionRecipe, Recipe, ScheduleRecipe, TrainRecipe,
 };
 pub use run::Trainer;
 pub use run::folder::{Existing, RECIPE_KEY, read_recipe, resolve_checkpoint};
 pub use run::log::Log;
 pub use run::observer::{Observer, Outcome, Started, Timing};
 pub use run::results::draw_curves;
-pub use sgd::Sgd;
-pub use source::{Splits, class_names, open_split, pipeline};
+pub use schedule::{Decay, Schedule};
+pub use source::{Splits, check_classes, known_classes, open_split, pipeline};
 pub use start::bound_policy;

@@ -3,8 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use halfseg_data::{CLASS_NAMES, CLASSES, Cityscapes, Dataset, Pipeline, Scale, SyntheticStreets};
+use halfseg_data::{
+    Cityscapes, Classes, Dataset, DefinedData, Definition, Pipeline, Scale, SyntheticStreets,
+};
 use halfseg_devices::{Bytes, available_memory};
+use halfseg_predict::PredictorSettings;
 
 use crate::{DataSource, Error, Recipe};
 
@@ -25,14 +28,46 @@ impl Splits {
     ///
     /// # Errors
     ///
-    /// Those of [`open_split`].
+    /// Those of [`open_split`], and, of a data set that a file defines, all errors that
+    /// [`DefinedData::open`] finds in both splits together.
     pub fn open(recipe: &Recipe) -> Result<Self, Error> {
+        if let DataSource::Definition(path) = &recipe.data.source {
+            return Self::defined(recipe, path);
+        }
         let train = open_split(recipe, &recipe.data.train_split)?;
         let val = match recipe.data.val_split.as_str() {
             "" => None,
             split => Some(open_split(recipe, split)?),
         };
         Ok(Self { train, val })
+    }
+
+    fn defined(recipe: &Recipe, path: &str) -> Result<Self, Error> {
+        let definition = definition(recipe, path)?;
+        let (train, val) = (&*recipe.data.train_split, &*recipe.data.val_split);
+        let mut splits = vec![train];
+        splits.extend((!val.is_empty() && val != train).then_some(val));
+        let mut opened = DefinedData::open(&definition, &splits, Some(train))?.into_iter();
+        let mut next = || {
+            opened
+                .next()
+                .map(|split| Arc::new(split) as Arc<dyn Dataset>)
+        };
+        let opened_train = next().expect("as many as were asked for");
+        let val = match val {
+            "" => None,
+            same if same == train => Some(opened_train.clone()),
+            _ => next(),
+        };
+        Ok(Self {
+            train: opened_train,
+            val,
+        })
+    }
+
+    /// What the classes of a network with so many outputs are called and shown in.
+    pub fn classes(&self, count: usize) -> Classes {
+        self.train.classes().of_network(count)
     }
 
     /// What whoever trains on them should know.
@@ -54,6 +89,12 @@ impl Splits {
 /// A folder that is missing, empty, without labels, or with images and labels that do not match.
 pub fn open_split(recipe: &Recipe, split: &str) -> Result<Arc<dyn Dataset>, Error> {
     let data = &recipe.data;
+    if let DataSource::Definition(path) = &data.source {
+        let definition = definition(recipe, path)?;
+        let opened = DefinedData::open(&definition, &[split], None)?.remove(0);
+        opened.require_masks()?;
+        return Ok(Arc::new(opened));
+    }
     let DataSource::Folder(root) = &data.source else {
         let training = split == data.train_split;
         let (count, seed) = match training {
@@ -98,11 +139,62 @@ pub fn pipeline(recipe: &Recipe) -> Pipeline {
     }
 }
 
-/// The names of a network's classes: those of Cityscapes if it has as many, else none, since its
-/// classes are others.
-pub fn class_names(classes: usize) -> &'static [&'static str] {
-    match classes {
-        CLASSES => &CLASS_NAMES,
-        _ => &[],
+/// The definition at `path`, whose classes must be as many as the recipe's network tells apart.
+fn definition(recipe: &Recipe, path: &str) -> Result<Arc<Definition>, Error> {
+    let definition = Definition::read(Path::new(path))?;
+    let (classes, outputs) = (definition.classes(), recipe.model.num_classes);
+    if classes.len() != outputs {
+        return Err(Error::Classes {
+            data: path.to_owned(),
+            of: "the network (model.num_classes)".to_owned(),
+            expected: Classes::cityscapes().of_network(outputs),
+            found: classes.clone(),
+        });
     }
+    Ok(Arc::new(definition))
+}
+
+/// The classes that the checkpoint at `weights` was trained for, as far as it tells.
+///
+/// # Errors
+///
+/// A file that cannot be read.
+pub fn known_classes(weights: &Path) -> Result<Option<Classes>, Error> {
+    let settings = PredictorSettings::read(weights)?;
+    if let Some(classes) = settings.and_then(|settings| settings.classes) {
+        return Ok(Some(classes));
+    }
+    let table = halfseg_segmentor::read_classes(weights)?;
+    Ok(table.map(|table| {
+        let colors = table.palette.into_iter().map(Some);
+        let colors = colors.chain(std::iter::repeat(None));
+        Classes::new(table.names.into_iter().zip(colors))
+    }))
+}
+
+/// Refuses a data set whose classes are not those that the checkpoint at `weights` was trained for, where both
+/// are known: the same number in the same order, by their names.
+///
+/// # Errors
+///
+/// [`Error::Classes`] with both lists.
+pub fn check_classes(
+    data: &str,
+    found: &Classes,
+    weights: &Path,
+    trained: &Classes,
+) -> Result<(), Error> {
+    // As different programs spell them.
+    let plain = |name: &str| name.trim().to_lowercase().replace(['_', '-'], " ");
+    let [ours, theirs] =
+        [found, trained].map(|classes| classes.names().into_iter().map(plain).collect::<Vec<_>>());
+    if ours == theirs {
+        return Ok(());
+    }
+    Err(Error::Classes {
+        data: data.to_owned(),
+        of: weights.display().to_string(),
+        expected: trained.clone(),
+        found: found.clone(),
+    })
 }

@@ -12,7 +12,7 @@ use halfseg_predict::PredictorSettings;
 use halfseg_segmentor::{LoadReport, Segmentor, training_memory};
 
 use crate::learner::replica;
-use crate::{Error, Recipe};
+use crate::{Error, Factors, Recipe};
 
 /// A network ready to be trained as a recipe says.
 pub(crate) struct Start {
@@ -41,6 +41,7 @@ impl Start {
             loaded = Some(report);
         }
         drop(alone);
+        check_factors(recipe, &model)?;
         let policy = bound_policy(recipe, &model)?;
         Ok(Self {
             model,
@@ -54,6 +55,7 @@ impl Start {
         let alone = own_generator();
         let (model, _) = halfseg_segmentor::load(weights, Some(&recipe.model), training)?;
         drop(alone);
+        check_factors(recipe, &model)?;
         let policy = bound_policy(recipe, &model)?;
         Ok(Self {
             model,
@@ -126,6 +128,25 @@ pub(crate) fn check_evaluation(
 pub(crate) fn open_further(recipe: &Recipe) -> Result<Vec<Device>, Error> {
     let open = |choice: &DeviceChoice| Ok(choice.open()?.autodiff());
     recipe.further_devices.iter().map(open).collect()
+}
+
+/// Refuses learning rates and decays of modules that `model` does not have.
+fn check_factors(recipe: &Recipe, model: &Segmentor) -> Result<(), Error> {
+    let optimizer = &recipe.optimizer;
+    let (_, unknown) = Factors::new(model, &optimizer.lr_factors, &optimizer.decay_factors);
+    let Some(path) = unknown.first() else {
+        return Ok(());
+    };
+    let key = match optimizer.lr_factors.contains_key(path) {
+        true => "optimizer.lr_factors",
+        false => "optimizer.decay_factors",
+    };
+    Err(Error::Value {
+        key: key.into(),
+        origin: "this configuration".into(),
+        expected: "paths of the network's modules, such as decode_head or backbone.layer1".into(),
+        found: format!("`{path}`"),
+    })
 }
 
 /// The casting policy of `recipe`, bound to `model`.

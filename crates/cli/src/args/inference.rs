@@ -77,8 +77,9 @@ pub struct EvalArgs {
     /// How the network is run
     #[command(flatten)]
     pub inference: InferenceArgs,
-    /// A folder with leftImg8bit and gtFine in it, or `synthetic`
-    #[arg(long, value_name = "PATH|synthetic")]
+    /// A folder with leftImg8bit and gtFine in it, the definition of a data set (see `halfseg data init`),
+    /// or `synthetic`
+    #[arg(long, value_name = "PATH|FILE.toml|synthetic")]
     pub data: Option<String>,
     /// Single pictures; with --save-predictions, --skip-existing scores those that are there
     #[command(flatten)]
@@ -89,7 +90,8 @@ pub struct EvalArgs {
     /// Write the scores as JSON (`-`: to stdout)
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,
-    /// Write the predictions as labelId PNGs, named as the Cityscapes server expects
+    /// Write the predictions as labelId PNGs, named as the Cityscapes server expects; of a data set of one's
+    /// own, as PNGs of classes
     #[arg(long, value_name = "DIR")]
     pub save_predictions: Option<PathBuf>,
     /// Pack the predictions into a ZIP file for the Cityscapes server

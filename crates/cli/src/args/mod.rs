@@ -1,5 +1,6 @@
 //! The command line.
 
+mod data;
 mod inference;
 mod published;
 
@@ -14,6 +15,7 @@ use halfseg_devices::DeviceChoice;
 use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{LossScale, RunPrecision};
 
+pub use self::data::{BrowseArgs, DataArgs, DataCommand, DoctorArgs, InitArgs};
 pub use self::inference::{EvalArgs, ExportArgs, InferenceArgs, PredictArgs, ScoreArgs};
 pub use self::published::{PlotArgs, ZooArgs};
 use crate::values::{DEPTHS, DEVICES, LOSS_SCALES, METHODS, PRECISIONS, listed};
@@ -57,6 +59,12 @@ pub enum Command {
     Demo(DemoArgs),
     /// Train a network
     Train(Box<TrainArgs>),
+    /// Look at a data set before it is trained on: every file, every class, and the machine
+    Doctor(Box<DoctorArgs>),
+    /// Show augmented samples with their classes, exactly as the network would see them
+    Browse(Box<BrowseArgs>),
+    /// Define a data set of your own
+    Data(DataArgs),
     /// Score a checkpoint on a labelled split
     Eval(Box<EvalArgs>),
     /// Score a folder of predictions as the official Cityscapes scorer does
@@ -117,8 +125,9 @@ pub struct RecipeArgs {
     /// The network
     #[command(flatten)]
     pub model: ModelArgs,
-    /// A folder with leftImg8bit and gtFine in it, or `synthetic`
-    #[arg(long, value_name = "PATH|synthetic")]
+    /// A folder with leftImg8bit and gtFine in it, the definition of a data set (see `halfseg data init`),
+    /// or `synthetic`
+    #[arg(long, value_name = "PATH|FILE.toml|synthetic")]
     pub data: Option<String>,
     /// Iterations of the whole run
     #[arg(long, value_name = "N")]

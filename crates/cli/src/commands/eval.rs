@@ -7,16 +7,16 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use halfseg_data::{
-    CLASSES, Cityscapes, Dataset, IGNORE, LabelMap, Sample, check_labels, encode_label, label_id,
-    read_label, short_name, train_id,
+    CLASSES, Cityscapes, Dataset, DefinedData, Definition, IGNORE, LabelMap, Sample, check_labels,
+    encode_label, label_id, read_label, short_name, train_id,
 };
 use halfseg_devices::resident_memory;
 use halfseg_eval::{
     CityscapesScorer, CityscapesScores, ConfusionMatrix, confusion_svg, scores_json,
 };
 use halfseg_files::write_atomically;
-use halfseg_train::{DataSource, class_names, open_split};
-use serde_json::Value;
+use halfseg_train::{DataSource, check_classes, open_split};
+use serde_json::{Value, json};
 use zip::ZipWriter;
 
 use super::left_out::{LeftOut, class_map};
@@ -27,8 +27,10 @@ use crate::output::{check_replaceable, check_writable, print_table, write_json};
 use crate::progress::Progress;
 use crate::settings::{Loaded, require_data};
 
-/// What the names of kept predictions end with.
-const SUFFIX: &str = "_pred_labelIds.png";
+/// Pictures with the lowest mIoU that the JSON lists.
+const WORST: usize = 10;
+/// What the names of kept predictions end with: labelIds for the Cityscapes server, else classes.
+const SUFFIXES: [&str; 2] = ["_pred_labelIds.png", "_pred_classes.png"];
 
 /// Scores a checkpoint on a split, and keeps its predictions if asked to.
 pub fn run(args: &EvalArgs) -> Result<()> {
@@ -50,7 +52,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     if split.is_empty() {
         return Err(Usage("the checkpoint names no split: expected --split NAME".into()).into());
     }
-    let Split { dataset, tree } = Split::open(&loaded, split, keeps)?;
+    let Split { dataset, tree, own } = Split::open(&loaded, split, keeps)?;
     for note in dataset.notes() {
         warning!("{note}");
     }
@@ -59,12 +61,12 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let tree = tree.filter(|tree| tree.is_labelled() && classes == CLASSES);
     let mut official = tree.is_some().then(CityscapesScorer::new);
 
-    let mut predictions = Predictions::new(args)?;
+    let mut predictions = Predictions::new(args, own)?;
     let predictor = loaded.predictor();
     let mut matrix = ConfusionMatrix::new(classes);
     let mut left_out = LeftOut::new(args.batch.skip_bad);
     let mut shown = Progress::new(dataset.len() as u64, "images");
-    let mut names = Vec::new();
+    let (mut names, mut of_pictures) = (Vec::new(), Vec::new());
     for index in 0..dataset.len() {
         if interrupt::requested() {
             return Err(Interrupted("interrupted: no scores".into()).into());
@@ -75,7 +77,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             .and_then(|sample| {
                 let kept = predictions.kept(args, &sample);
                 let map = match &kept {
-                    Some(path) => read_kept(path, &sample)?,
+                    Some(path) => read_kept(path, &sample, own)?,
                     None => {
                         let prediction = predictor.predict(&sample.image);
                         let prediction = prediction.map_err(|error| error.of(&sample.name))?;
@@ -102,7 +104,13 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         };
         predictions.write(args, &sample.name, &map, is_kept)?;
         if let Some(label) = &sample.label {
-            matrix.update(&map.data, &label.data, IGNORE)?;
+            let mut one = ConfusionMatrix::new(classes);
+            one.update(&map.data, &label.data, IGNORE)?;
+            let scores = one.scores();
+            if scores.classes.iter().any(|class| class.pixels > 0) {
+                of_pictures.push((scores.mean_iou, sample.name.clone()));
+            }
+            matrix.merge(&one);
             if let Some(scorer) = &mut official {
                 let instances = instances.as_ref().map(|map| map.data.as_slice());
                 let ids = [&map.data, &label.data].map(|map| label_ids(map));
@@ -116,6 +124,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     shown.finish();
     predictions.finish()?;
+    let names_of_classes = loaded.classes.names();
     let scores = matrix.scores();
     let official = official.map(|scorer| scorer.scores());
     let unlabelled = scores.classes.iter().all(|class| class.pixels == 0);
@@ -124,20 +133,24 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     } else if unlabelled {
         message!("{split} has no labels: nothing to score");
     } else {
-        let mut table = scores.table(class_names(classes));
+        let mut table = scores.table(&names_of_classes);
         table += &official.as_ref().map_or(String::new(), official_table);
         print_table(&table, args.json.as_deref())?;
         if let Some(path) = &args.confusion {
-            confusion_svg(path, &matrix, class_names(classes))?;
+            confusion_svg(path, &matrix, &names_of_classes)?;
         }
     }
     if let Some(path) = &args.json {
-        let mut json = scores_json(&scores, class_names(classes));
+        let mut json = scores_json(&scores, &names_of_classes);
         if unlabelled {
             for key in ["miou", "macc", "aacc", "constant_miou"] {
                 json[key] = Value::Null;
             }
         }
+        of_pictures.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let worst = of_pictures.iter().take(WORST);
+        let worst = worst.map(|(miou, name)| json!({ "name": name, "miou": miou }));
+        json["worst"] = worst.collect();
         json["images"] = names.len().into();
         json["split"] = split.into();
         json["data"] = loaded.recipe.data.source.to_string().into();
@@ -158,21 +171,30 @@ struct Split {
     dataset: Arc<dyn Dataset>,
     /// The same, if it is a folder.
     tree: Option<Arc<Cityscapes>>,
+    /// Whether its classes are those of a definition.
+    own: bool,
 }
 
 impl Split {
     /// A split whose labels a benchmark keeps to itself can be predicted, not scored: `keeps` says
     /// whether predictions are wanted.
     fn open(loaded: &Loaded, split: &str, keeps: bool) -> Result<Self> {
-        let DataSource::Folder(source) = &loaded.recipe.data.source else {
-            let dataset = open_split(&loaded.recipe, split)?;
-            return Ok(Self {
-                dataset,
-                tree: None,
-            });
+        let source = match &loaded.recipe.data.source {
+            DataSource::Folder(source) => source,
+            DataSource::Definition(file) => return Self::defined(loaded, file, split, keeps),
+            DataSource::Synthetic => {
+                let dataset = open_split(&loaded.recipe, split)?;
+                loaded.check_trained("synthetic", &dataset.classes())?;
+                return Ok(Self {
+                    dataset,
+                    tree: None,
+                    own: false,
+                });
+            }
         };
         let path = PathBuf::from(source);
         let tree = Arc::new(Cityscapes::open(&path, split)?);
+        loaded.check_trained(source, &tree.classes())?;
         if !keeps && !tree.is_labelled() {
             let split = split.to_owned();
             return Err(halfseg_train::Error::Unlabelled { path, split }.into());
@@ -180,6 +202,21 @@ impl Split {
         Ok(Self {
             dataset: tree.clone(),
             tree: Some(tree),
+            own: false,
+        })
+    }
+
+    fn defined(loaded: &Loaded, file: &str, split: &str, keeps: bool) -> Result<Self> {
+        let definition = Arc::new(Definition::read(Path::new(file))?);
+        check_classes(file, definition.classes(), &loaded.weights, &loaded.classes)?;
+        let dataset = DefinedData::open(&definition, &[split], None)?.remove(0);
+        if !keeps {
+            dataset.require_masks()?;
+        }
+        Ok(Self {
+            dataset: Arc::new(dataset),
+            tree: None,
+            own: true,
         })
     }
 }
@@ -213,33 +250,42 @@ pub fn official_table(scores: &CityscapesScores) -> String {
 struct Predictions {
     folder: Option<PathBuf>,
     archive: Option<Archive>,
+    /// Whether they are classes, not labelIds.
+    own: bool,
 }
 
 impl Predictions {
-    fn new(args: &EvalArgs) -> Result<Self> {
+    fn new(args: &EvalArgs, own: bool) -> Result<Self> {
         let folder = args.save_predictions.clone();
         if let Some(folder) = &folder {
             fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let archive = args.zip.as_deref().map(Archive::new).transpose()?;
-        Ok(Self { folder, archive })
+        Ok(Self {
+            folder,
+            archive,
+            own,
+        })
     }
 
     /// What an earlier run has kept of an image, if that is to serve.
     fn kept(&self, args: &EvalArgs, sample: &Sample) -> Option<PathBuf> {
         let folder = self.folder.as_ref().filter(|_| args.batch.skip_existing)?;
-        Some(folder.join(file_name(&sample.name))).filter(|path| path.is_file())
+        Some(folder.join(file_name(&sample.name, self.own))).filter(|path| path.is_file())
     }
 
-    /// Keeps the labelIds of one image, where they are not kept already.
+    /// Keeps the labelIds, or the classes, of one image, where they are not kept already.
     fn write(&mut self, args: &EvalArgs, name: &str, map: &LabelMap, is_kept: bool) -> Result<()> {
         if self.folder.is_none() && self.archive.is_none() {
             return Ok(());
         }
-        let name = file_name(name);
+        let name = file_name(name, self.own);
         let label = LabelMap {
-            data: label_ids(&map.data),
+            data: match self.own {
+                true => map.data.clone(),
+                false => label_ids(&map.data),
+            },
             ..*map
         };
         let mut png = Vec::new();
@@ -261,8 +307,8 @@ impl Predictions {
     }
 }
 
-/// The classes of labelIds that an earlier run has kept of an image.
-fn read_kept(path: &Path, sample: &Sample) -> Result<LabelMap> {
+/// The classes that an earlier run has kept of an image, as such if they are `own`, else as labelIds.
+fn read_kept(path: &Path, sample: &Sample, own: bool) -> Result<LabelMap> {
     let mut map = read_label(path)?;
     if (map.width, map.height) != (sample.image.width, sample.image.height) {
         bail!(
@@ -274,8 +320,10 @@ fn read_kept(path: &Path, sample: &Sample) -> Result<LabelMap> {
             map.height
         );
     }
-    for id in &mut map.data {
-        *id = train_id(*id).unwrap_or(IGNORE);
+    if !own {
+        for id in &mut map.data {
+            *id = train_id(*id).unwrap_or(IGNORE);
+        }
     }
     Ok(map)
 }
@@ -328,9 +376,9 @@ impl Archive {
 
 /// The name of an image's prediction: it begins with the image's own, by which the official scorer
 /// and the benchmark's server find it.
-fn file_name(image: &str) -> String {
+fn file_name(image: &str, own: bool) -> String {
     const LONGEST: usize = 255;
-    let names = [SUFFIX, ".png"].map(|end| format!("{image}{end}"));
+    let names = [SUFFIXES[usize::from(own)], ".png"].map(|end| format!("{image}{end}"));
     let name = names.into_iter().find(|name| name.len() <= LONGEST);
     name.unwrap_or_else(|| format!("{}.png", short_name(image, LONGEST - ".png".len())))
 }

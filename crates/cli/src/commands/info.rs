@@ -1,12 +1,12 @@
 //! `halfseg info`.
 
 use anyhow::Result;
+use halfseg_data::Classes;
 use halfseg_devices::Bytes;
 use halfseg_segmentor::{
-    Cost, Depth, MemoryPlan, Method, PartCost, SegmentorConfig, TrainingStep, read_classes,
-    training_memory,
+    Cost, Depth, MemoryPlan, Method, PartCost, SegmentorConfig, TrainingStep, training_memory,
 };
-use halfseg_train::{Recipe, RunPrecision};
+use halfseg_train::{Recipe, RunPrecision, known_classes};
 use serde_json::{Map, Value, json};
 
 use crate::args::InfoArgs;
@@ -43,7 +43,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     let size = [args.size.height, args.size.width];
     let cost = Cost::of(&config, size);
     let classes = match &args.checkpoint {
-        Some(path) => read_classes(weights_file(path)?)?,
+        Some(path) => known_classes(&weights_file(path)?)?,
         None => None,
     };
     let mut table = format!(
@@ -64,7 +64,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     table += &row("inference", &cost.total(false));
     table += &row("training", &cost.total(true));
     if let Some(classes) = &classes {
-        table += &format!("\nclasses: {}\n", classes.names.join(", "));
+        table += &format!("\nclasses: {}\n", classes.names().join(", "));
     }
     let batch = args.batch.map_or(2, usize::from);
     table += &format!(
@@ -117,8 +117,8 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "method": config.method.to_string(),
             "backbone": config.backbone.to_string(),
             "classes": config.num_classes,
-            "class_names": classes.as_ref().map(|table| &table.names),
-            "palette": classes.as_ref().map(|table| &table.palette),
+            "class_names": classes.as_ref().map(Classes::names),
+            "palette": classes.as_ref().map(Classes::colors),
             "config": config,
             "size": args.size.to_string(),
             "parts": parts,

@@ -2,9 +2,12 @@
 
 mod audit;
 mod bench;
+mod browse;
 mod completions;
 mod config;
+mod data;
 mod demo;
+mod doctor;
 mod eval;
 mod export;
 pub mod info;
@@ -44,6 +47,9 @@ pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Browse(args) => browse::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Data(args) => data::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Score(args) => score::run(&args),
         Command::Predict(args) => predict::run(&args),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use halfseg_eval::{Scores, scores_json};
-use halfseg_train::{Existing, Outcome, Splits, Trainer, class_names};
+use halfseg_train::{Existing, Outcome, Splits, Trainer};
 
 use crate::args::{RecipeArgs, TrainArgs};
 use crate::failure::{Interrupted, Usage};
@@ -29,10 +29,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     };
     let scores = drive(&mut trainer, &args.out)?;
     if let (Some(path), Some(scores)) = (&args.json, &scores) {
-        write_json(
-            path,
-            &scores_json(scores, class_names(scores.classes.len())),
-        )?;
+        write_json(path, &scores_json(scores, &trainer.classes().names()))?;
     }
     Ok(())
 }
@@ -86,7 +83,8 @@ pub fn drive(trainer: &mut Trainer, out: &Path) -> Result<Option<Box<Scores>>> {
     match trainer.run(&mut Console::new())? {
         Outcome::Finished(scores) => {
             if let Some(scores) = &scores {
-                message!("{}", scores.table(class_names(scores.classes.len())).trim_end());
+                let names = trainer.classes().names();
+                message!("{}", scores.table(&names).trim_end());
             }
             message!(
                 "checkpoints, log, scores, curves and pictures in {}",

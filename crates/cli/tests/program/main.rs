@@ -7,6 +7,7 @@ mod config;
 mod eval;
 mod export;
 mod manners;
+mod own;
 mod plot;
 mod predict;
 mod published;

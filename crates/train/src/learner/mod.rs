@@ -8,11 +8,13 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use halfseg_amp::{GradScaler, Policy, ScaledGrads, StepOutcome};
 use halfseg_devices::Route;
+use halfseg_layers::Objective;
 use halfseg_segmentor::Segmentor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::{PolySchedule, Recipe, Sgd};
+use crate::optimizer::Optimizer;
+use crate::{Factors, OptimizerRecipe, Recipe, Schedule};
 pub(crate) use parts::replica;
 use parts::{PartNumbers, Pass, joined, numbers_of, part_of, pass_on_all};
 
@@ -25,10 +27,11 @@ pub struct Learner {
     /// Taken only within a step, so that the optimizer is the weights' sole owner and can write
     /// in place.
     model: Option<Segmentor>,
-    sgd: Sgd,
+    optimizer: Optimizer,
+    objective: Objective,
     scaler: GradScaler,
     policy: Policy,
-    schedule: PolySchedule,
+    schedule: Schedule,
     clip_norm: f64,
     seed: u64,
     iteration: u64,
@@ -69,12 +72,20 @@ impl Learner {
     pub fn new(model: Segmentor, policy: Policy, recipe: &Recipe) -> Self {
         let scaler = GradScaler::new(recipe.precision.scaling());
         let model = model.with_gradient_checkpointing(recipe.train.gradient_checkpointing);
+        let OptimizerRecipe {
+            lr_factors,
+            decay_factors,
+            ..
+        } = &recipe.optimizer;
+        // Trainers refuse paths that are none.
+        let (factors, _) = Factors::new(&model, lr_factors, decay_factors);
         Self {
             model: Some(model),
-            sgd: Sgd::new(recipe.optimizer.momentum, recipe.optimizer.weight_decay),
+            optimizer: Optimizer::new(&recipe.optimizer, factors),
+            objective: recipe.loss.objective(),
             scaler,
             policy,
-            schedule: recipe.poly(),
+            schedule: recipe.schedule(),
             clip_norm: recipe.optimizer.clip_norm,
             seed: recipe.seed,
             iteration: 0,
@@ -142,9 +153,10 @@ impl Learner {
         }
         // Read with what was to be known of the gradients, or, if nothing was, while the step is made.
         let numbers = grads.take_numbers();
-        let (sgd, scaler) = (&mut self.sgd, &mut self.scaler);
-        let (model, outcome) =
-            scaler.step_with(model, grads, |model, grads| sgd.step(lr, model, grads));
+        let (optimizer, scaler) = (&mut self.optimizer, &mut self.scaler);
+        let (model, outcome) = scaler.step_with(model, grads, |model, grads| {
+            optimizer.step(lr, model, grads)
+        });
         self.model = Some(model);
         self.iteration += 1;
 
@@ -228,6 +240,7 @@ impl Learner {
         Pass {
             policy: &self.policy,
             scaler: &self.scaler,
+            objective: &self.objective,
             devices,
             parts: devices * self.accumulate,
             rng,
@@ -263,11 +276,11 @@ impl Learner {
 
     /// Iterations of the whole run.
     pub fn iterations(&self) -> u64 {
-        self.schedule.iterations
+        self.schedule.iterations()
     }
 
     pub(crate) fn momentum(&self) -> BTreeMap<String, TensorData> {
-        self.sgd.buffers(self.model())
+        self.optimizer.buffers(self.model())
     }
 
     /// Continues where another learner stopped. Returns the momentum buffers that have no
@@ -285,6 +298,6 @@ impl Learner {
             .model
             .as_ref()
             .expect("a model is put back after each step");
-        self.sgd.restore(model, momentum, device)
+        self.optimizer.restore(model, momentum, device)
     }
 }

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use halfseg_amp::{GradScaler, Numbers, Policy, ScaledGrads, autocast};
 use halfseg_devices::{Route, is_host};
-use halfseg_layers::IGNORED_LABEL;
+use halfseg_layers::{IGNORED_LABEL, Objective};
 use halfseg_segmentor::Segmentor;
 use rand_chacha::ChaCha8Rng;
 
@@ -18,6 +18,7 @@ const _: () = assert!(
 pub(super) struct Pass<'a> {
     pub policy: &'a Policy,
     pub scaler: &'a GradScaler,
+    pub objective: &'a Objective,
     /// Devices that share what is passed.
     pub devices: usize,
     /// Parts of the whole batch, of which this is one.
@@ -36,7 +37,9 @@ impl Pass<'_> {
     ) -> ScaledGrads {
         let counted = labels.clone().inner().not_equal_elem(IGNORED_LABEL);
         let counted = counted.float().cast(FloatDType::F32).sum();
-        let losses = autocast(self.policy, || model.loss(images, labels, &mut self.rng));
+        let losses = autocast(self.policy, || {
+            model.loss_with(images, labels, &mut self.rng, self.objective)
+        });
         let numbers = [&losses.total, &losses.decode, &losses.aux, &losses.accuracy];
         let mut numbers = numbers.map(|number| number.clone().inner()).to_vec();
         numbers.push(counted);

@@ -1,7 +1,7 @@
 //! Whether a run could use a recipe's values.
 
 use super::Recipe;
-use crate::Error;
+use crate::{Decay, Error};
 
 /// Of a resized picture, in pixels: products of two stay within 64 bits.
 const LONGEST_SIDE: f64 = 1e9;
@@ -136,6 +136,7 @@ impl Recipe {
             let found = self.model.in_channels.to_string();
             return refuse("model.in_channels", expected, found);
         }
+        self.check_training(&refuse)?;
         let both = "one of `checkpoint` and `backbone_weights`";
         if !self.checkpoint.is_empty() && !self.backbone_weights.is_empty() {
             return refuse("backbone_weights", both, "both".into());
@@ -165,6 +166,129 @@ impl Recipe {
                 }
             );
             return refuse("train.batch", &expected, self.train.batch.to_string());
+        }
+        Ok(())
+    }
+}
+
+type Refuse<'a> = dyn Fn(&str, &str, String) -> Result<(), Error> + 'a;
+
+impl Recipe {
+    /// Loss, optimizer and schedule.
+    fn check_training(&self, refuse: &Refuse<'_>) -> Result<(), Error> {
+        let (loss, optimizer, schedule) = (&self.loss, &self.optimizer, &self.schedule);
+        let parts = [
+            ("loss.cross_entropy", loss.cross_entropy),
+            ("loss.dice", loss.dice),
+            ("loss.lovasz", loss.lovasz),
+            ("loss.focal_gamma", loss.focal_gamma),
+        ];
+        let factors = [
+            ("optimizer.lr_factors", &optimizer.lr_factors),
+            ("optimizer.decay_factors", &optimizer.decay_factors),
+        ];
+        let weights = loss
+            .class_weights
+            .iter()
+            .map(|weight| ("loss.class_weights", *weight));
+        let factors = factors
+            .iter()
+            .flat_map(|(key, factors)| factors.values().map(|factor| (*key, *factor)));
+        for (key, value) in parts.into_iter().chain(weights).chain(factors) {
+            if !(value >= 0.0 && (value as f32).is_finite()) {
+                return refuse(key, "numbers of at least 0", value.to_string());
+            }
+        }
+        if loss.cross_entropy + loss.dice + loss.lovasz == 0.0 {
+            let expected = "above 0, or loss.dice or loss.lovasz that is";
+            return refuse("loss.cross_entropy", expected, "0 of all of them".into());
+        }
+        let (given, classes) = (loss.class_weights.len(), self.model.num_classes);
+        if given > 0 && (given != classes || loss.class_weights.iter().sum::<f64>() == 0.0) {
+            let expected = format!("{classes} weights, of which one is above 0, or none");
+            return refuse(
+                "loss.class_weights",
+                &expected,
+                format!("{:?}", loss.class_weights),
+            );
+        }
+        if !(0.0..1.0).contains(&loss.label_smoothing) {
+            let found = loss.label_smoothing.to_string();
+            return refuse("loss.label_smoothing", "a number from 0 to below 1", found);
+        }
+        if !(0.0..=1.0).contains(&loss.ohem_threshold) {
+            let found = loss.ohem_threshold.to_string();
+            return refuse("loss.ohem_threshold", "a number from 0 to 1", found);
+        }
+        let of_softmax = [
+            ("loss.label_smoothing", loss.label_smoothing != 0.0),
+            ("loss.focal_gamma", loss.focal_gamma != 0.0),
+            ("loss.ohem_threshold", loss.ohem_threshold != 0.0),
+            ("loss.class_weights", given > 0),
+            ("loss.sigmoid", loss.sigmoid),
+        ];
+        for (key, set) in of_softmax {
+            if set && loss.cross_entropy == 0.0 && key != "loss.sigmoid" {
+                return refuse(
+                    key,
+                    "none without loss.cross_entropy, to which it belongs",
+                    "one".into(),
+                );
+            }
+            if set && loss.sigmoid && !["loss.sigmoid", "loss.class_weights"].contains(&key) {
+                return refuse(key, "none with loss.sigmoid", "one".into());
+            }
+        }
+        if loss.label_smoothing != 0.0 && loss.focal_gamma != 0.0 {
+            let expected =
+                "none with loss.focal_gamma, which would take smoothed labels for mistakes";
+            return refuse(
+                "loss.label_smoothing",
+                expected,
+                loss.label_smoothing.to_string(),
+            );
+        }
+        if loss.ohem_kept > 0 && loss.ohem_threshold == 0.0 {
+            let expected = "0 without loss.ohem_threshold, to which it belongs";
+            return refuse("loss.ohem_kept", expected, loss.ohem_kept.to_string());
+        }
+        for (key, beta) in [
+            ("optimizer.beta1", optimizer.beta1),
+            ("optimizer.beta2", optimizer.beta2),
+        ] {
+            if !(0.0..1.0).contains(&beta) {
+                return refuse(key, "a number from 0 to below 1", beta.to_string());
+            }
+        }
+        if !(optimizer.epsilon > 0.0 && (optimizer.epsilon as f32).is_normal()) {
+            let expected = "a positive number that f32 holds";
+            return refuse("optimizer.epsilon", expected, optimizer.epsilon.to_string());
+        }
+        if self.train.patience > 0 && self.train.eval_every == 0 {
+            let expected = "0 where train.eval_every is 0: evaluations are what it counts";
+            return refuse("train.patience", expected, self.train.patience.to_string());
+        }
+        if schedule.warmup > schedule.iterations {
+            let expected = format!("at most schedule.iterations, {}", schedule.iterations);
+            return refuse("schedule.warmup", &expected, schedule.warmup.to_string());
+        }
+        for (key, share) in [
+            ("schedule.warmup_factor", schedule.warmup_factor),
+            ("schedule.gamma", schedule.gamma),
+        ] {
+            if !(share > 0.0 && share <= 1.0) {
+                return refuse(key, "a number above 0, at most 1", share.to_string());
+            }
+        }
+        let steps = schedule.decay == Decay::Step;
+        let in_order = schedule.milestones.is_sorted_by(|a, b| a < b);
+        if steps == schedule.milestones.is_empty() || !in_order {
+            let expected = "iterations in order where schedule.decay is `step`, and none elsewhere";
+            return refuse(
+                "schedule.milestones",
+                expected,
+                format!("{:?}", schedule.milestones),
+            );
         }
         Ok(())
     }
@@ -234,6 +358,22 @@ mod tests {
         );
         check_refused("precision.ops.softmax=f64", "f16, bf16, f32 or input");
         check_refused("precision.modules.head=1", "f16, bf16, f32 or input");
+        check_refused("loss.cross_entropy=0", "above 0");
+        check_refused("loss.class_weights=[1, 2]", "19 weights");
+        check_refused("loss.class_weights=[1, -2]", "at least 0");
+        check_refused("loss.label_smoothing=1", "below 1");
+        check_refused("loss.ohem_kept=9", "loss.ohem_threshold");
+        check_refused("optimizer.kind=adam", "adamw");
+        check_refused("optimizer.beta2=1", "`optimizer.beta2`");
+        check_refused("optimizer.epsilon=0", "`optimizer.epsilon`");
+        check_refused("optimizer.lr_factors.decode_head=x", "a number");
+        check_refused("optimizer.lr_factors.decode_head=-1", "at least 0");
+        check_refused("schedule.decay=linear", "cosine");
+        check_refused("schedule.decay=step", "`schedule.milestones`");
+        check_refused("schedule.milestones=[9]", "none elsewhere");
+        check_refused("schedule.warmup=80001", "at most schedule.iterations");
+        check_refused("train.best_by=iou", "mprecision");
+        check_refused("schedule.warmup_factor=0", "above 0");
         check_refused("precision.op.softmax=f16", "`precision.ops.");
     }
 }

@@ -12,12 +12,13 @@ use std::collections::BTreeMap;
 use halfseg_amp::{Op, Precision as OpPrecision};
 use halfseg_data::{Crop, Scale};
 use halfseg_devices::DeviceChoice;
+use halfseg_layers::Objective;
 use halfseg_predict::PredictorConfig;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig, TrainingStep};
 use serde::{Deserialize, Serialize};
 
-use crate::PolySchedule;
-use values::{DataSource, LossScale, RunPrecision};
+use crate::{Decay, PolySchedule, Schedule};
+use values::{DataSource, LossScale, Metric, OptimizerKind, RunPrecision};
 
 /// The whole configuration of a run: model, data, optimizer, schedule, precision.
 ///
@@ -57,7 +58,9 @@ pub struct Recipe {
     pub model: SegmentorConfig,
     /// Images and how they are augmented.
     pub data: DataRecipe,
-    /// Stochastic gradient descent.
+    /// What training makes small.
+    pub loss: LossRecipe,
+    /// What moves the weights.
     pub optimizer: OptimizerRecipe,
     /// Length of the run and the decay of the learning rate.
     pub schedule: ScheduleRecipe,
@@ -73,7 +76,8 @@ pub struct Recipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataRecipe {
-    /// `synthetic`, or a folder with `leftImg8bit` and `gtFine` in it.
+    /// `synthetic`, a folder with `leftImg8bit` and `gtFine` in it, or the definition of a data set: a file that
+    /// ends with `.toml`.
     pub source: DataSource,
     /// The split that is trained on.
     pub train_split: String,
@@ -105,16 +109,53 @@ pub struct DataRecipe {
     pub synthetic_seed: u64,
 }
 
-/// Stochastic gradient descent.
+/// What training makes small: the sum of losses, each times its weight, of both heads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossRecipe {
+    /// Weight of the cross-entropy.
+    pub cross_entropy: f64,
+    /// Weight of each class in the cross-entropy, such as `halfseg doctor` recommends; empty: 1 for all.
+    pub class_weights: Vec<f64>,
+    /// Share of each label that is spread over all classes.
+    pub label_smoothing: f64,
+    /// Exponent of the focal loss, which makes little of pixels that are right already; 0 is the cross-entropy.
+    pub focal_gamma: f64,
+    /// Only pixels count whose class has a smaller probability than this (OHEM); 0 takes all.
+    pub ohem_threshold: f64,
+    /// With it, at least so many pixels count of each image on average, the hardest of the batch.
+    pub ohem_kept: usize,
+    /// Tells each class from all others by a sigmoid (binary cross-entropy) in place of the softmax.
+    pub sigmoid: bool,
+    /// Weight of the Dice loss.
+    pub dice: f64,
+    /// Weight of the Lovász-softmax loss, which follows the IoU.
+    pub lovasz: f64,
+}
+
+/// What moves the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerRecipe {
+    /// `sgd` (stochastic gradient descent with momentum) or `adamw`.
+    pub kind: OptimizerKind,
     /// Learning rate of the first iteration.
     pub lr: f64,
-    /// Momentum, without dampening.
+    /// Momentum of `sgd`, without dampening.
     pub momentum: f64,
-    /// Weight decay, added to the gradient of every parameter.
+    /// Weight decay of every parameter: added to its gradient by `sgd`, taken off the parameter by `adamw`.
     pub weight_decay: f64,
+    /// What is left of the mean of gradients after a step of `adamw`.
+    pub beta1: f64,
+    /// What is left of the mean of their squares.
+    pub beta2: f64,
+    /// What `adamw` adds to their root.
+    pub epsilon: f64,
+    /// What the learning rate is multiplied with in some modules, by path, such as `"decode_head" = 10.0`; the
+    /// longest path counts, and 0 leaves weights as they are.
+    pub lr_factors: BTreeMap<String, f64>,
+    /// What the weight decay is multiplied with in some modules, by path.
+    pub decay_factors: BTreeMap<String, f64>,
     /// Largest global norm of the gradients; 0 does not clip.
     pub clip_norm: f64,
 }
@@ -125,10 +166,20 @@ pub struct OptimizerRecipe {
 pub struct ScheduleRecipe {
     /// Iterations of the whole run.
     pub iterations: u64,
+    /// How the learning rate decays: `poly`, `cosine`, `step` or `constant`.
+    pub decay: Decay,
     /// Exponent of the polynomial.
     pub power: f64,
-    /// Learning rate of the last iteration.
+    /// Learning rate of the last iteration, of `poly` and `cosine`.
     pub min_lr: f64,
+    /// Iterations at whose beginning `step` multiplies the learning rate by `gamma`, in order.
+    pub milestones: Vec<u64>,
+    /// That factor.
+    pub gamma: f64,
+    /// Iterations in which the learning rate rises to what the decay says; 0 for none.
+    pub warmup: u64,
+    /// Share of the learning rate that they begin with.
+    pub warmup_factor: f64,
 }
 
 /// Mixed precision.
@@ -156,6 +207,10 @@ pub struct TrainRecipe {
     pub accumulate: usize,
     /// Iterations between evaluations; 0 evaluates at the end only.
     pub eval_every: u64,
+    /// Which score tells the best weights: `miou`, `macc`, `aacc`, `mdice` or `mprecision`.
+    pub best_by: Metric,
+    /// Ends the run after so many evaluations in a row without a better score; 0 never does. Resuming goes on.
+    pub patience: u64,
     /// Iterations between checkpoints, besides those before evaluations; 0 writes one at the end only.
     pub checkpoint_every: u64,
     /// Checkpoints that are kept, the last of them.
@@ -172,13 +227,25 @@ pub struct TrainRecipe {
 }
 
 impl Recipe {
-    /// The learning rate over the run.
+    /// The polynomial decay of the learning rate.
     pub fn poly(&self) -> PolySchedule {
         PolySchedule {
             lr: self.optimizer.lr,
             min_lr: self.schedule.min_lr,
             power: self.schedule.power,
             iterations: self.schedule.iterations,
+        }
+    }
+
+    /// The learning rate over the run, with its warm-up.
+    pub fn schedule(&self) -> Schedule {
+        Schedule {
+            decay: self.schedule.decay,
+            poly: self.poly(),
+            warmup: self.schedule.warmup,
+            warmup_factor: self.schedule.warmup_factor,
+            milestones: self.schedule.milestones.clone(),
+            gamma: self.schedule.gamma,
         }
     }
 
@@ -201,5 +268,26 @@ impl Recipe {
             self.model = SegmentorConfig::new(method, depth);
             self.model.num_classes = classes;
         }
+    }
+}
+
+impl LossRecipe {
+    /// What the losses of this recipe are.
+    pub fn objective(&self) -> Objective {
+        let mut objective = Objective::default();
+        objective.cross_entropy = self.cross_entropy;
+        objective.class_weights = self
+            .class_weights
+            .iter()
+            .map(|weight| *weight as f32)
+            .collect();
+        objective.label_smoothing = self.label_smoothing;
+        objective.focal_gamma = self.focal_gamma;
+        objective.ohem_threshold = self.ohem_threshold;
+        objective.ohem_kept = self.ohem_kept;
+        objective.sigmoid = self.sigmoid;
+        objective.dice = self.dice;
+        objective.lovasz = self.lovasz;
+        objective
     }
 }

@@ -8,6 +8,8 @@ use crate::Error;
 /// Tables whose keys are the user's: operations, and paths of modules.
 const OPS: &str = "precision.ops";
 const MODULES: &str = "precision.modules";
+/// Tables of paths of modules with numbers.
+const FACTORS: [&str; 2] = ["optimizer.lr_factors", "optimizer.decay_factors"];
 
 /// Lays `over` on `base`. Every key of `over` must be one of `base`, with a value of the same
 /// kind; a number is taken where a text or a float stands.
@@ -16,6 +18,7 @@ pub(crate) fn merge(base: &mut Table, over: Table, origin: &str) -> Result<(), E
     leaves(base, "", &mut known);
     known.extend(Op::ALL.iter().map(|op| format!("{OPS}.{op}")));
     known.push(MODULES.to_owned());
+    known.extend(FACTORS.map(str::to_owned));
     merge_below(base, over, "", origin, &known)
 }
 
@@ -89,7 +92,9 @@ fn merge_below(
             });
         };
         match (slot, value) {
-            (Value::Table(slot), Value::Table(value)) if [OPS, MODULES].contains(&&*key) => {
+            (Value::Table(slot), Value::Table(value))
+                if [OPS, MODULES].contains(&&*key) || FACTORS.contains(&&*key) =>
+            {
                 merge_free(slot, value, "", &key, origin, known)?;
             }
             (Value::Table(slot), Value::Table(value)) => {
@@ -126,14 +131,26 @@ fn merge_free(
                     origin: origin.to_owned(),
                 });
             }
-            Value::String(text) if ["f16", "bf16", "f32", "input"].contains(&&*text) => {
+            Value::Integer(number) if FACTORS.contains(&table) => {
+                base.insert(name, Value::Float(number as f64));
+            }
+            Value::Float(_) if FACTORS.contains(&table) => {
+                base.insert(name, value);
+            }
+            Value::String(text)
+                if !FACTORS.contains(&table)
+                    && ["f16", "bf16", "f32", "input"].contains(&&*text) =>
+            {
                 base.insert(name, Value::String(text));
             }
             value => {
                 return Err(Error::Value {
                     key,
                     origin: origin.to_owned(),
-                    expected: "f16, bf16, f32 or input".into(),
+                    expected: match FACTORS.contains(&table) {
+                        true => "a number".into(),
+                        false => "f16, bf16, f32 or input".into(),
+                    },
                     found: format!("`{}`", value.to_string().trim()),
                 });
             }

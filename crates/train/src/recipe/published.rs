@@ -7,8 +7,10 @@ use halfseg_devices::DeviceChoice;
 use halfseg_predict::PredictorConfig;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 
-use super::{DataRecipe, OptimizerRecipe, PrecisionRecipe, Recipe, ScheduleRecipe, TrainRecipe};
-use crate::{DataSource, LossScale, RunPrecision};
+use super::{
+    DataRecipe, LossRecipe, OptimizerRecipe, PrecisionRecipe, Recipe, ScheduleRecipe, TrainRecipe,
+};
+use crate::{DataSource, Decay, LossScale, Metric, OptimizerKind, RunPrecision};
 
 impl Recipe {
     /// The published recipe for `method` on a ResNetV1c of `depth`.
@@ -47,16 +49,38 @@ impl Recipe {
                 synthetic_val: 50,
                 synthetic_seed: 0,
             },
+            loss: LossRecipe {
+                cross_entropy: 1.0,
+                class_weights: Vec::new(),
+                label_smoothing: 0.0,
+                focal_gamma: 0.0,
+                ohem_threshold: 0.0,
+                ohem_kept: 0,
+                sigmoid: false,
+                dice: 0.0,
+                lovasz: 0.0,
+            },
             optimizer: OptimizerRecipe {
+                kind: OptimizerKind::Sgd,
                 lr: 0.01,
                 momentum: 0.9,
                 weight_decay: 5e-4,
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+                lr_factors: BTreeMap::new(),
+                decay_factors: BTreeMap::new(),
                 clip_norm: 0.0,
             },
             schedule: ScheduleRecipe {
                 iterations: 80_000,
+                decay: Decay::Poly,
                 power: 0.9,
                 min_lr: 1e-4,
+                milestones: Vec::new(),
+                gamma: 0.1,
+                warmup: 0,
+                warmup_factor: 0.1,
             },
             precision: PrecisionRecipe {
                 dtype: RunPrecision::F16,
@@ -68,6 +92,8 @@ impl Recipe {
                 batch: 2,
                 accumulate: 1,
                 eval_every: 8_000,
+                best_by: Metric::Miou,
+                patience: 0,
                 checkpoint_every: 8_000,
                 keep: 1,
                 log_every: 1,

@@ -1,9 +1,12 @@
 //! The small values of a recipe and how they are written.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use halfseg_amp::{Policy, Scaling};
+use halfseg_data::is_definition;
+use halfseg_eval::{ClassScore, Scores};
 use serde::{Deserialize, Serialize};
 
 /// A text that is not a value of this kind.
@@ -47,6 +50,52 @@ impl RunPrecision {
     }
 }
 
+/// By which score the best weights of a run are told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Metric {
+    /// Mean IoU of the classes.
+    #[default]
+    Miou,
+    /// Mean accuracy (recall).
+    Macc,
+    /// Share of pixels that are right.
+    Aacc,
+    /// Mean Dice coefficient, which is the F1 score.
+    Mdice,
+    /// Mean precision.
+    Mprecision,
+}
+
+impl Metric {
+    /// What it is of `scores`, from 0 to 1.
+    pub fn of(self, scores: &Scores) -> f64 {
+        let mean = |of: fn(&ClassScore) -> Option<f64>| {
+            let values: Vec<f64> = scores.classes.iter().filter_map(of).collect();
+            values.iter().sum::<f64>() / values.len().max(1) as f64
+        };
+        match self {
+            Self::Miou => scores.mean_iou,
+            Self::Macc => scores.mean_accuracy,
+            Self::Aacc => scores.pixel_accuracy,
+            Self::Mdice => mean(|class| class.dice),
+            Self::Mprecision => mean(|class| class.precision),
+        }
+    }
+}
+
+/// What moves the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Stochastic gradient descent with momentum.
+    #[default]
+    Sgd,
+    /// Adam with decoupled weight decay.
+    AdamW,
+}
+
 /// By what the loss is multiplied before the backward pass, so that small gradients survive half
 /// precision.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -80,12 +129,15 @@ pub enum DataSource {
     Synthetic,
     /// A folder with `leftImg8bit` and `gtFine` in it, written as its path.
     Folder(String),
+    /// The definition of a data set, written as the path of a file that ends with `.toml`.
+    Definition(String),
 }
 
 impl From<&str> for DataSource {
     fn from(text: &str) -> Self {
         match text {
             "synthetic" => Self::Synthetic,
+            file if is_definition(Path::new(file)) => Self::Definition(file.to_owned()),
             folder => Self::Folder(folder.to_owned()),
         }
     }
@@ -107,7 +159,7 @@ impl fmt::Display for DataSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Synthetic => "synthetic",
-            Self::Folder(path) => path,
+            Self::Folder(path) | Self::Definition(path) => path,
         })
     }
 }
@@ -209,6 +261,7 @@ mod tests {
             ("synthetic", DataSource::Synthetic),
             ("./synthetic", DataSource::Folder("./synthetic".into())),
             ("Synthetic", DataSource::Folder("Synthetic".into())),
+            ("a/b.toml", DataSource::Definition("a/b.toml".into())),
         ] {
             assert_eq!(DataSource::from(text), source);
             assert_eq!(source.to_string(), text);

@@ -48,9 +48,19 @@ pub(crate) struct Mark {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Best {
     pub miou: f64,
+    /// What was compared, where that was another score.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
     pub iteration: u64,
     /// What was scored, and how; unknown of runs that earlier versions began.
     pub of: Option<String>,
+}
+
+impl Best {
+    /// What a better evaluation exceeds.
+    pub fn score(&self) -> f64 {
+        self.score.unwrap_or(self.miou)
+    }
 }
 
 /// A whole evaluation.

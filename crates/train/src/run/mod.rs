@@ -1,5 +1,6 @@
 //! A whole run: data, steps, evaluation, checkpoints and results in one folder.
 
+mod about;
 pub(crate) mod folder;
 pub(crate) mod log;
 mod manifest;
@@ -14,7 +15,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use halfseg_amp::StepOutcome;
-use halfseg_data::{IGNORE, Loader, LoaderConfig, check_labels};
+use halfseg_data::{Classes, IGNORE, Loader, LoaderConfig, check_labels};
 use halfseg_devices::{Bytes, resident_memory};
 use halfseg_eval::{ConfusionMatrix, by_class, confusion_svg, scores_json};
 use halfseg_predict::{Predictor, draw_prediction};
@@ -22,7 +23,8 @@ use halfseg_segmentor::{LoadReport, count_parameters};
 use serde_json::json;
 
 use crate::start::{Start, check_evaluation, check_memory, open_further};
-use crate::{DataSource, Error, Learner, Log, Recipe, Splits, Step, class_names, pipeline};
+use crate::{Error, Learner, Log, Metric, Recipe, Splits, Step, pipeline};
+use about::{beginning, out_of_patience, scored};
 use folder::{Existing, Folder, can_resume, check_free, holds_run};
 use log::{LogLine, number};
 use manifest::{Best, Evaluation};
@@ -45,6 +47,8 @@ pub struct Trainer {
     folder: Folder,
     learner: Learner,
     data: Splits,
+    /// Of the network.
+    classes: Classes,
     log: Log,
     loaded: Option<LoadReport>,
     memory: Bytes,
@@ -101,16 +105,20 @@ impl Trainer {
             policy,
             loaded,
         } = Start::of(&recipe, &device.clone().autodiff())?;
+        let classes = data.classes(recipe.model.num_classes);
+        let notes = beginning(&recipe, &classes)?;
         let further = open_further(&recipe)?;
         let learner = Learner::new(model, policy, &recipe).with_further_devices(further);
         let mut folder = Folder::claim(out, &recipe, existing)?;
         folder.notes.extend(data.notes());
+        folder.notes.extend(notes);
         let log = Log::create(&folder.log())?;
         Ok(Self {
-            recipe,
             device: device.clone(),
             folder,
             learner,
+            classes,
+            recipe,
             data,
             log,
             loaded,
@@ -137,6 +145,11 @@ impl Trainer {
     /// The recipe.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
+    }
+
+    /// What the network's classes are called and shown in.
+    pub fn classes(&self) -> &Classes {
+        &self.classes
     }
 
     /// The network in training.
@@ -220,6 +233,9 @@ impl Trainer {
             }
             if observer.stop() && !last {
                 return self.interrupted(observer);
+            }
+            if evaluates && out_of_patience(&self.recipe, self.best.as_ref(), iteration) {
+                break;
             }
             // Evaluating and saving is not part of the next iteration.
             begun = Instant::now();
@@ -334,12 +350,15 @@ impl Trainer {
         drop(predictor);
         let scores = matrix.scores();
         let so_far = self.best.as_ref();
-        let best = so_far.is_none_or(|best| scores.mean_iou > best.miou);
+        let metric = self.recipe.train.best_by;
+        let score = metric.of(&scores);
+        let best = so_far.is_none_or(|best| score > best.score());
         let of = scored(&self.recipe, &self.data);
-        let names = class_names(classes);
+        let names = &self.classes.names();
         if best {
             self.best = Some(Best {
                 miou: scores.mean_iou,
+                score: (metric != Metric::Miou).then_some(score),
                 iteration,
                 of: Some(of.clone()),
             });
@@ -386,7 +405,7 @@ impl Trainer {
     fn finish(&mut self) -> Result<Outcome, Error> {
         let iteration = self.learner.iteration();
         results::draw_curves(&self.folder.log(), &self.folder.curves())?;
-        let names = class_names(self.recipe.model.num_classes);
+        let names = &self.classes.names();
         let mut scores = None;
         let evaluated = self.evaluated.as_ref();
         let evaluated = evaluated.filter(|evaluation| evaluation.iteration == iteration);
@@ -407,7 +426,7 @@ impl Trainer {
             for index in results::spread(val.len(), self.recipe.train.pictures) {
                 let sample = val.get(index)?;
                 let map = predictor.predict(&sample.image)?.map;
-                draw_prediction(&folder, &sample, &map)?;
+                draw_prediction(&folder, &sample, &map, self.classes.colors())?;
             }
         }
         if self.finished {
@@ -417,6 +436,7 @@ impl Trainer {
         self.log.write(&json!({
             "event": "end",
             "iteration": iteration,
+            "early": iteration < self.learner.iterations(),
             "skipped_steps": self.learner.scaler().skips(),
             "rss_mib": now.0 >> 20,
             "peak_rss_mib": peak.0 >> 20,
@@ -425,18 +445,4 @@ impl Trainer {
         self.mark()?;
         Ok(Outcome::Finished(scores))
     }
-}
-
-/// What an evaluation scores, and how: scores of different ones cannot be compared.
-fn scored(recipe: &Recipe, data: &Splits) -> String {
-    let source = &recipe.data;
-    let generated = [source.synthetic_seed, source.synthetic_val as u64];
-    json!({
-        "source": source.source,
-        "split": source.val_split,
-        "pictures": data.val.as_ref().map(|val| val.len()),
-        "generated": (source.source == DataSource::Synthetic).then(|| json!([generated, source.scale])),
-        "eval": recipe.eval,
-    })
-    .to_string()
 }

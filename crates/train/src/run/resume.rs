@@ -4,12 +4,13 @@ use std::path::Path;
 
 use halfseg_amp::GradScaler;
 
+use super::Trainer;
+use super::about::scored;
 use super::folder::{Folder, ITERATION_KEY, RECIPE_KEY, read_recipe};
 use super::manifest::{Best, Evaluation, Mark};
 use super::state::{Position, RunState};
-use super::{Trainer, scored};
 use crate::start::{Start, check_evaluation, check_memory, open_further};
-use crate::{Error, Learner, Log, Recipe, Splits};
+use crate::{Error, Learner, Log, Recipe, Splits, check_classes, known_classes};
 
 impl Trainer {
     /// Continues the run in the folder `out` from its last checkpoint, on the devices and with the
@@ -42,6 +43,15 @@ impl Trainer {
         let recipe = change(began.clone())?;
         let memory = check_memory(&recipe)?;
         let data = open(&recipe)?;
+        let classes = data.classes(recipe.model.num_classes);
+        if let Some(trained) = known_classes(&weights)? {
+            check_classes(
+                &recipe.data.source.to_string(),
+                &classes,
+                &weights,
+                &trained,
+            )?;
+        }
         folder.notes.extend(data.notes());
         let path = folder.state(iteration);
         let RunState { position, momentum } = RunState::load(&path)?;
@@ -106,6 +116,7 @@ impl Trainer {
             folder,
             learner,
             data,
+            classes,
             log,
             loaded: None,
             memory,
@@ -218,6 +229,7 @@ fn continue_log(
     })?;
     let best = best.map(|(miou, iteration)| Best {
         miou,
+        score: None,
         iteration,
         of: None,
     });

@@ -16,6 +16,12 @@ impl Trainer {
     pub(super) fn save_weights(&self, path: &Path) -> Result<(), Error> {
         let policy = self.learner.policy().clone();
         let settings = PredictorSettings::new(policy, self.recipe.eval.clone());
+        // Nothing is known of those that are numbered.
+        let known = self.data.train.classes().len() == self.classes.len();
+        let settings = match known {
+            true => settings.with_classes(self.classes.clone()),
+            false => settings,
+        };
         let mut metadata = BTreeMap::from([
             (RECIPE_KEY.to_owned(), self.recipe.to_toml()),
             (PredictorSettings::KEY.to_owned(), settings.to_json()),

@@ -6,10 +6,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
-use halfseg_data::{LabelMap, PALETTE, RgbImage, read_image};
+use halfseg_data::{LabelMap, RgbImage, read_image};
 use halfseg_eval::argmax;
 use halfseg_predict::{Predictor, write_logits, write_maps};
-use halfseg_segmentor::read_classes;
 
 use self::inputs::{Input, Inputs, LOGITS, SUFFIXES};
 use super::left_out::{LeftOut, class_map};
@@ -67,12 +66,7 @@ pub fn run(args: &PredictArgs) -> Result<()> {
 fn segment_all(args: &PredictArgs, pictures: &[Input], left_out: &mut LeftOut) -> Result<()> {
     let loaded = Loaded::open(&args.inference, None)?;
     let predictor = loaded.predictor();
-    // The file's own colours, where it has some.
-    let classes = read_classes(&loaded.weights)?.unwrap_or_default();
-    let palette = match classes.palette.is_empty() {
-        true => PALETTE.to_vec(),
-        false => classes.palette,
-    };
+    let palette = loaded.classes.colors();
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     let mut shown = Progress::new(pictures.len() as u64, "images");
     for (done, input) in pictures.iter().enumerate() {
@@ -82,7 +76,7 @@ fn segment_all(args: &PredictArgs, pictures: &[Input], left_out: &mut LeftOut) -
         match segment(args, &predictor, input) {
             Ok((image, map)) => {
                 let folder = args.out.join(&input.folder);
-                write_maps(&folder, &input.stem, &image, &map, (&palette, args.opacity))?;
+                write_maps(&folder, &input.stem, &image, &map, (palette, args.opacity))?;
             }
             Err(error) => left_out.add(error)?,
         }

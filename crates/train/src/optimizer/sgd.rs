@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor, TensorData};
-use halfseg_amp::parameter_paths;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use halfseg_kernels::{AnyTensor, SgdParameter, SgdStep, handles_lists, sgd_step, sgd_step_list};
+
+use super::{Factors, Tracking, paths};
 
 /// Stochastic gradient descent with momentum and weight decay, without dampening.
 ///
@@ -22,6 +23,7 @@ use halfseg_kernels::{AnyTensor, SgdParameter, SgdStep, handles_lists, sgd_step,
 pub struct Sgd {
     momentum: f64,
     weight_decay: f64,
+    factors: Factors,
     velocity: GradientsParams,
 }
 
@@ -31,21 +33,22 @@ impl Sgd {
         Self {
             momentum,
             weight_decay,
+            factors: Factors::default(),
             velocity: GradientsParams::new(),
         }
+    }
+
+    /// With other learning rates and decays for some parameters; one whose learning rate is 0 stays as it is.
+    pub fn with_factors(self, factors: Factors) -> Self {
+        Self { factors, ..self }
     }
 
     /// Moves the parameters of `model` that have a gradient in `grads`: on a GPU all of them with some
     /// kernels, elsewhere one by one.
     pub fn step<M: Module>(&mut self, lr: f64, model: M, grads: GradientsParams) -> M {
-        let numbers = SgdStep {
-            lr: lr as f32,
-            momentum: self.momentum as f32,
-            weight_decay: self.weight_decay as f32,
-        };
         let mut step = Step {
             sgd: self,
-            numbers,
+            lr,
             grads,
             device: None,
             ids: Vec::new(),
@@ -106,7 +109,7 @@ impl Sgd {
 
 struct Step<'a> {
     sgd: &'a mut Sgd,
-    numbers: SgdStep,
+    lr: f64,
     grads: GradientsParams,
     /// Where the parameters of the list are.
     device: Option<Device>,
@@ -131,8 +134,15 @@ impl Step<'_> {
 impl ModuleMapper for Step<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let (id, tensor, mapper) = param.consume();
-        let Some(gradient) = self.grads.remove::<D>(id) else {
+        let gradient = self.grads.remove::<D>(id);
+        let [lr_factor, decay_factor] = self.sgd.factors.of(id);
+        let Some(gradient) = gradient.filter(|_| lr_factor != 0.0) else {
             return Param::from_mapped_value(id, tensor, mapper);
+        };
+        let numbers = SgdStep {
+            lr: (self.lr * lr_factor) as f32,
+            momentum: self.sgd.momentum as f32,
+            weight_decay: (self.sgd.weight_decay * decay_factor) as f32,
         };
         let tracking = Tracking::of(&tensor);
         let value = match &tracking {
@@ -148,11 +158,11 @@ impl ModuleMapper for Step<'_> {
                 value: value.into(),
                 gradient: gradient.into(),
                 velocity: velocity.map(AnyTensor::from),
-                step: self.numbers,
+                step: numbers,
             });
             placeholder
         } else {
-            let [moved, velocity] = sgd_step(value, gradient, velocity, self.numbers);
+            let [moved, velocity] = sgd_step(value, gradient, velocity, numbers);
             self.sgd.keep(id, velocity);
             moved
         };
@@ -176,41 +186,6 @@ impl ModuleMapper for Put<'_> {
         let value = Tracking::restore(Tracking::of(&tensor), value.into_tensor());
         Param::from_mapped_value(id, value, mapper)
     }
-}
-
-/// How a parameter on a device with autodiff takes part in it.
-struct Tracking {
-    require_grad: bool,
-    checkpointing: Option<GradientCheckpointingStrategy>,
-}
-
-impl Tracking {
-    fn of<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        tensor.device().is_autodiff().then(|| Self {
-            require_grad: tensor.is_require_grad(),
-            checkpointing: tensor.gradient_checkpointing_strategy(),
-        })
-    }
-
-    fn restore<const D: usize>(tracking: Option<Self>, value: Tensor<D>) -> Tensor<D> {
-        let Some(tracking) = tracking else {
-            return value;
-        };
-        let mut value = Tensor::from_inner(value);
-        if let Some(strategy) = tracking.checkpointing {
-            value = value.with_gradient_checkpointing_strategy(strategy);
-        }
-        value.set_require_grad(tracking.require_grad)
-    }
-}
-
-/// The path of each parameter, the first of those that are shared.
-fn paths<M: Module>(model: &M) -> HashMap<ParamId, String> {
-    let mut paths = HashMap::new();
-    for parameter in parameter_paths(model) {
-        paths.entry(parameter.id).or_insert(parameter.path);
-    }
-    paths
 }
 
 /// A path without the parts that begin with a capital, which no field does.
