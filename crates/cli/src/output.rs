@@ -1,6 +1,7 @@
 //! What the program says: results on stdout, messages on stderr.
 
-use std::io::{ErrorKind, Write};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use halfseg_data::is_own_png;
 use halfseg_files::write_atomically;
 use halfseg_predict::is_own_logits;
+use halfseg_train::{is_of_run, is_run_name, resolve_checkpoint};
 use serde_json::Value;
 
 /// How much is said.
@@ -101,9 +103,14 @@ pub fn print_table(text: &str, json: Option<&Path>) -> Result<()> {
 }
 
 /// Refuses files that could not be written when a long job is over, and files that would replace each
-/// other or one of `inputs`. `-` is stdout.
+/// other, one of `inputs`, which may be folders of runs, or what a run has or will have. `-` is stdout.
 pub fn check_writable(files: &[&Option<PathBuf>], inputs: &[Option<&Path>]) -> Result<()> {
-    let mut taken: Vec<_> = inputs.iter().flatten().map(|path| place(path)).collect();
+    let weights = inputs
+        .iter()
+        .flatten()
+        .flat_map(|path| resolve_checkpoint(path));
+    let mut taken: Vec<_> = weights.map(|path| place(&path)).collect();
+    taken.extend(inputs.iter().flatten().map(|path| place(path)));
     let named = files.iter().filter_map(|file| file.as_ref());
     for file in named.filter(|file| *file != Path::new("-")) {
         let parent = file
@@ -133,6 +140,22 @@ pub fn check_writable(files: &[&Option<PathBuf>], inputs: &[Option<&Path>]) -> R
                 file.display()
             );
         }
+        // Of the data, perhaps. No result that is checked here is one.
+        if is_picture(file) {
+            bail!(
+                "cannot write {}: a picture is there; choose another name",
+                file.display()
+            );
+        }
+        let of_input = place
+            .parent()
+            .is_some_and(|folder| taken.contains(&folder.to_owned()));
+        if is_of_run(file) || (of_input && is_run_name(file)) {
+            bail!(
+                "cannot write {}: a run has a file of this name there; choose another one",
+                file.display()
+            );
+        }
         taken.push(place);
     }
     Ok(())
@@ -141,8 +164,7 @@ pub fn check_writable(files: &[&Option<PathBuf>], inputs: &[Option<&Path>]) -> R
 /// Refuses to replace the file at `path`, a PNG or logits, whose name nobody chose, unless this program wrote it
 /// or `overwrite` asks for it.
 pub fn check_replaceable(path: &Path, overwrite: bool) -> Result<()> {
-    // What is no file is written through, never replaced.
-    if overwrite || !path.is_file() {
+    if !path.exists() || (overwrite && path.is_file()) {
         return Ok(());
     }
     let own = match path.extension().is_some_and(|extension| extension == "png") {
@@ -156,6 +178,13 @@ pub fn check_replaceable(path: &Path, overwrite: bool) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether a PNG or a JPEG is at `path`.
+fn is_picture(path: &Path) -> bool {
+    let mut start = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read(&mut start));
+    read.is_ok() && (start == *b"\x89PNG" || start[..2] == [0xFF, 0xD8])
 }
 
 /// Where a path leads to, by one name however it is written.

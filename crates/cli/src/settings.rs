@@ -8,7 +8,7 @@ use anyhow::Result;
 use halfseg_amp::Policy;
 use halfseg_data::{Classes, Crop, Definition};
 use halfseg_devices::DeviceChoice;
-use halfseg_predict::{Predictor, PredictorSettings};
+use halfseg_predict::{EvalMode, Predictor, PredictorSettings};
 use halfseg_segmentor::{
     Depth, Method, Segmentor, SegmentorConfig, read_architecture, read_backbone,
 };
@@ -271,6 +271,32 @@ fn text(path: &Path) -> Result<&str, Error> {
     })
 }
 
+/// Says which flags change nothing of how the network is run.
+fn warn_of_no_effect(args: &InferenceArgs, recipe: &Recipe) {
+    if recipe.eval.mode == EvalMode::Whole {
+        for (flag, size) in [("--crop", args.crop), ("--stride", args.stride)] {
+            if size.is_some() {
+                warning!("{flag} has no effect without --mode slide");
+            }
+        }
+    }
+    const OF_TRAINING: [&str; 7] = [
+        "train",
+        "optimizer",
+        "schedule",
+        "seed",
+        "further_devices",
+        "checkpoint",
+        "backbone_weights",
+    ];
+    for assignment in &args.sources.set {
+        let key = assignment.split('=').next().unwrap_or_default().trim();
+        if OF_TRAINING.contains(&key.split('.').next().unwrap_or_default()) {
+            warning!("--set {key} has no effect here: it is one of training");
+        }
+    }
+}
+
 /// The weights that a path means: the file, for the folder of a run its best checkpoint, else its
 /// last, and for `zoo:NAME` the published file, which is fetched if it is not here.
 pub fn weights_file(path: &Path) -> Result<PathBuf, Error> {
@@ -365,6 +391,7 @@ impl Loaded {
         keys.put("eval.ms_flip", args.ms_flip.then_some(true));
         keys.apply(&args.sources, &mut recipe)?;
         recipe.check("the flags")?;
+        warn_of_no_effect(args, &recipe);
         let device = recipe.device.open()?;
         let (model, report) = halfseg_segmentor::load(&weights, Some(&recipe.model), &device)?;
         let policy = bound_policy(&recipe, &model)?;

@@ -39,10 +39,12 @@ pub use recipe::{
     DataRecipe, LossRecipe, OptimizerRecipe, PrecisionRecipe, Recipe, ScheduleRecipe, TrainRecipe,
 };
 pub use run::Trainer;
-pub use run::folder::{Existing, RECIPE_KEY, read_recipe, resolve_checkpoint};
+pub use run::folder::{
+    Existing, RECIPE_KEY, is_of_run, is_run_name, read_recipe, resolve_checkpoint,
+};
 pub use run::log::Log;
 pub use run::observer::{Observer, Outcome, Started, Timing};
 pub use run::results::draw_curves;
 pub use schedule::{Decay, Schedule};
 pub use source::{Splits, check_classes, known_classes, open_split, pipeline};
-pub use start::bound_policy;
+pub use start::{bound_policy, check_memory};

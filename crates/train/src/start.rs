@@ -79,7 +79,11 @@ fn drawn(recipe: &Recipe, training: &Device) -> Segmentor {
 }
 
 /// The lower bound of a step's memory, which the host must have if it computes.
-pub(crate) fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
+///
+/// # Errors
+///
+/// [`Error::Memory`] if it has less.
+pub fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
     let needed = Bytes(training_memory(&recipe.model, &recipe.training_step()));
     // The memory of a GPU is not known before its first use.
     let on_host = recipe.device == DeviceChoice::Flex;

@@ -567,6 +567,33 @@ fn another_runs_files_are_refused_and_replaced_when_asked() {
         assert_eq!(fs::read_to_string(out.join("notes.txt")).unwrap(), "mine");
         drop(trainer);
     }
+    // What has a run's names and is no run's is somebody's.
+    for name in [
+        "log.jsonl",
+        "loss.svg",
+        "confusion.svg",
+        "pictures/x_trainIds.png",
+    ] {
+        let path = folder.path().join("strange").join(name);
+        let out = folder.path().join("strange");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "mine").unwrap();
+        let recipe = tiny(Method::Fcn, 1, "f32");
+        let error = Trainer::new(recipe.clone(), &device, &out).err().unwrap();
+        let first = name.split('/').next().unwrap();
+        assert!(
+            matches!(&error, Error::FolderInUse { found, .. } if found == first),
+            "{name}: {error}"
+        );
+        let data = Splits::open(&recipe).unwrap();
+        drop(Trainer::with_data(recipe, data, &device, &out, Existing::Replaced).unwrap());
+        assert_eq!(
+            path.is_file(),
+            first != name || name == "log.jsonl",
+            "{name}"
+        );
+        fs::remove_dir_all(out).unwrap();
+    }
     // A run that came to nothing is in nobody's way, nor is a configuration that says the same.
     let out = folder.path().join("nothing");
     fs::create_dir(&out).unwrap();

@@ -154,7 +154,7 @@ fn parts(name: &str) -> Vec<String> {
 /// # Errors
 /// A file that cannot be read, and a line that is no entry.
 pub fn read_table(path: &Path) -> Result<Vec<Entry>, ZooError> {
-    let text = fs::read_to_string(path).map_err(|source| ZooError::Read {
+    let text = halfseg_files::read_text(path).map_err(|source| ZooError::Read {
         path: path.to_owned(),
         source,
     })?;

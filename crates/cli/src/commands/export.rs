@@ -8,10 +8,12 @@ use halfseg_segmentor::Naming;
 use halfseg_train::{DataSource, RECIPE_KEY, read_recipe};
 
 use crate::args::ExportArgs;
+use crate::output::check_writable;
 use crate::settings::{architecture, weights_file};
 
 /// Writes a checkpoint as safetensors under the names of a program.
 pub fn run(args: &ExportArgs) -> Result<()> {
+    check_writable(&[&Some(args.out.clone())], &[Some(&args.checkpoint)])?;
     let weights = weights_file(&args.checkpoint)?;
     let config = architecture(&args.model, &weights)?;
     let device = DeviceChoice::Flex.open()?;

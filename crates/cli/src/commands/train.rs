@@ -21,6 +21,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         ..
     } = &args.recipe;
     let inputs = [&sources.config, checkpoint, &args.policy].map(Option::as_deref);
+    let inputs = [&inputs[..], &[Some(&args.out)]].concat();
     check_writable(&[&args.json], &inputs)?;
     let mut trainer = if args.resume {
         resume(args)?

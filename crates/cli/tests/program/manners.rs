@@ -249,3 +249,75 @@ fn results_go_through_links_and_into_pipes() {
     assert_eq!(reader.wait_with_output().unwrap().stdout, written);
     assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
 }
+
+#[test]
+fn what_is_read_and_what_a_run_has_is_never_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(&folder, "fcn");
+    let at = |name: &str| text(&run.join(name)).to_owned();
+    let (best, log, new) = (at("best.safetensors"), at("log.jsonl"), at("scores.json"));
+    let picture = at("pictures/street_000000_color.png");
+    let next = folder.path().join("next");
+    let later = text(&next.join("best.safetensors")).to_owned();
+    fs::create_dir(&next).unwrap();
+    let eval = eval_flags(&run, "synthetic");
+    let train = [&train_flags("fcn", "synthetic", &next)[..], &TINY].concat();
+    let plot = ["plot", text(&run), "--out"];
+    for args in [
+        [&eval[..], &["--json", &best]].concat(),
+        [&eval[..], &["--zip", &log]].concat(),
+        [&eval[..], &["--confusion", &new]].concat(),
+        [&eval[..], &["--json", &picture]].concat(),
+        [&train[..], &["--json", &later]].concat(),
+        [&plot[..], &[&log]].concat(),
+        [&plot[..], &["x.svg", "--csv", &best]].concat(),
+        vec!["export", "--checkpoint", text(&run), "--out", &best],
+        vec!["audit", "--checkpoint", text(&run), "--policy", &log],
+        vec!["info", "--checkpoint", &best, "--json", &best],
+    ] {
+        let all = || [&best, &log, &new, &picture].map(|path| fs::read(path).unwrap());
+        let before = all();
+        check(&args, 1, &["cannot write", text(folder.path())]);
+        assert!(all() == before, "{args:?}");
+    }
+    // A run without a manifest, as of an earlier version.
+    fs::remove_file(at("run.json")).unwrap();
+    check(
+        &[&eval[..], &["--json", &best]].concat(),
+        1,
+        &["cannot write"],
+    );
+    check(&[&eval[..], &["--json", &at("eval.json")]].concat(), 0, &[]);
+}
+
+#[test]
+fn settings_without_effect_are_said_and_impossible_ones_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(&folder, "fcn");
+    let eval = eval_flags(&run, "synthetic");
+    let crop = ["--crop", "16x16", "--set", "train.batch=4"];
+    let expect = [
+        "warning: --crop has no effect without --mode slide",
+        "warning: --set train.batch has no effect here",
+    ];
+    check(&[&eval[..], &crop].concat(), 0, &expect);
+    let said = check(
+        &[&eval[..], &crop[..2], &["--mode", "slide"]].concat(),
+        0,
+        &[],
+    );
+    assert!(!said.contains("no effect"), "{said}");
+
+    for how in [&[][..], &["--train"]] {
+        let bench = ["bench", "--size", "900000x900000"];
+        check(
+            &[&bench[..], how].concat(),
+            1,
+            &["needs at least", "available"],
+        );
+    }
+    let output = halfseg(&["zoo"]).env("HALFSEG_ZOO", "/dev/zero").output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("at most 16 MiB"));
+}

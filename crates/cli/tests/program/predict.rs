@@ -207,6 +207,18 @@ fn links_to_themselves_and_pipes_end() {
     check(&args, 0, &["2 images"]);
     assert_eq!(below(&out), all_of(&["x", "y"]));
 
+    // One that takes the place of a result would be waited for, too.
+    let args_out = predict_flags(&checkpoint, &input);
+    let result = input.join("y_color.png");
+    let made = Command::new("mkfifo").arg(&result).status();
+    assert!(made.unwrap().success());
+    let y = input.join("y.png");
+    for how in [&[text(&y)][..], &[text(&y), "--overwrite"]] {
+        let expect = ["y_color.png", "expected a regular file, found a pipe"];
+        check(&[&args_out[..], how].concat(), 1, &expect);
+    }
+    fs::remove_file(result).unwrap();
+
     let pipe = input.join("pipe.png");
     assert!(
         Command::new("mkfifo")

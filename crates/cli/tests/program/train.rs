@@ -597,3 +597,17 @@ fn what_a_folder_means_belongs_to_the_run_in_it() {
         &["`train.batch`", "expected 2"],
     );
 }
+
+#[test]
+fn a_configuration_that_was_edited_is_not_lost_without_a_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = trained(&folder, "fcn");
+    let config = out.join("config.toml");
+    let before = fs::read_to_string(&config).unwrap();
+    let resume = ["train", "--resume", "--out", text(&out)];
+    let said = check(&resume, 0, &[]);
+    assert!(!said.contains("config.toml says"), "{said}");
+    fs::write(&config, before.replace("lr = 0.01", "lr = 0.5")).unwrap();
+    check(&resume, 0, &["config.toml says something else", "--set"]);
+    assert_eq!(fs::read_to_string(&config).unwrap(), before);
+}

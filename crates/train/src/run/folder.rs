@@ -11,7 +11,7 @@
 //!
 //! | state | how it is told | what may follow |
 //! |---|---|---|
-//! | free | none of a run's files, or those of a run that ended before its first log line and left no weights | [`Folder::claim`] makes it *begun* |
+//! | free | none of a run's files, or, with `run.json`, those of a run that ended before its first log line and left no weights | [`Folder::claim`] makes it *begun* |
 //! | begun | `run.json`, `config.toml` and `log.jsonl`, perhaps `best.safetensors` | the first checkpoint makes it *resumable*; a new run must be told to replace this one |
 //! | resumable | `last_checkpoint` names a checkpoint whose two files are whole | [`Folder::open`] continues from there, as often as need be |
 //! | finished | the mark of the last checkpoint says so | resuming writes the results again, or goes on if more iterations are asked for |
@@ -37,6 +37,8 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+
+use halfseg_data::is_own_png;
 
 use super::manifest::{Manifest, Mark};
 use crate::atomic::{read_regular, write_text};
@@ -207,6 +209,18 @@ impl Folder {
         write_text(&path, &recipe.to_toml())
     }
 
+    /// Notes that `config.toml` says something else than the checkpoint that is continued, as it does where
+    /// it was edited.
+    pub fn note_config(&mut self, recipe: &Recipe) {
+        let path = self.path.join(CONFIG);
+        if path.exists() && !Recipe::read(&path).is_ok_and(|there| there == *recipe) {
+            self.notes.push(format!(
+                "{CONFIG} says something else than the last checkpoint, which the run goes on with, and is \
+                 written anew: change single values with flags or --set"
+            ));
+        }
+    }
+
     /// Lists the checkpoint of `iteration`, or replaces its mark. Comes before its files.
     pub fn mark(&mut self, iteration: u64, mark: Mark) -> Result<(), Error> {
         self.manifest.checkpoints.insert(iteration, mark);
@@ -326,6 +340,14 @@ fn found_run(path: &Path) -> Option<String> {
     if let Some(name) = [LAST, BEST, SCORES].iter().find(there) {
         return Some((*name).to_owned());
     }
+    // A run begins with its manifest: what is there without one is somebody's.
+    if !path.join(MANIFEST).exists() {
+        let pictures = names(&path.join(PICTURES)).next().map(|_| PICTURES);
+        let files = [LOG, CURVES, CONFUSION];
+        if let Some(name) = files.iter().find(there).copied().or(pictures) {
+            return Some(name.to_owned());
+        }
+    }
     let mut checkpoints = names(path).filter(|name| checkpoint_of(name).is_some());
     if let Some(name) = checkpoints.next() {
         return Some(name);
@@ -364,7 +386,10 @@ fn remove_pictures(folder: &Path) {
     for name in names(folder) {
         if let Some(stem) = name.strip_suffix("_trainIds.png") {
             for ending in [".png", "_color.png", "_overlay.png", "_trainIds.png"] {
-                let _ = fs::remove_file(folder.join(format!("{stem}{ending}")));
+                let picture = folder.join(format!("{stem}{ending}"));
+                if is_own_png(&picture).unwrap_or(false) {
+                    let _ = fs::remove_file(picture);
+                }
             }
         }
     }
@@ -438,6 +463,18 @@ fn last_iteration(out: &Path) -> Result<u64, Error> {
             found: format!("`{}`", name.chars().take(80).collect::<String>()),
         }),
     }
+}
+
+/// Whether runs have files of the name of `path`, and there is a run in its folder.
+pub fn is_of_run(path: &Path) -> bool {
+    is_run_name(path) && path.with_file_name(MANIFEST).is_file()
+}
+
+/// Whether runs have files of the name of `path`, pictures apart.
+pub fn is_run_name(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let is_one = |name| FILES.contains(&name) || [MANIFEST, LOCK].contains(&name);
+    name.is_some_and(|name| is_one(name) || checkpoint_of(name).is_some())
 }
 
 fn weights_name(iteration: u64) -> String {

@@ -40,6 +40,7 @@ impl Trainer {
         let (mut folder, iteration, mark) = Folder::open(out)?;
         let weights = folder.weights(iteration);
         let began = recipe_at(&weights, iteration)?;
+        folder.note_config(&began);
         let recipe = change(began.clone())?;
         let memory = check_memory(&recipe)?;
         let data = open(&recipe)?;

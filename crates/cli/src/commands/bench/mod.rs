@@ -9,9 +9,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use halfseg_devices::{Bytes, DeviceChoice, resident_memory};
-use halfseg_predict::Predictor;
+use halfseg_predict::{Predictor, PredictorSettings};
 use halfseg_segmentor::{Cost, Depth, MemoryPlan, Method, SegmentorConfig, count_parameters};
-use halfseg_train::{Learner, Recipe};
+use halfseg_train::{Learner, Recipe, check_memory};
 use serde_json::json;
 
 use self::peak::measure_gflops;
@@ -33,6 +33,14 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let (method, depth) = (recipe.model.method, recipe.model.backbone);
     let batch = recipe.train.batch;
     check(args, &recipe.model, batch)?;
+    match args.train {
+        true => drop(check_memory(&recipe)?),
+        false => {
+            let settings = PredictorSettings::new(args.precision.policy(), recipe.eval.clone());
+            let (device, size) = (recipe.device.open()?, args.size);
+            settings.check_memory(&recipe.model, &device, size.width, size.height)?;
+        }
+    }
     start_threads(args.threads)?;
     let threads = rayon::current_num_threads();
     // Before the network, so that the machine is as cool for it as it will be.

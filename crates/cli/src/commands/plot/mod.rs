@@ -17,7 +17,6 @@ use crate::output::{check_writable, print};
 
 /// Lays the curves of training runs over one another.
 pub fn run(args: &PlotArgs) -> Result<()> {
-    check_writable(&[&Some(args.out.clone()), &args.csv], &[])?;
     let csv = args
         .csv
         .clone()
@@ -27,6 +26,8 @@ pub fn run(args: &PlotArgs) -> Result<()> {
             "the SVG and the CSV would be one file: expected another ending of --out, or --csv";
         return Err(Usage(why.into()).into());
     }
+    let logs: Vec<_> = args.logs.iter().map(|path| Some(&**path)).collect();
+    check_writable(&[&Some(args.out.clone()), &Some(csv.clone())], &logs)?;
     let runs: Vec<Run> = args
         .logs
         .iter()
