@@ -1,6 +1,5 @@
 //! The table of published files.
 
-use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -177,6 +176,8 @@ fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

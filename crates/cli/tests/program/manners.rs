@@ -313,7 +313,7 @@ fn settings_without_effect_are_said_and_impossible_ones_refused() {
         check(
             &[&bench[..], how].concat(),
             1,
-            &["needs at least", "available"],
+            &["needs", "GiB are available"],
         );
     }
     let output = halfseg(&["zoo"]).env("HALFSEG_ZOO", "/dev/zero").output();
