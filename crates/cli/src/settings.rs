@@ -47,9 +47,18 @@ pub fn recipe(args: &RecipeArgs, policy: Option<&Path>) -> Result<Recipe> {
             args.model.backbone.unwrap_or(Depth::R101),
         ),
     };
+    let mut recipe = recipe;
+    let fits = !names_classes(args)?;
+    if fits {
+        // Before values that belong to classes, such as their weights, are held against their number.
+        let data = args.data.as_deref().map(DataSource::from);
+        let data = data.unwrap_or_else(|| recipe.data.source.clone());
+        fit_classes(&data, &mut recipe)?;
+    }
     let mut recipe = apply(args, policy, recipe)?;
-    if !names_classes(args)? {
-        fit_classes(&mut recipe)?;
+    if fits {
+        let data = recipe.data.source.clone();
+        fit_classes(&data, &mut recipe)?;
     }
     // Of a file or a preset.
     for weights in [&mut recipe.checkpoint, &mut recipe.backbone_weights] {
@@ -77,8 +86,8 @@ fn names_classes(args: &RecipeArgs) -> Result<bool> {
 }
 
 /// Gives the network as many outputs as the definition of the data has classes.
-fn fit_classes(recipe: &mut Recipe) -> Result<()> {
-    if let DataSource::Definition(path) = &recipe.data.source {
+fn fit_classes(data: &DataSource, recipe: &mut Recipe) -> Result<()> {
+    if let DataSource::Definition(path) = data {
         let definition = Definition::read(Path::new(path)).map_err(Error::from)?;
         recipe.model.num_classes = definition.classes().len();
     }

@@ -151,9 +151,9 @@ pub enum Error {
         /// What has the other classes.
         of: String,
         /// Those of the network.
-        expected: halfseg_data::Classes,
+        expected: Box<halfseg_data::Classes>,
         /// Those of the data set.
-        found: halfseg_data::Classes,
+        found: Box<halfseg_data::Classes>,
     },
     /// A policy file cannot be used.
     #[error(transparent)]

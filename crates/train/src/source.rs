@@ -147,8 +147,8 @@ fn definition(recipe: &Recipe, path: &str) -> Result<Arc<Definition>, Error> {
         return Err(Error::Classes {
             data: path.to_owned(),
             of: "the network (model.num_classes)".to_owned(),
-            expected: Classes::cityscapes().of_network(outputs),
-            found: classes.clone(),
+            expected: Box::new(Classes::cityscapes().of_network(outputs)),
+            found: Box::new(classes.clone()),
         });
     }
     Ok(Arc::new(definition))
@@ -194,7 +194,7 @@ pub fn check_classes(
     Err(Error::Classes {
         data: data.to_owned(),
         of: weights.display().to_string(),
-        expected: trained.clone(),
-        found: found.clone(),
+        expected: Box::new(trained.clone()),
+        found: Box::new(found.clone()),
     })
 }

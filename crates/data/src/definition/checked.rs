@@ -193,8 +193,8 @@ pub(super) fn a_set(key: &str, set: &SetText, root: &Path) -> Result<Set, Wrong>
         SplitText::Shares(shares) => {
             let sum: f64 = shares.values().sum();
             if shares.is_empty()
-                || shares.values().any(|share| !(*share > 0.0))
-                || !(sum <= 1.0 + 1e-9)
+                || shares.values().any(|share| share.is_nan() || *share <= 0.0)
+                || sum > 1.0 + 1e-9
             {
                 let expected =
                     "shares above 0 whose sum is at most 1, such as { train = 0.8, val = 0.2 }";

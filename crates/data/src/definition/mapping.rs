@@ -47,7 +47,7 @@ pub(super) struct Counts {
 /// A mask as it is mapped.
 enum Plain {
     /// With what each byte means, and the value that it stands for.
-    Bytes(Vec<u8>, [u8; 256], [u32; 256]),
+    Bytes(Vec<u8>, Box<[u8; 256]>, Box<[u32; 256]>),
     Words(Vec<u16>),
     Colors(Vec<u8>),
 }
@@ -164,14 +164,14 @@ impl Mapping {
             );
             return Err(Finding::new(Kind::MaskJpeg, path.display(), message));
         }
-        let identity = std::array::from_fn(|v| v as u32);
+        let identity = Box::new(std::array::from_fn(|v| v as u32));
         Ok(match (mask, self.encoding) {
             (MaskValues::U8(data), Encoding::Rgb) => {
                 let color = |v: usize| [v as u8; 3];
-                let keys = std::array::from_fn(|v| key(color(v)));
+                let keys = Box::new(std::array::from_fn(|v| key(color(v))));
                 Plain::Bytes(
                     data,
-                    std::array::from_fn(|v| self.color_class(color(v))),
+                    Box::new(std::array::from_fn(|v| self.color_class(color(v)))),
                     keys,
                 )
             }
@@ -183,8 +183,8 @@ impl Mapping {
                     None => self.other,
                 };
                 let (table, keys) = (
-                    std::array::from_fn(class),
-                    std::array::from_fn(|v| key(color(v))),
+                    Box::new(std::array::from_fn(class)),
+                    Box::new(std::array::from_fn(|v| key(color(v)))),
                 );
                 Plain::Bytes(data, table, keys)
             }
@@ -195,9 +195,11 @@ impl Mapping {
                     "{path}: expected colours, as masks.encoding = \"rgb\" says, found one channel of 16 bits"
                 )));
             }
-            (MaskValues::U8(data) | MaskValues::Indexed { data, .. }, _) => {
-                Plain::Bytes(data, std::array::from_fn(|v| self.values[v]), identity)
-            }
+            (MaskValues::U8(data) | MaskValues::Indexed { data, .. }, _) => Plain::Bytes(
+                data,
+                Box::new(std::array::from_fn(|v| self.values[v])),
+                identity,
+            ),
             (MaskValues::U16(data), _) => Plain::Words(data),
             (MaskValues::Rgb(data), _) => {
                 let pixels = data.as_chunks::<3>().0;
@@ -209,7 +211,11 @@ impl Mapping {
                     )));
                 }
                 let values = pixels.iter().map(|pixel| pixel[0]).collect();
-                Plain::Bytes(values, std::array::from_fn(|v| self.values[v]), identity)
+                Plain::Bytes(
+                    values,
+                    Box::new(std::array::from_fn(|v| self.values[v])),
+                    identity,
+                )
             }
         })
     }

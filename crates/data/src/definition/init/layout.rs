@@ -305,11 +305,7 @@ fn mask_by_line(pair: &Pair) -> String {
 }
 
 /// Lists called after splits whose lines name pictures; all pictures must be in one folder.
-fn lists_of<'a>(
-    folder: &Path,
-    pairs: &[Pair],
-    lists: &'a [String],
-) -> BTreeMap<&'static str, String> {
+fn lists_of(folder: &Path, pairs: &[Pair], lists: &[String]) -> BTreeMap<&'static str, String> {
     let one_folder = pairs.iter().all(|pair| pair.places == pairs[0].places);
     let stems: HashMap<&str, ()> = pairs.iter().map(|pair| (pair.stem.as_str(), ())).collect();
     let mut found = BTreeMap::new();
