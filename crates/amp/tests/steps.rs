@@ -2,8 +2,6 @@
 
 mod common;
 
-use std::collections::VecDeque;
-
 use burn::module::Module;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
@@ -385,14 +383,16 @@ fn summed_gradients_decide_like_accumulated_ones() {
         let second = scaler.scale(second).backward(&model);
         let grads = if summed {
             // The rows of the second device, which the first would wait for.
-            let mut rows = VecDeque::new();
-            let _ = second.summed(|row| {
-                rows.push_back(row.clone());
-                row
-            });
-            let sum = first.summed(|row| row + rows.pop_front().unwrap());
-            assert!(rows.is_empty());
-            sum
+            let (mut rows, mut flags) = (Vec::new(), None);
+            let keep = |row: Tensor<1>| flags.insert(row).clone();
+            let copied = |all: Vec<Tensor<1>>| {
+                rows = all.clone();
+                all
+            };
+            let _ = second.summed(copied, keep);
+            let added =
+                |all: Vec<Tensor<1>>| all.into_iter().zip(rows).map(|(a, b)| a + b).collect();
+            first.summed(added, |row| row + flags.unwrap())
         } else {
             first.accumulate(second)
         };

@@ -7,7 +7,10 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 
 use halfseg_amp::AmpError;
+use halfseg_devices::{Ranks, RanksError};
 use halfseg_train::Error as TrainError;
+
+use crate::ranks::is_further;
 
 /// Bad usage that clap cannot see, such as flags that contradict each other: exit code 2.
 #[derive(Debug)]
@@ -55,22 +58,73 @@ pub fn to_exit_code(body: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .get_or_insert(text);
     }));
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            eprintln!("error: {}", chain(&error));
-            ExitCode::from(code(&error))
-        }
+    let ended = catch_unwind(AssertUnwindSafe(body));
+    let joins_none = matches!(&ended, Ok(Err(error)) if error.is::<RanksError>());
+    let (text, code, told) = match ended {
+        Ok(Ok(())) => (None, 0, true),
+        Ok(Err(error)) => (
+            Some(chain(&error)),
+            code(&error),
+            // All processes stop together.
+            error.is::<Interrupted>(),
+        ),
         Err(_) => {
             let panic = PANIC
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner())
                 .take();
             let panic = panic.unwrap_or_else(|| "no message".into());
-            eprintln!("error: the program cannot go on: {panic}");
-            ExitCode::from(1)
+            let text = format!("the program cannot go on: {panic}");
+            (Some(text), 1, false)
+        }
+    };
+    let ranks = Ranks::current();
+    if ranks.size() > 1 {
+        return ExitCode::from(together(&ranks, text, code, told));
+    }
+    if let Some(text) = text {
+        // The same of all processes of a job that this build cannot join.
+        if !(joins_none && is_further()) {
+            eprintln!("error: {text}");
         }
     }
+    ExitCode::from(code)
+}
+
+/// The end of one of several processes, which all end with one code: that of the first that failed. What it
+/// failed with is said once, by itself.
+fn together(ranks: &Ranks, text: Option<String>, code: u8, told: bool) -> u8 {
+    let own = ranks.name(ranks.rank());
+    let text = text.unwrap_or_default();
+    let named = match text.starts_with(&own) {
+        true => text.clone(),
+        false => format!("{own}: {text}"),
+    };
+    if !told && ranks.can_agree() {
+        // The others hear of it where they would begin, or in the same way.
+        let _ = ranks.agree(Err(&text));
+    }
+    let code = match ranks.speaker() {
+        Some(speaker) => {
+            if speaker == ranks.rank() {
+                eprintln!("error: {named}");
+            }
+            let codes = ranks.gather(&[code]);
+            codes[speaker].first().copied().unwrap_or(1)
+        }
+        None if told => {
+            if ranks.is_first() && code != 0 {
+                eprintln!("error: {text}");
+            }
+            code
+        }
+        None => {
+            eprintln!("error: {named}");
+            ranks.abort(code)
+        }
+    };
+    ranks.finish();
+    code
 }
 
 fn code(error: &anyhow::Error) -> u8 {

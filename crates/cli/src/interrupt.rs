@@ -3,6 +3,8 @@
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::output::is_silent;
+
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// From now on Ctrl-C (or a request to terminate) asks the program to stop at the next good moment, as
@@ -11,6 +13,7 @@ pub fn install(promise: Option<&'static str>) {
     let result = ctrlc::set_handler(move || {
         let again = STOP.swap(true, Ordering::SeqCst);
         match promise {
+            Some(_) if !again && is_silent() => {}
             Some(promise) if !again => {
                 eprintln!("\ninterrupted: {promise} (press Ctrl-C again to end at once)");
             }
@@ -25,6 +28,24 @@ pub fn install(promise: Option<&'static str>) {
     });
     if let Err(error) = result {
         warning!("Ctrl-C cannot be handled: {error}");
+    }
+    if promise.is_some() {
+        stop_on_user_signal();
+    }
+}
+
+/// SIGUSR1 asks to stop as a first Ctrl-C does: launchers of several processes hand it on, where they end the
+/// processes soon after what ends themselves, and batch systems send it some time before the end.
+#[allow(unsafe_code, reason = "the standard library has no word for signals")]
+fn stop_on_user_signal() {
+    #[cfg(unix)]
+    {
+        extern "C" fn stop(_: libc::c_int) {
+            STOP.store(true, Ordering::SeqCst);
+        }
+        let stop: extern "C" fn(libc::c_int) = stop;
+        // SAFETY: the handler only sets a flag, which it may at any time.
+        unsafe { libc::signal(libc::SIGUSR1, stop as libc::sighandler_t) };
     }
 }
 

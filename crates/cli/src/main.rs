@@ -11,6 +11,7 @@ mod interrupt;
 mod preset;
 mod progress;
 mod published;
+mod ranks;
 mod settings;
 mod shell;
 mod values;
@@ -21,7 +22,12 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     halfseg_devices::keep_freed_memory();
-    let cli = args::Cli::parse();
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        // The first of several processes tells.
+        Err(error) if ranks::is_further() => return ExitCode::from(error.exit_code() as u8),
+        Err(error) => error.exit(),
+    };
     output::set_level(cli.quiet, cli.verbose);
     published::set_offline(cli.offline);
     failure::to_exit_code(|| commands::run(cli.command))

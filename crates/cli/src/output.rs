@@ -14,9 +14,10 @@ use serde_json::Value;
 
 /// How much is said.
 static LEVEL: AtomicU8 = AtomicU8::new(NORMAL);
-const QUIET: u8 = 0;
-const NORMAL: u8 = 1;
-const VERBOSE: u8 = 2;
+const SILENT: u8 = 0;
+const QUIET: u8 = 1;
+const NORMAL: u8 = 2;
+const VERBOSE: u8 = 3;
 
 // In place of the standard library's, which panic when nobody reads stderr any more: a run outlives
 // its terminal. In one piece, since several processes may share it.
@@ -43,10 +44,12 @@ macro_rules! detail {
         }
     };
 }
-/// What may be wrong although the program goes on; always said.
+/// What may be wrong although the program goes on; always said, but for processes behind the first.
 macro_rules! warning {
     ($($text:tt)*) => {
-        eprintln!("warning: {}", format_args!($($text)*))
+        if !$crate::output::is_silent() {
+            eprintln!("warning: {}", format_args!($($text)*))
+        }
     };
 }
 
@@ -76,7 +79,17 @@ pub fn set_level(quiet: bool, verbose: bool) {
 
 /// Whether messages are left out.
 pub fn is_quiet() -> bool {
-    LEVEL.load(Relaxed) == QUIET
+    LEVEL.load(Relaxed) <= QUIET
+}
+
+/// Has this process say nothing but what it ends with: another speaks for it.
+pub fn silence() {
+    LEVEL.store(SILENT, Relaxed);
+}
+
+/// Whether another process speaks for this one.
+pub fn is_silent() -> bool {
+    LEVEL.load(Relaxed) == SILENT
 }
 
 /// Whether details are said.

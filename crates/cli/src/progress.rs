@@ -172,6 +172,13 @@ impl Observer for Console {
                 run.route
             );
         }
+        if run.ranks > 1 {
+            message!(
+                "each batch is shared by {} processes; gradients travel in {}",
+                run.ranks,
+                recipe.train.exchange_precision
+            );
+        }
         if let Some(report) = run.loaded {
             message!("{}: {report}", recipe.checkpoint);
         }

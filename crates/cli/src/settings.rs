@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use halfseg_amp::Policy;
 use halfseg_data::{Classes, Crop, Definition};
-use halfseg_devices::DeviceChoice;
+use halfseg_devices::{DeviceChoice, Ranks};
 use halfseg_predict::{EvalMode, Predictor, PredictorSettings};
 use halfseg_segmentor::{
     Depth, Method, Segmentor, SegmentorConfig, read_architecture, read_backbone,
 };
 use halfseg_train::{
     DataSource, Error, Recipe, RunPrecision, bound_policy, check_classes, known_classes,
-    read_recipe, resolve_checkpoint,
+    open_device, read_recipe, resolve_checkpoint,
 };
 
 use crate::args::{ConfigSources, InferenceArgs, ModelArgs, RecipeArgs};
@@ -163,6 +163,8 @@ pub fn apply(
     let recomputes = args.gradient_checkpointing.then_some(true);
     keys.put("train.gradient_checkpointing", recomputes);
     keys.put("data.workers", args.workers);
+    keys.put("train.exchange_precision", args.exchange_precision);
+    keys.put("train.exchange_timeout", args.exchange_timeout);
     keys.apply(&args.sources, &mut recipe)?;
     Ok(recipe)
 }
@@ -401,7 +403,7 @@ impl Loaded {
         keys.apply(&args.sources, &mut recipe)?;
         recipe.check("the flags")?;
         warn_of_no_effect(args, &recipe);
-        let device = recipe.device.open()?;
+        let device = open_device(&recipe, &Ranks::current())?;
         let (model, report) = halfseg_segmentor::load(&weights, Some(&recipe.model), &device)?;
         let policy = bound_policy(&recipe, &model)?;
         let outputs = recipe.model.num_classes;

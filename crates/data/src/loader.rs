@@ -105,19 +105,40 @@ impl Loader {
     /// If the data set is empty, the batch is 0 or larger than any memory, or the pipeline does not
     /// pass [`Pipeline::check`].
     pub fn new(dataset: Arc<dyn Dataset>, pipeline: Pipeline, config: LoaderConfig) -> Self {
+        let all = (0..config.batch).collect();
+        Self::of_places(dataset, pipeline, config, all)
+    }
+
+    /// As [`new`](Self::new), but of each batch only the samples at these `places`, in this order, as they are
+    /// in the whole batch: for one of several programs that share it.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new), and if a place is none of the batch.
+    pub fn of_places(
+        dataset: Arc<dyn Dataset>,
+        pipeline: Pipeline,
+        config: LoaderConfig,
+        places: Vec<usize>,
+    ) -> Self {
         assert!(!dataset.is_empty(), "a loader needs at least one sample");
-        assert!(config.batch > 0, "a batch needs at least one sample");
+        assert!(!places.is_empty(), "a batch needs at least one sample");
+        assert!(
+            places.iter().all(|place| *place < config.batch),
+            "a place beyond a batch of {}",
+            config.batch
+        );
         if let Err(error) = pipeline.check() {
             panic!("{error}");
         }
         let Crop { height, width } = pipeline.crop;
         let mut values = [3, height, width, size_of::<f32>()].into_iter();
-        let bytes = values.try_fold(config.batch, usize::checked_mul);
+        let bytes = values.try_fold(places.len(), usize::checked_mul);
         assert!(
             bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok()),
             "a batch of {} crops of {height}x{width} is larger than any memory",
-            config.batch
+            places.len()
         );
+        let places: Arc<[usize]> = places.into();
         let (mut queues, mut workers) = (Vec::new(), Vec::new());
         let stop = Arc::new(AtomicBool::new(false));
         let count = config.workers as u64;
@@ -125,6 +146,7 @@ impl Loader {
             dataset: dataset.clone(),
             pipeline: pipeline.clone(),
             config: config.clone(),
+            places: places.clone(),
             stop: stop.clone(),
             order: Order::new(dataset.len(), config.seed),
             index: None,
@@ -176,6 +198,8 @@ struct Task {
     dataset: Arc<dyn Dataset>,
     pipeline: Pipeline,
     config: LoaderConfig,
+    /// Of each batch.
+    places: Arc<[usize]>,
     stop: Arc<AtomicBool>,
     order: Order,
     /// The sample in work, or the one before.
@@ -216,7 +240,9 @@ impl Task {
 
     fn make(&mut self, iteration: u64) -> Message {
         let Crop { height, width } = self.pipeline.crop;
-        let (batch, area) = (self.config.batch, height * width);
+        let places = self.places.clone();
+        let (batch, area) = (places.len(), height * width);
+        let first = iteration * self.config.batch as u64;
         // Filled with the padding, which each sample overwrites as far as it reaches.
         let mut images = vec![0.0; batch * 3 * area];
         let mut labels = vec![IGNORE; batch * area];
@@ -224,11 +250,11 @@ impl Task {
         let parts = images
             .chunks_exact_mut(3 * area)
             .zip(labels.chunks_exact_mut(area));
-        for (counter, (planes, map)) in (iteration * batch as u64..).zip(parts) {
+        for (place, (planes, map)) in places.iter().zip(parts) {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(DataError::Worker("the loader was dropped".into()));
             }
-            let index = self.make_sample(counter, planes, map)?;
+            let index = self.make_sample(first + *place as u64, planes, map)?;
             sources.push(self.dataset.source(index));
         }
         Ok(Batch {
@@ -382,6 +408,41 @@ mod tests {
             );
         }
         assert_ne!(one[0].images, one[1].images);
+    }
+
+    #[test]
+    fn samples_at_some_places_are_those_of_the_whole_batch() {
+        let dataset = Arc::new(SyntheticStreets::new(64, 32, 5, 3));
+        let pipeline = Pipeline {
+            scale: "64x32".parse().unwrap(),
+            crop: "24x24".parse().unwrap(),
+            ..Pipeline::default()
+        };
+        let config = LoaderConfig {
+            batch: 6,
+            seed: 9,
+            workers: 2,
+            queue: 1,
+            start_at: 3,
+        };
+        let whole = Loader::new(dataset.clone(), pipeline.clone(), config.clone());
+        let part = Loader::of_places(dataset, pipeline, config, vec![4, 1]);
+        for (whole, part) in whole.zip(part).take(3) {
+            let (whole, part) = (whole.unwrap(), part.unwrap());
+            assert_eq!((part.iteration, part.shape), (whole.iteration, [2, 24, 24]));
+            for (ours, place) in [4, 1].into_iter().enumerate() {
+                let area = 24 * 24;
+                assert_eq!(part.sources[ours], whole.sources[place]);
+                assert_eq!(
+                    part.images[3 * area * ours..][..3 * area],
+                    whole.images[3 * area * place..][..3 * area]
+                );
+                assert_eq!(
+                    part.labels[area * ours..][..area],
+                    whole.labels[area * place..][..area]
+                );
+            }
+        }
     }
 
     /// A data set that does the same for every index.

@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Ranks;
+use crate::open::{visible_cuda, visible_wgpu};
+
 /// Where to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -60,6 +63,27 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
+impl DeviceChoice {
+    /// The device that this means in a process with so many `devices` of this kind: where several processes
+    /// run on one machine, the GPUs of each are counted from its own first. A launcher that shows each process
+    /// its own GPUs alone has done so.
+    pub fn of_rank(self, ranks: &Ranks, devices: usize) -> Self {
+        let [place, _] = ranks.local();
+        match self {
+            Self::Cuda(index) => Self::Cuda(counted(index, place, devices, visible_cuda())),
+            Self::Wgpu(index) => Self::Wgpu(counted(index, place, devices, visible_wgpu())),
+            Self::Flex => Self::Flex,
+        }
+    }
+}
+
+fn counted(index: usize, place: usize, devices: usize, visible: usize) -> usize {
+    match visible == devices {
+        true => index,
+        false => place * devices + index,
+    }
+}
+
 impl TryFrom<String> for DeviceChoice {
     type Error = ParseDeviceError;
 
@@ -93,6 +117,20 @@ mod tests {
         }
         assert_eq!("cpu".parse(), Ok(DeviceChoice::Flex));
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+    }
+
+    #[test]
+    fn processes_of_a_machine_take_gpus_one_after_the_other() {
+        // Eight GPUs, two for each process.
+        assert_eq!(counted(0, 0, 2, 8), 0);
+        assert_eq!(counted(1, 3, 2, 8), 7);
+        // A launcher that shows each process its own two.
+        assert_eq!(counted(1, 3, 2, 2), 1);
+        let alone = Ranks::default();
+        assert_eq!(
+            DeviceChoice::Cuda(3).of_rank(&alone, 1),
+            DeviceChoice::Cuda(3)
+        );
     }
 
     #[test]

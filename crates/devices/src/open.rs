@@ -68,6 +68,22 @@ fn open_cuda(index: usize) -> Result<Device, String> {
     Ok(device)
 }
 
+/// GPUs of NVIDIA that this process sees.
+pub(crate) fn visible_cuda() -> usize {
+    #[cfg(feature = "cuda")]
+    return crate::driver::device_count().unwrap_or(0);
+    #[cfg(not(feature = "cuda"))]
+    0
+}
+
+/// GPUs that this process sees through wgpu.
+pub(crate) fn visible_wgpu() -> usize {
+    #[cfg(feature = "wgpu")]
+    return Device::enumerate(burn::tensor::DeviceType::Wgpu).len();
+    #[cfg(not(feature = "wgpu"))]
+    0
+}
+
 /// Whether tensors on `device` are in the host's memory.
 pub fn is_host(device: &Device) -> bool {
     #[cfg(feature = "flex")]

@@ -126,6 +126,21 @@ impl Worker {
     pub fn sum(&self, own: Tensor<1>) -> Tensor<1> {
         self.exchange.sum(own)
     }
+
+    /// The sums of several gradients; see [`Exchange::sum_gradients`].
+    ///
+    /// # Shapes
+    /// f32 `[values]` each, to the same
+    ///
+    /// # Panics
+    /// As [`gather`](Self::gather) does.
+    pub fn sum_gradients(&self, own: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
+        self.exchange.sum_gradients(own)
+    }
+
+    pub(crate) fn exchange(&self) -> Arc<dyn Exchange> {
+        self.exchange.clone()
+    }
 }
 
 #[cfg(all(test, feature = "flex"))]

@@ -30,7 +30,7 @@ const fn mean_instance_px(id: usize) -> Option<f64> {
 }
 
 /// Pixels of instances that were found and missed, weighted by mean size over own size.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Weighted {
     hit: f64,
     missed: f64,
@@ -41,11 +41,11 @@ struct Weighted {
 /// Pixels whose true label is ignored do not count. A prediction of an ignored label, such as
 /// `parking`, is a miss of the true class and a false positive of none. Memory does not depend on
 /// the number of images.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CityscapesScorer {
     counts: Vec<u64>,
-    classes: [Weighted; IDS],
-    categories: [Weighted; CATEGORIES.len()],
+    classes: Vec<Weighted>,
+    categories: Vec<Weighted>,
     images: usize,
     images_with_instances: usize,
 }
@@ -61,8 +61,8 @@ impl CityscapesScorer {
     pub fn new() -> Self {
         Self {
             counts: vec![0; IDS * IDS],
-            classes: [Weighted::default(); IDS],
-            categories: [Weighted::default(); CATEGORIES.len()],
+            classes: vec![Weighted::default(); IDS],
+            categories: vec![Weighted::default(); CATEGORIES.len()],
             images: 0,
             images_with_instances: 0,
         }
@@ -121,6 +121,19 @@ impl CityscapesScorer {
             if let Some(category) = CATEGORIES.iter().position(|&c| c == label.category) {
                 add(&mut self.categories[category], instance.hit_category);
             }
+        }
+    }
+
+    /// Adds what `other` has of other images. Sums over instances are rounded in another order then.
+    pub fn merge(&mut self, other: &Self) {
+        self.images += other.images;
+        self.images_with_instances += other.images_with_instances;
+        let counts = self.counts.iter_mut().zip(&other.counts);
+        counts.for_each(|(ours, theirs)| *ours += theirs);
+        let ours = self.classes.iter_mut().chain(&mut self.categories);
+        for (ours, theirs) in ours.zip(other.classes.iter().chain(&other.categories)) {
+            ours.hit += theirs.hit;
+            ours.missed += theirs.missed;
         }
     }
 

@@ -3,6 +3,7 @@
 use burn::tensor::{Device, Int, Tensor};
 use halfseg_amp::{AuditReport, CastReport, GradScaler, UnderflowReport, autocast, cast_report};
 use halfseg_data::{Loader, LoaderConfig};
+use halfseg_devices::Ranks;
 use halfseg_segmentor::{LoadReport, Segmentor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -64,7 +65,7 @@ pub fn audit(recipe: &Recipe, device: &Device, scales: &[f32]) -> Result<Audit, 
         model,
         policy,
         loaded,
-    } = Start::of(recipe, &training)?;
+    } = Start::of(recipe, &training, &Ranks::default())?;
 
     // The same channels are dropped each time.
     let loss = |model: &Segmentor| {

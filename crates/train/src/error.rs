@@ -119,6 +119,9 @@ pub enum Error {
     /// A device that this build or this machine does not have.
     #[error(transparent)]
     Device(#[from] halfseg_devices::DeviceError),
+    /// Another process of the run failed, or differs from the first.
+    #[error(transparent)]
+    Rank(halfseg_devices::RankFailure),
     /// The loss or the gradients left the range of numbers for good.
     #[error(
         "training diverged at iteration {iteration} (loss {loss}): {found}; the last checkpoint is \

@@ -21,7 +21,9 @@ pub use halfseg_amp::{
     UnderflowReport,
 };
 pub use halfseg_data::{Crop, DataError, Dataset, Pipeline, Scale};
-pub use halfseg_devices::{Bytes, DeviceChoice, DeviceError, Route};
+pub use halfseg_devices::{
+    Bytes, DeviceChoice, DeviceError, ExchangePrecision, RankFailure, Ranks, Route,
+};
 pub use halfseg_eval::{EvalError, Scores};
 pub use halfseg_layers::Objective;
 pub use halfseg_predict::{EvalMode, EvalScale, PredictError, PredictorConfig};
@@ -45,6 +47,7 @@ pub use run::folder::{
 pub use run::log::Log;
 pub use run::observer::{Observer, Outcome, Started, Timing};
 pub use run::results::draw_curves;
+pub use run::together::{check_same, check_same_weights};
 pub use schedule::{Decay, Schedule};
 pub use source::{Splits, check_classes, known_classes, open_split, pipeline};
-pub use start::{bound_policy, check_memory};
+pub use start::{bound_policy, check_memory, open_device};

@@ -70,14 +70,15 @@ impl Splits {
         self.train.classes().of_network(count)
     }
 
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<&dyn Dataset> {
+        let splits = [Some(&self.train), self.val.as_ref()];
+        splits.into_iter().flatten().map(|split| &**split).collect()
+    }
+
     /// What whoever trains on them should know.
     pub(crate) fn notes(&self) -> Vec<String> {
-        let splits = [Some(&self.train), self.val.as_ref()];
-        splits
-            .into_iter()
-            .flatten()
-            .flat_map(|split| split.notes())
-            .collect()
+        self.all().iter().flat_map(|split| split.notes()).collect()
     }
 }
 

@@ -2,17 +2,19 @@
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use burn::tensor::Device;
 use halfseg_amp::Policy;
 use halfseg_data::{Dataset, Sample};
-use halfseg_devices::{Bytes, DeviceChoice, available_memory};
+use halfseg_devices::{Bytes, DeviceChoice, Ranks, available_memory};
 use halfseg_layers::resize_memory;
 use halfseg_predict::PredictorSettings;
 use halfseg_segmentor::{LoadReport, Segmentor, training_memory};
 
 use crate::learner::replica;
-use crate::{Error, Factors, Recipe};
+use crate::run::together::{check_shares, shared};
+use crate::{Error, Factors, Learner, Recipe, Splits};
 
 /// A network ready to be trained as a recipe says.
 pub(crate) struct Start {
@@ -25,17 +27,19 @@ pub(crate) struct Start {
 
 impl Start {
     /// The network that training begins with, on the autodiff device `training`: drawn from the
-    /// seed, under the weights of the recipe's `checkpoint` or `backbone_weights`.
-    pub fn of(recipe: &Recipe, training: &Device) -> Result<Self, Error> {
+    /// seed, under the weights of the recipe's `checkpoint` or `backbone_weights`, which the first of several
+    /// processes alone reads.
+    pub fn of(recipe: &Recipe, training: &Device, ranks: &Ranks) -> Result<Self, Error> {
         let alone = own_generator();
         let mut model = drawn(recipe, training);
         let mut loaded = None;
-        if !recipe.checkpoint.is_empty() {
+        let reads = |weights: &str| ranks.is_first() && !weights.is_empty();
+        if reads(&recipe.checkpoint) {
             let report;
             (model, report) = model.load_pretrained(&recipe.checkpoint)?;
             loaded = Some(report);
         }
-        if !recipe.backbone_weights.is_empty() {
+        if reads(&recipe.backbone_weights) {
             let report;
             (model, report) = model.load_backbone(&recipe.backbone_weights)?;
             loaded = Some(report);
@@ -65,6 +69,55 @@ impl Start {
     }
 }
 
+/// What a run of one or several processes needs before it begins.
+pub(crate) struct Prepared {
+    model: Segmentor,
+    policy: Policy,
+    further: Vec<Device>,
+    pub loaded: Option<LoadReport>,
+    /// The lower bound of what a step of this process takes.
+    pub memory: Bytes,
+}
+
+impl Prepared {
+    /// Checks what can be known before a step, on `device` (without autodiff), and takes the network that
+    /// `start` gives for it with autodiff.
+    pub fn of(
+        recipe: &Recipe,
+        data: &Splits,
+        device: &Device,
+        ranks: &Ranks,
+        start: impl FnOnce(&Device) -> Result<Start, Error>,
+    ) -> Result<Self, Error> {
+        recipe.check("the recipe of this run")?;
+        check_shares(recipe, ranks)?;
+        let memory = check_memory(recipe)?;
+        check_evaluation(recipe, data.val.as_deref(), device)?;
+        let Start {
+            model,
+            policy,
+            loaded,
+        } = start(&device.clone().autodiff())?;
+        Ok(Self {
+            model,
+            policy,
+            further: open_further(recipe, ranks)?,
+            loaded,
+            memory,
+        })
+    }
+
+    /// The learner of one of `ranks`, with the weights of the first. All of them call it.
+    pub fn learner(self, recipe: &Recipe, ranks: Ranks) -> Learner {
+        let seconds = recipe.train.exchange_timeout;
+        ranks.set_time_out((seconds > 0).then(|| Duration::from_secs(seconds)));
+        let model = shared(self.model, &ranks);
+        Learner::new(model, self.policy, recipe)
+            .with_further_devices(self.further)
+            .with_ranks(ranks)
+    }
+}
+
 /// A network drawn from the recipe's seed. The CPU draws, where this build computes there, so that the
 /// weights are the same on every device; elsewhere the device itself does.
 fn drawn(recipe: &Recipe, training: &Device) -> Segmentor {
@@ -78,24 +131,30 @@ fn drawn(recipe: &Recipe, training: &Device) -> Segmentor {
     }
 }
 
-/// The lower bound of a step's memory, which the host must have if it computes.
+/// The lower bound of a step's memory in this process, which the host must have for each of those that it runs if
+/// it computes; see [`Ranks::current`].
 ///
 /// # Errors
 ///
 /// [`Error::Memory`] if it has less.
 pub fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
-    let needed = Bytes(training_memory(&recipe.model, &recipe.training_step()));
+    let ranks = Ranks::current();
+    let mut step = recipe.training_step();
+    step.images = step.images.div_ceil(ranks.size());
+    let needed = Bytes(training_memory(&recipe.model, &step));
     // The memory of a GPU is not known before its first use.
     let on_host = recipe.device == DeviceChoice::Flex;
     let needed = match on_host {
         true => Bytes(needed.0.saturating_add(resize_of_logits(recipe))),
         false => needed,
     };
+    let [_, here] = ranks.local();
+    let of_all = Bytes(needed.0.saturating_mul(here as u64));
     match available_memory().filter(|_| on_host) {
-        Some(available) if needed > available => Err(Error::Memory {
+        Some(available) if of_all > available => Err(Error::Memory {
             crop: recipe.data.crop.to_string(),
             batch: recipe.train.batch,
-            needed,
+            needed: of_all,
             available,
         }),
         _ => Ok(needed),
@@ -111,7 +170,7 @@ fn resize_of_logits(recipe: &Recipe) -> u64 {
 
 /// Whether the host could hold a picture in evaluation, by the first of `val`: a run that could not would
 /// end at its first evaluation.
-pub(crate) fn check_evaluation(
+fn check_evaluation(
     recipe: &Recipe,
     val: Option<&dyn Dataset>,
     device: &Device,
@@ -128,9 +187,21 @@ pub(crate) fn check_evaluation(
     Ok(checked.map_err(|error| error.of(&val.source(0)))?)
 }
 
+/// The device of this process that `recipe` computes on, without autodiff: of several processes on a machine,
+/// each counts GPUs from its own first.
+///
+/// # Errors
+///
+/// Those of [`DeviceChoice::open`].
+pub fn open_device(recipe: &Recipe, ranks: &Ranks) -> Result<Device, Error> {
+    let devices = 1 + recipe.further_devices.len();
+    Ok(recipe.device.of_rank(ranks, devices).open()?)
+}
+
 /// The devices that share batches with the first, with autodiff.
-pub(crate) fn open_further(recipe: &Recipe) -> Result<Vec<Device>, Error> {
-    let open = |choice: &DeviceChoice| Ok(choice.open()?.autodiff());
+fn open_further(recipe: &Recipe, ranks: &Ranks) -> Result<Vec<Device>, Error> {
+    let devices = 1 + recipe.further_devices.len();
+    let open = |choice: &DeviceChoice| Ok(choice.of_rank(ranks, devices).open()?.autodiff());
     recipe.further_devices.iter().map(open).collect()
 }
 

@@ -310,32 +310,51 @@ impl ScaledGrads {
     }
 
     /// The gradients of several devices that each computed a part of one step with a copy of the
-    /// network. `sum` gives, for a row of values of this device, the sum of the rows that all devices
-    /// give in the same call, as an all-reduce does. Every device has to call this; it calls `sum` in
-    /// the same order on each, once for a gradient and once for the flags and losses of the forward pass,
-    /// which together say afterwards whether that of any device overflowed and what the loss is. What was
-    /// given to [`with_numbers`](Self::with_numbers) stays what this device gave.
+    /// network. Every device has to call this. `gradients` gets all gradients, a row each, and gives the sums of
+    /// the rows that all devices give, as an all-reduce does; `flags` does so with one row that holds the
+    /// flags and losses of the forward pass, which together say afterwards whether that of any device
+    /// overflowed and what the loss is. What was given to [`with_numbers`](Self::with_numbers) stays what this
+    /// device gave.
     ///
     /// # Shapes
-    /// `sum`: f32 `[values]`, without autodiff, to the same
-    pub fn summed(mut self, mut sum: impl FnMut(Tensor<1>) -> Tensor<1>) -> ScaledGrads {
-        for grad in std::mem::take(&mut self.grads) {
-            let value = grad.value.map(&mut sum);
-            self.grads.push(Grad { value, ..grad });
-        }
+    /// Rows: f32 `[values]`, without autodiff, to the same
+    ///
+    /// # Panics
+    /// If `gradients` gives another number of rows.
+    pub fn summed(
+        mut self,
+        gradients: impl FnOnce(Vec<Tensor<1>>) -> Vec<Tensor<1>>,
+        flags: impl FnOnce(Tensor<1>) -> Tensor<1>,
+    ) -> ScaledGrads {
+        let mut rows = Vec::with_capacity(self.grads.len());
+        let parts = std::mem::take(&mut self.grads).into_iter().map(|grad| {
+            let (row, from_row) = grad.value.into_row();
+            rows.push(row);
+            (grad.id, grad.path, from_row)
+        });
+        let parts: Vec<_> = parts.collect();
+        let sums = gradients(rows);
+        assert_eq!(sums.len(), parts.len(), "a sum for each gradient");
+        let summed = parts.into_iter().zip(sums);
+        let summed = summed.map(|((id, path, from_row), sum)| Grad {
+            id,
+            path,
+            value: from_row(sum),
+        });
+        self.grads = summed.collect();
         if !self.forward.is_empty() {
-            let flags = self.forward.iter().map(|flags| flags.finite.clone());
-            let bad = Tensor::cat(flags.collect(), 0).sub_scalar(1.0).neg();
-            let (flags, losses) = (bad.dims()[0], self.losses.len());
-            let row = sum(Tensor::cat([vec![bad], self.losses].concat(), 0));
-            let finite = row.clone().narrow(0, 0, flags).lower_scalar(0.5);
+            let finite = self.forward.iter().map(|flags| flags.finite.clone());
+            let bad = Tensor::cat(finite.collect(), 0).sub_scalar(1.0).neg();
+            let (count, losses) = (bad.dims()[0], self.losses.len());
+            let row = flags(Tensor::cat([vec![bad], self.losses].concat(), 0));
+            let finite = row.clone().narrow(0, 0, count).lower_scalar(0.5);
             let finite = finite.float().cast(FloatDType::F32);
             let mut start = 0;
             for flags in &mut self.forward {
                 flags.finite = finite.clone().narrow(0, start, flags.names.len());
                 start += flags.names.len();
             }
-            let losses = (flags..flags + losses).map(|place| row.clone().narrow(0, place, 1));
+            let losses = (count..count + losses).map(|place| row.clone().narrow(0, place, 1));
             self.losses = losses.collect();
         }
         self

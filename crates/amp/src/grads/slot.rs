@@ -17,6 +17,8 @@ pub(crate) struct Grad {
     pub value: Box<dyn Slot>,
 }
 
+pub(crate) type FromRow = Box<dyn FnOnce(Tensor<1>) -> Box<dyn Slot>>;
+
 /// The values of a gradient, whatever their rank.
 pub(crate) trait Slot: Send {
     /// Whether all values are finite, as a 1 or a 0 on `device`.
@@ -33,8 +35,8 @@ pub(crate) trait Slot: Send {
     /// Brings each value into `-max..=max`.
     fn clamp(&mut self, max: f32);
     fn add(self: Box<Self>, other: Box<dyn Slot>) -> Box<dyn Slot>;
-    /// What `change` makes of all values in one row.
-    fn map(self: Box<Self>, change: &mut dyn FnMut(Tensor<1>) -> Tensor<1>) -> Box<dyn Slot>;
+    /// All values in one row, and what makes a gradient of this shape of such a row.
+    fn into_row(self: Box<Self>) -> (Tensor<1>, FromRow);
     fn register(self: Box<Self>, id: ParamId, grads: &mut GradientsParams);
     fn device(&self) -> Device;
     /// Takes the values out, if they are f32 in the memory of this machine. They go back with
@@ -122,10 +124,12 @@ impl<const D: usize> Slot for Tensor<D> {
         Box::new(Tensor::add(*self, other))
     }
 
-    fn map(self: Box<Self>, change: &mut dyn FnMut(Tensor<1>) -> Tensor<1>) -> Box<dyn Slot> {
+    fn into_row(self: Box<Self>) -> (Tensor<1>, FromRow) {
         let shape = self.shape();
         let row = self.reshape([shape.num_elements()]);
-        Box::new(change(row).reshape::<D, _>(shape))
+        let from_row =
+            move |row: Tensor<1>| -> Box<dyn Slot> { Box::new(row.reshape::<D, _>(shape)) };
+        (row, Box::new(from_row))
     }
 
     fn register(self: Box<Self>, id: ParamId, grads: &mut GradientsParams) {

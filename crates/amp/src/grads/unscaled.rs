@@ -113,7 +113,8 @@ impl UnscaledGrads {
     /// If `change` gives another number of values.
     pub fn map(mut self, mut change: impl FnMut(&str, Tensor<1>) -> Tensor<1>) -> Self {
         for grad in std::mem::take(&mut self.grads) {
-            let value = grad.value.map(&mut |row| change(&grad.path, row));
+            let (row, from_row) = grad.value.into_row();
+            let value = from_row(change(&grad.path, row));
             self.grads.push(Grad { value, ..grad });
         }
         self.squares = None;

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use halfseg_data::{Crop, Scale};
-use halfseg_devices::DeviceChoice;
+use halfseg_devices::{DeviceChoice, ExchangePrecision};
 use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{LossScale, RunPrecision};
 
@@ -199,6 +199,12 @@ pub struct RecipeArgs {
     /// memory, one more forward pass, the same results
     #[arg(long)]
     pub gradient_checkpointing: bool,
+    /// How gradients travel between several processes, which add them up in f32
+    #[arg(long, value_parser = listed::<ExchangePrecision>(PRECISIONS))]
+    pub exchange_precision: Option<ExchangePrecision>,
+    /// Seconds that a process waits for another before it names it and ends the job; 0 waits forever
+    #[arg(long, value_name = "SECONDS")]
+    pub exchange_timeout: Option<u64>,
     /// Configuration
     #[command(flatten)]
     pub sources: ConfigSources,
@@ -307,6 +313,12 @@ pub struct BenchArgs {
     /// inner maps
     #[arg(long, requires = "train")]
     pub gradient_checkpointing: bool,
+    /// Measure what a step exchanges between several processes, started by mpirun or srun, instead of passes
+    #[arg(long, conflicts_with_all = ["train", "batch", "peak_gflops", "gradient_checkpointing"])]
+    pub exchange: bool,
+    /// With --exchange: how gradients travel
+    #[arg(long, requires = "exchange", default_value = "f32", value_parser = listed::<ExchangePrecision>(PRECISIONS))]
+    pub exchange_precision: ExchangePrecision,
     /// Images at once; 1, or 2 with --train
     #[arg(long, value_name = "N")]
     pub batch: Option<NonZeroUsize>,

@@ -7,24 +7,26 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use halfseg_data::{
-    CLASSES, Cityscapes, Dataset, DefinedData, Definition, IGNORE, LabelMap, Sample, check_labels,
-    encode_label, label_id, read_label, short_name, train_id,
+    CLASSES, Cityscapes, Dataset, DefinedData, Definition, IGNORE, InstanceMap, LabelMap, Sample,
+    check_labels, encode_label, label_id, read_label, short_name, train_id,
 };
-use halfseg_devices::resident_memory;
+use halfseg_devices::{Ranks, resident_memory};
 use halfseg_eval::{
     CityscapesScorer, CityscapesScores, ConfusionMatrix, confusion_svg, scores_json,
 };
 use halfseg_files::write_atomically;
-use halfseg_train::{DataSource, check_classes, open_split};
+use halfseg_predict::Predictor;
+use halfseg_train::{DataSource, check_classes, check_same, check_same_weights, open_split};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use zip::ZipWriter;
 
 use super::left_out::{LeftOut, class_map};
 use crate::args::EvalArgs;
-use crate::failure::{Interrupted, Usage};
-use crate::interrupt;
+use crate::failure::Usage;
 use crate::output::{check_replaceable, check_writable, print_table, write_json};
 use crate::progress::Progress;
+use crate::ranks;
 use crate::settings::{Loaded, require_data};
 
 /// Pictures with the lowest mIoU that the JSON lists.
@@ -42,7 +44,9 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let inference = &args.inference;
     let inputs = [&inference.sources.config, &inference.policy].map(Option::as_deref);
     let inputs = [&inputs[..], &[Some(&inference.checkpoint)]].concat();
-    check_writable(&[&args.zip, &args.json, &args.confusion], &inputs)?;
+    if Ranks::current().is_first() {
+        check_writable(&[&args.zip, &args.json, &args.confusion], &inputs)?;
+    }
     let keeps = args.save_predictions.is_some() || args.zip.is_some();
     let loaded = Loaded::open(&args.inference, args.data.as_deref())?;
     let split = args
@@ -59,76 +63,65 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     // What the benchmark reports beyond the classes' IoU, for its own classes.
     let classes = loaded.recipe.model.num_classes;
     let tree = tree.filter(|tree| tree.is_labelled() && classes == CLASSES);
-    let mut official = tree.is_some().then(CityscapesScorer::new);
+    let official = tree.is_some().then(CityscapesScorer::new);
 
-    let mut predictions = Predictions::new(args, own)?;
-    let predictor = loaded.predictor();
-    let mut matrix = ConfusionMatrix::new(classes);
+    let ranks = Ranks::current();
+    check_same_weights(&ranks, &loaded.model, "weights")?;
+    check_same(&ranks, &loaded.recipe, &[&*dataset])?;
+    let archive = args.zip.as_deref().filter(|_| ranks.is_first());
+    let mut archive = archive.map(Archive::new).transpose()?;
+    let mut scoring = Scoring {
+        args,
+        dataset: &*dataset,
+        tree,
+        predictions: Predictions::new(args, own)?,
+        predictor: loaded.predictor(),
+        matrix: ConfusionMatrix::new(classes),
+        official,
+    };
+    ranks.begin();
     let mut left_out = LeftOut::new(args.batch.skip_bad);
     let mut shown = Progress::new(dataset.len() as u64, "images");
-    let (mut names, mut of_pictures) = (Vec::new(), Vec::new());
-    for index in 0..dataset.len() {
-        if interrupt::requested() {
-            return Err(Interrupted("interrupted: no scores".into()).into());
-        }
-        let found = dataset
-            .get(index)
-            .map_err(anyhow::Error::from)
-            .and_then(|sample| {
-                let kept = predictions.kept(args, &sample);
-                let map = match &kept {
-                    Some(path) => read_kept(path, &sample, own)?,
-                    None => {
-                        let prediction = predictor.predict(&sample.image);
-                        let prediction = prediction.map_err(|error| error.of(&sample.name))?;
-                        class_map(prediction, &sample.name, args.batch.allow_nonfinite)?
-                    }
-                };
-                if let Some(label) = &sample.label {
-                    let name = || format!("the label map of {}", dataset.source(index));
-                    check_labels(&label.data, classes, name)?;
-                }
-                let tree = tree.as_ref().filter(|_| sample.label.is_some());
-                let instances = tree
-                    .map(|tree| tree.instances(index))
-                    .transpose()?
-                    .flatten();
-                Ok((sample, map, kept.is_some(), instances))
-            });
-        let (sample, map, is_kept, instances) = match found {
-            Ok(found) => found,
-            Err(error) => {
-                left_out.add(error)?;
-                continue;
-            }
+    let (mut scored, mut of_pictures) = (0, Vec::new());
+    // Of several processes, each takes every so many pictures.
+    for first in (0..dataset.len()).step_by(ranks.size()) {
+        ranks::check_interrupted(|| "interrupted: no scores".into())?;
+        let index = first + ranks.rank();
+        let done = match index < dataset.len() {
+            true => scoring.score(index),
+            false => Ok(Done::default()),
         };
-        predictions.write(args, &sample.name, &map, is_kept)?;
-        if let Some(label) = &sample.label {
-            let mut one = ConfusionMatrix::new(classes);
-            one.update(&map.data, &label.data, IGNORE)?;
-            let scores = one.scores();
-            if scores.classes.iter().any(|class| class.pixels > 0) {
-                of_pictures.push((scores.mean_iou, sample.name.clone()));
+        for done in ranks::shared_values(done)? {
+            match (done.left_out, &mut archive) {
+                (Some(why), _) => {
+                    left_out.push(why);
+                    continue;
+                }
+                (None, Some(archive)) if !done.png.is_empty() => {
+                    archive.add(file_name(&done.name, own), &done.png)?;
+                }
+                _ => {}
             }
-            matrix.merge(&one);
-            if let Some(scorer) = &mut official {
-                let instances = instances.as_ref().map(|map| map.data.as_slice());
-                let ids = [&map.data, &label.data].map(|map| label_ids(map));
-                scorer
-                    .update(&ids[0], &ids[1], instances)
-                    .with_context(|| dataset.source(index))?;
+            if !done.name.is_empty() {
+                shown.inc(&done.name);
+                scored += 1;
+                of_pictures.extend(done.miou.map(|miou| (miou, done.name)));
             }
         }
-        shown.inc(&sample.name);
-        names.push(sample.name);
     }
     shown.finish();
-    predictions.finish()?;
+    archive.map_or(Ok(()), Archive::finish)?;
     let names_of_classes = loaded.classes.names();
+    let matrix = ranks::merged(scoring.matrix)?;
+    let official = scoring.official.map(ranks::merged).transpose()?;
     let scores = matrix.scores();
     let official = official.map(|scorer| scorer.scores());
+    let total = dataset.len();
+    if !ranks.is_first() {
+        return ranks::together(left_out.finish(total));
+    }
     let unlabelled = scores.classes.iter().all(|class| class.pixels == 0);
-    if names.is_empty() {
+    if scored == 0 {
         message!("no picture was scored");
     } else if unlabelled {
         message!("{split} has no labels: nothing to score");
@@ -151,7 +144,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         let worst = of_pictures.iter().take(WORST);
         let worst = worst.map(|(miou, name)| json!({ "name": name, "miou": miou }));
         json["worst"] = worst.collect();
-        json["images"] = names.len().into();
+        json["images"] = scored.into();
         json["split"] = split.into();
         json["data"] = loaded.recipe.data.source.to_string().into();
         json["checkpoint"] = loaded.weights.display().to_string().into();
@@ -163,7 +156,94 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         json["policy"] = serde_json::to_value(loaded.recipe.precision.policy())?;
         write_json(path, &json)?;
     }
-    left_out.finish(dataset.len())
+    ranks::together(left_out.finish(total))
+}
+
+/// What scores the pictures of one process.
+struct Scoring<'a> {
+    args: &'a EvalArgs,
+    dataset: &'a dyn Dataset,
+    tree: Option<Arc<Cityscapes>>,
+    predictions: Predictions,
+    predictor: Predictor,
+    matrix: ConfusionMatrix,
+    official: Option<CityscapesScorer>,
+}
+
+/// What became of a picture; nothing has no name.
+#[derive(Default, Serialize, Deserialize)]
+struct Done {
+    name: String,
+    /// Why it was left out.
+    left_out: Option<String>,
+    /// Of this picture alone, if it has labels.
+    miou: Option<f64>,
+    /// For the archive.
+    png: Vec<u8>,
+}
+
+impl Scoring<'_> {
+    fn score(&mut self, index: usize) -> Result<Done> {
+        let (sample, map, is_kept, instances) = match self.predict(index) {
+            Ok(found) => found,
+            Err(error) => {
+                return Ok(Done {
+                    left_out: Some(LeftOut::reason(self.args.batch.skip_bad, error)?),
+                    ..Done::default()
+                });
+            }
+        };
+        let mut miou = None;
+        let png = self
+            .predictions
+            .write(self.args, &sample.name, &map, is_kept)?;
+        if let Some(label) = &sample.label {
+            let mut one = ConfusionMatrix::new(self.matrix.classes());
+            one.update(&map.data, &label.data, IGNORE)?;
+            let scores = one.scores();
+            let scored = scores.classes.iter().any(|class| class.pixels > 0);
+            miou = scored.then_some(scores.mean_iou);
+            self.matrix.merge(&one);
+            if let Some(scorer) = &mut self.official {
+                let instances = instances.as_ref().map(|map| map.data.as_slice());
+                let ids = [&map.data, &label.data].map(|map| label_ids(map));
+                scorer
+                    .update(&ids[0], &ids[1], instances)
+                    .with_context(|| self.dataset.source(index))?;
+            }
+        }
+        Ok(Done {
+            name: sample.name,
+            left_out: None,
+            miou,
+            png,
+        })
+    }
+
+    /// The picture and its classes, whether an earlier run has kept these, and the true instances where they are
+    /// known.
+    fn predict(&self, index: usize) -> Result<(Sample, LabelMap, bool, Option<InstanceMap>)> {
+        let sample = self.dataset.get(index)?;
+        let kept = self.predictions.kept(self.args, &sample);
+        let map = match &kept {
+            Some(path) => read_kept(path, &sample, self.predictions.own)?,
+            None => {
+                let prediction = self.predictor.predict(&sample.image);
+                let prediction = prediction.map_err(|error| error.of(&sample.name))?;
+                class_map(prediction, &sample.name, self.args.batch.allow_nonfinite)?
+            }
+        };
+        if let Some(label) = &sample.label {
+            let name = || format!("the label map of {}", self.dataset.source(index));
+            check_labels(&label.data, self.matrix.classes(), name)?;
+        }
+        let tree = self.tree.as_ref().filter(|_| sample.label.is_some());
+        let instances = tree
+            .map(|tree| tree.instances(index))
+            .transpose()?
+            .flatten();
+        Ok((sample, map, kept.is_some(), instances))
+    }
 }
 
 /// What is evaluated.
@@ -249,7 +329,8 @@ pub fn official_table(scores: &CityscapesScores) -> String {
 /// Where predictions are kept, if anywhere.
 struct Predictions {
     folder: Option<PathBuf>,
-    archive: Option<Archive>,
+    /// Whether an archive is to hold them.
+    archived: bool,
     /// Whether they are classes, not labelIds.
     own: bool,
 }
@@ -261,10 +342,10 @@ impl Predictions {
             fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make {}", folder.display()))?;
         }
-        let archive = args.zip.as_deref().map(Archive::new).transpose()?;
+        let archived = args.zip.is_some();
         Ok(Self {
             folder,
-            archive,
+            archived,
             own,
         })
     }
@@ -275,10 +356,12 @@ impl Predictions {
         Some(folder.join(file_name(&sample.name, self.own))).filter(|path| path.is_file())
     }
 
-    /// Keeps the labelIds, or the classes, of one image, where they are not kept already.
-    fn write(&mut self, args: &EvalArgs, name: &str, map: &LabelMap, is_kept: bool) -> Result<()> {
-        if self.folder.is_none() && self.archive.is_none() {
-            return Ok(());
+    /// Keeps the labelIds, or the classes, of one image, where they are not kept already; gives its PNG, if an
+    /// archive is to hold it.
+    fn write(&self, args: &EvalArgs, name: &str, map: &LabelMap, is_kept: bool) -> Result<Vec<u8>> {
+        let mut png = Vec::new();
+        if self.folder.is_none() && !self.archived {
+            return Ok(png);
         }
         let name = file_name(name, self.own);
         let label = LabelMap {
@@ -288,7 +371,6 @@ impl Predictions {
             },
             ..*map
         };
-        let mut png = Vec::new();
         encode_label(&mut png, &label).with_context(|| name.clone())?;
         if let Some(folder) = self.folder.as_ref().filter(|_| !is_kept) {
             let path = folder.join(&name);
@@ -296,14 +378,10 @@ impl Predictions {
             write_atomically(&path, |out| out.write_all(&png))
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
-        match &mut self.archive {
-            Some(archive) => archive.add(name, &png),
-            None => Ok(()),
+        if !self.archived {
+            png.clear();
         }
-    }
-
-    fn finish(self) -> Result<()> {
-        self.archive.map_or(Ok(()), Archive::finish)
+        Ok(png)
     }
 }
 

@@ -23,11 +23,21 @@ impl LeftOut {
 
     /// Leaves out a picture that `error` names, or ends the job with it.
     pub fn add(&mut self, error: anyhow::Error) -> Result<()> {
-        if !self.goes_on {
-            return Err(error);
-        }
-        self.reasons.push(chain(&error));
+        self.push(Self::reason(self.goes_on, error)?);
         Ok(())
+    }
+
+    /// Why a picture is left out, if the job goes on without it, else the error.
+    pub fn reason(goes_on: bool, error: anyhow::Error) -> Result<String> {
+        match goes_on {
+            true => Ok(chain(&error)),
+            false => Err(error),
+        }
+    }
+
+    /// Leaves out a picture for this reason.
+    pub fn push(&mut self, reason: String) {
+        self.reasons.push(reason);
     }
 
     /// How many were left out.

@@ -23,8 +23,10 @@ use std::num::NonZeroUsize;
 
 use anyhow::{Context, Result};
 
+use halfseg_devices::Ranks;
+
 use crate::args::Command;
-use crate::interrupt;
+use crate::{interrupt, ranks};
 
 /// Runs a subcommand.
 pub fn run(command: Command) -> Result<()> {
@@ -36,13 +38,14 @@ pub fn run(command: Command) -> Result<()> {
     });
     detail!("halfseg {}", env!("HALFSEG_VERSION"));
     interrupt::survive_file_size_limit();
+    let ranks = ranks::start(&command)?;
     if let Command::Demo(_)
     | Command::Train(_)
     | Command::Eval(_)
     | Command::Predict(_)
     | Command::Audit(_) = &command
     {
-        start_threads(None)?;
+        start_threads(own_threads(&ranks))?;
     }
     match command {
         Command::Demo(args) => demo::run(&args),
@@ -63,6 +66,22 @@ pub fn run(command: Command) -> Result<()> {
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }
+}
+
+/// The threads that one of several processes of a machine computes with, unless the user says it.
+fn own_threads(ranks: &Ranks) -> Option<NonZeroUsize> {
+    let threads = ranks.fair_threads();
+    let said = std::env::var_os("RAYON_NUM_THREADS").is_some();
+    if let Some(threads) = threads.filter(|_| !said) {
+        let [_, here] = ranks.local();
+        message!(
+            "{} processes, {here} on this machine, each with {threads} thread(s) by the processors that the \
+             launcher leaves it (RAYON_NUM_THREADS sets another number)",
+            ranks.size()
+        );
+        return Some(threads);
+    }
+    None
 }
 
 /// Starts the threads that compute, `count` of them or one for each core: where the system has none

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use anyhow::Result;
+use halfseg_devices::Ranks;
 use halfseg_eval::{Scores, scores_json};
-use halfseg_train::{Existing, Outcome, Splits, Trainer};
+use halfseg_train::{Existing, Outcome, Splits, Trainer, open_device};
 
 use crate::args::{RecipeArgs, TrainArgs};
 use crate::failure::{Interrupted, Usage};
@@ -22,14 +23,17 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     } = &args.recipe;
     let inputs = [&sources.config, checkpoint, &args.policy].map(Option::as_deref);
     let inputs = [&inputs[..], &[Some(&args.out)]].concat();
-    check_writable(&[&args.json], &inputs)?;
+    let ranks = Ranks::current();
+    if ranks.is_first() {
+        check_writable(&[&args.json], &inputs)?;
+    }
     let mut trainer = if args.resume {
         resume(args)?
     } else {
         begin(args)?
     };
     let scores = drive(&mut trainer, &args.out)?;
-    if let (Some(path), Some(scores)) = (&args.json, &scores) {
+    if let (Some(path), Some(scores), true) = (&args.json, &scores, ranks.is_first()) {
         write_json(path, &scores_json(scores, &trainer.classes().names()))?;
     }
     Ok(())
@@ -39,7 +43,7 @@ fn begin(args: &TrainArgs) -> Result<Trainer> {
     settings::require_data(args.recipe.data.as_deref(), &args.recipe.sources)?;
     let recipe = settings::recipe(&args.recipe, args.policy.as_deref())?;
     detail!("{}", recipe.to_toml());
-    let device = recipe.device.open()?;
+    let device = open_device(&recipe, &Ranks::current())?;
     if !args.overwrite {
         return Ok(Trainer::new(recipe, &device, &args.out)?);
     }

@@ -320,4 +320,30 @@ fn settings_without_effect_are_said_and_impossible_ones_refused() {
     let output = output.unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("at most 16 MiB"));
+
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn processes_of_a_launcher_are_refused_by_a_build_that_cannot_join_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let mut train = halfseg(&["train", "--data", "nowhere", "--out", text(&out)]);
+    train.env("OMPI_COMM_WORLD_SIZE", "2");
+    for (rank, alone, expected) in [
+        ("0", false, "built without MPI"),
+        ("1", false, ""),
+        ("1", true, "nowhere"),
+    ] {
+        train.env("OMPI_COMM_WORLD_RANK", rank);
+        train.env("HALFSEG_RANKS", if alone { "alone" } else { "" });
+        let output = train.output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(
+            said.is_empty(),
+            expected.is_empty(),
+            "one speaks for all: {said}"
+        );
+    }
+    assert!(!out.exists());
 }

@@ -2,6 +2,7 @@
 
 mod host;
 mod nccl;
+mod ranked;
 
 use std::fmt;
 
@@ -9,6 +10,7 @@ use burn::tensor::{Device, Tensor};
 
 pub use host::HostExchange;
 pub use nccl::NcclExchange;
+pub use ranked::RankedExchange;
 
 use crate::open::reaches_over_nccl;
 
@@ -43,6 +45,18 @@ pub trait Exchange: fmt::Debug + Send + Sync {
     fn sum(&self, own: Tensor<1>) -> Tensor<1> {
         let sum = self.gather(own).into_iter().reduce(|a, b| a + b);
         sum.expect("a group has at least one member")
+    }
+
+    /// The sums of several rows, each as [`sum`](Self::sum) has it or, where exchanges are told to, with values
+    /// rounded on their way: of gradients, which need less precision than statistics.
+    ///
+    /// # Shapes
+    /// f32 `[values]` each, to the same
+    ///
+    /// # Panics
+    /// As [`gather`](Self::gather) does.
+    fn sum_gradients(&self, own: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
+        own.into_iter().map(|row| self.sum(row)).collect()
     }
 
     /// Tells the others that this member gives nothing any more; they panic where they wait for it.

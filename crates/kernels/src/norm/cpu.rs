@@ -9,7 +9,7 @@ use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, dispatch};
 
 /// Values that are widened to f32 at a time, on the stack.
-const BLOCK: usize = 512;
+pub const BLOCK: usize = 512;
 /// Partial f32 sums of a block: each adds 32 values before f64 takes over.
 const LANES: usize = 16;
 /// Values that a task of the thread pool works on at least.
@@ -27,12 +27,13 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    fn per_channel(self) -> usize {
+    /// Values of a channel.
+    pub fn per_channel(self) -> usize {
         self.batch * self.pixels
     }
 
     /// The planes of one channel.
-    fn planes<E>(self, map: &[E], channel: usize) -> impl Iterator<Item = &[E]> + Clone {
+    pub fn planes<E>(self, map: &[E], channel: usize) -> impl Iterator<Item = &[E]> + Clone {
         (0..self.batch).map(move |image| {
             let start = (image * self.channels + channel) * self.pixels;
             &map[start..start + self.pixels]
@@ -40,7 +41,7 @@ impl Sizes {
     }
 
     /// The planes of each channel.
-    fn planes_mut<E>(self, map: &mut [E]) -> Vec<Vec<&mut [E]>> {
+    pub fn planes_mut<E>(self, map: &mut [E]) -> Vec<Vec<&mut [E]>> {
         let mut channels: Vec<_> = (0..self.channels)
             .map(|_| Vec::with_capacity(self.batch))
             .collect();
@@ -50,7 +51,8 @@ impl Sizes {
         channels
     }
 
-    fn channels_per_task(self) -> usize {
+    /// Channels that a task of the thread pool works on at least.
+    pub fn channels_per_task(self) -> usize {
         (TASK / self.per_channel()).max(1)
     }
 }
@@ -88,10 +90,19 @@ pub struct Channels<'a> {
     pub statistics: &'a [Statistics],
 }
 
+impl Channels<'_> {
+    /// Mean, scale and shift of `scale * (x - mean) + shift`.
+    pub fn affine(&self, channel: usize) -> (f32, f32, f32) {
+        let statistics = self.statistics[channel];
+        let (scale, shift) = statistics.affine(self.gamma[channel], self.beta[channel]);
+        (statistics.mean, scale, shift)
+    }
+}
+
 /// The sums of `term` over the pairs of `a` and `b`, which are as long as each other and no longer
 /// than a block.
 #[inline(always)]
-fn sums<const K: usize>(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> [f32; K]) -> [f64; K] {
+pub fn sums<const K: usize>(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> [f32; K]) -> [f64; K] {
     let mut lanes = [[0f32; LANES]; K];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
@@ -113,7 +124,7 @@ fn sums<const K: usize>(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> [f32; K
 
 /// Two passes, the second about the first one's mean and corrected for its error.
 #[inline(always)]
-fn statistics<'a, E: Element>(
+pub fn statistics<'a, E: Element>(
     isa: Isa,
     planes: impl Iterator<Item = &'a [E]> + Clone,
     count: usize,
@@ -195,7 +206,7 @@ pub fn forward<E: Element>(
 
 /// One plane of the output.
 #[inline(always)]
-fn apply<E: Element>(
+pub fn apply<E: Element>(
     isa: Isa,
     x: &[E],
     skip: Option<&[E]>,
@@ -281,7 +292,7 @@ pub fn backward<E: Element>(
 }
 
 /// The planes of a channel that its gradient goes to, if it does not replace the output's.
-type Target<'a, E> = Option<Vec<&'a mut [MaybeUninit<E>]>>;
+pub type Target<'a, E> = Option<Vec<&'a mut [MaybeUninit<E>]>>;
 
 #[inline(always)]
 fn backward_channel<E: Element>(

@@ -6,7 +6,7 @@ use burn::backend::flex::FlexTensor;
 use super::cpu::{self, Channels, Mask, Sizes, Statistics};
 use super::ops::BatchNormalisation;
 use crate::Activation;
-use crate::cpu::tensor::{shape, tensor, with_element};
+use crate::cpu::tensor::{shape, tensor, values, with_element};
 
 fn forward(
     x: FlexTensor,
@@ -31,13 +31,31 @@ fn forward(
             cpu::forward::<E>(sizes, x.storage(), skip, parameters, epsilon, relu);
         (tensor(output, shape), statistics)
     });
+    (output, rows_of(&statistics))
+}
+
+/// `[4, c]`.
+pub fn rows_of(statistics: &[Statistics]) -> FlexTensor {
     let row = |field: fn(&Statistics) -> f32| statistics.iter().map(field);
     let rows = row(|s| s.mean)
         .chain(row(|s| s.variance))
         .chain(row(|s| s.inverse_deviation))
         .chain(row(|s| s.remainder));
-    let statistics = tensor(rows.collect(), [4, sizes.channels]);
-    (output, statistics)
+    tensor(rows.collect(), [4, statistics.len()])
+}
+
+/// From `[4, c]`.
+pub fn statistics_in(rows: &FlexTensor, channels: usize) -> Vec<Statistics> {
+    let rows = rows.to_contiguous();
+    let rows = values::<f32>(&rows);
+    let at = |row: usize, channel: usize| rows[row * channels + channel];
+    let statistics = |channel| Statistics {
+        mean: at(0, channel),
+        variance: at(1, channel),
+        inverse_deviation: at(2, channel),
+        remainder: at(3, channel),
+    };
+    (0..channels).map(statistics).collect()
 }
 
 /// What [`cpu::backward`] reads the ReLU's mask from.
@@ -64,18 +82,7 @@ fn backward(
         contiguous
     };
     let (gamma, beta) = (gamma.to_contiguous(), beta.to_contiguous());
-    let statistics = statistics.to_contiguous();
-    let statistics: Vec<Statistics> = {
-        let rows = statistics.storage::<f32>();
-        let at = |row: usize, channel: usize| rows[row * sizes.channels + channel];
-        let statistics = |channel| Statistics {
-            mean: at(0, channel),
-            variance: at(1, channel),
-            inverse_deviation: at(2, channel),
-            remainder: at(3, channel),
-        };
-        (0..sizes.channels).map(statistics).collect()
-    };
+    let statistics = statistics_in(&statistics, sizes.channels);
     let channels = Channels {
         gamma: gamma.storage(),
         beta: beta.storage(),
@@ -154,7 +161,7 @@ impl BatchNormalisation for Flex {
     }
 }
 
-fn sizes(tensor: &FlexTensor) -> Sizes {
+pub fn sizes(tensor: &FlexTensor) -> Sizes {
     let [batch, channels, height, width] = shape(tensor);
     Sizes {
         batch,

@@ -2,16 +2,20 @@
 
 #[cfg(feature = "flex")]
 mod cpu;
+#[cfg(feature = "flex")]
+mod cpu_passes;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "flex")]
+mod flex_passes;
 #[cfg(feature = "cube")]
 mod gpu;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod ops;
 mod parts;
-#[cfg(feature = "cube")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 mod passes;
 mod shared;
 

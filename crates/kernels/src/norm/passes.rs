@@ -3,10 +3,13 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "cube")]
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::Tensor;
+#[cfg(feature = "cube")]
+use burn::tensor::{DType, Shape};
 
 use super::BatchNormOutput;
 use super::parts::{BatchParts, shared_statistics};
@@ -143,7 +146,11 @@ impl Pass {
 
 /// The passes of a normalisation one by one, with the statistics of
 /// [`BatchNormalisation`](super::ops::BatchNormalisation).
-#[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(feature = "cube"))]
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    Cube: cfg(feature = "cube"),
+    Fusion: cfg(feature = "cube")
+)]
 pub trait SharedNormalisation: Backend {
     /// The statistics of `x`, `[4, c]`.
     #[fusion(meta = |x, _epsilon| TensorSpec::new(Shape::new([4, x.shape[1]]), DType::F32))]

@@ -13,7 +13,7 @@ use crate::{Activation, AnyTensor, takes_gradients, with_gradient};
 /// squared deviations, `[2 * c]`, then the sums of the gradients of beta and gamma, `[2 * c]`. The
 /// gradients of gamma and beta are those of this part.
 ///
-/// On GPUs kernels do it, which keep what those for a single device keep. Elsewhere it is composed of
+/// On the CPU and on GPUs kernels do it, which keep what those for a single device keep. Elsewhere it is composed of
 /// Burn's operations in f32, and keeps `x`, and with a ReLU the output, in their own dtype.
 ///
 /// # Shapes
@@ -37,6 +37,10 @@ pub fn batch_norm_shared(
          gradient checkpointing, not {:?}",
         x.device()
     );
+    #[cfg(feature = "flex")]
+    if crate::cpu::tensor::handles(&x) {
+        return super::passes::batch_norm(x, [gamma, beta], epsilon, skip, activation, parts);
+    }
     #[cfg(feature = "cube")]
     if crate::gpu::launch::handles(&x.device(), x.dtype()) {
         return super::passes::batch_norm(x, [gamma, beta], epsilon, skip, activation, parts);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use halfseg_amp::{GradScaler, Policy, ScaledGrads, StepOutcome};
-use halfseg_devices::Route;
+use halfseg_devices::{ExchangePrecision, Ranks, Route};
 use halfseg_layers::Objective;
 use halfseg_segmentor::Segmentor;
 use rand::SeedableRng;
@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::optimizer::Optimizer;
 use crate::{Factors, OptimizerRecipe, Recipe, Schedule};
 pub(crate) use parts::replica;
-use parts::{PartNumbers, Pass, joined, numbers_of, part_of, pass_on_all};
+use parts::{Crew, PartNumbers, Pass, joined, numbers_of, of_all, part_of, pass_on_all};
 
 /// A network in training: weights, optimizer, gradient scaler and schedule.
 ///
@@ -38,6 +38,9 @@ pub struct Learner {
     /// Devices that share each batch with the model's own.
     further_devices: Vec<Device>,
     route: Route,
+    /// Processes that share each batch, this one among them, each with as many devices.
+    ranks: Ranks,
+    exchange_precision: ExchangePrecision,
     /// Equal parts that each batch is taken in, one after the other.
     accumulate: usize,
 }
@@ -91,6 +94,8 @@ impl Learner {
             iteration: 0,
             further_devices: Vec::new(),
             route: Route::Host,
+            ranks: Ranks::default(),
+            exchange_precision: recipe.train.exchange_precision,
             accumulate: recipe.train.accumulate,
         }
     }
@@ -108,7 +113,42 @@ impl Learner {
         self
     }
 
-    /// The way that gradients and sums take between the devices.
+    /// Shares each batch with other processes, which have as many devices each and the same network: a step is
+    /// then given this process's part of the batch alone, the images at the places of
+    /// [`places`](Self::places), and all processes take the same step, with gradients that travel as the recipe's
+    /// `train.exchange_precision` says. The results are those of one device with the whole batch, up to the
+    /// rounding of sums.
+    pub fn with_ranks(mut self, ranks: Ranks) -> Self {
+        self.ranks = ranks;
+        self
+    }
+
+    /// The places in a batch of `batch` images that a step of this process is given, in their order: of each
+    /// part that the batch is taken in, what its devices share.
+    ///
+    /// # Panics
+    ///
+    /// When the batch has no such parts.
+    pub fn places(&self, batch: usize) -> Vec<usize> {
+        let shares = self.accumulate * self.ranks.size();
+        let devices = 1 + self.further_devices.len();
+        assert!(
+            batch.is_multiple_of(shares * devices),
+            "{batch} images cannot be taken in {} equal parts",
+            shares * devices
+        );
+        let (part, share) = (batch / self.accumulate, batch / shares);
+        let first = |turn: usize| turn * part + self.ranks.rank() * share;
+        let turns = (0..self.accumulate).map(first);
+        turns.flat_map(|first| first..first + share).collect()
+    }
+
+    /// The processes that share each batch.
+    pub fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
+    /// The way that gradients and sums take between the devices of this process.
     pub fn route(&self) -> Route {
         self.route
     }
@@ -126,7 +166,7 @@ impl Learner {
     /// One iteration.
     ///
     /// # Shapes
-    /// - `images`: `[n, 3, h, w]`, normalised, on the model's device
+    /// - `images`: `[n, 3, h, w]`, normalised, on the model's device; with several processes this one's part
     /// - `labels`: `[n, h, w]`, trainIds or 255
     pub fn step(&mut self, images: Tensor<4>, labels: Tensor<3, Int>) -> Step {
         self.step_with(images, labels, || ())
@@ -160,7 +200,7 @@ impl Learner {
         self.model = Some(model);
         self.iteration += 1;
 
-        let parts = [numbers_of(numbers), others].concat();
+        let parts = of_all(&self.ranks, &[numbers_of(numbers), others].concat());
         let [loss, decode, aux, accuracy] = joined(&parts);
         Step {
             iteration: self.iteration,
@@ -221,13 +261,17 @@ impl Learner {
         forward_done: impl FnOnce(),
     ) -> (Vec<PartNumbers>, ScaledGrads) {
         let pass = self.pass(part);
-        if self.further_devices.is_empty() {
+        if self.further_devices.is_empty() && self.ranks.size() == 1 {
             let grads = pass.run(model, images, labels, forward_done);
             return (Vec::new(), grads);
         }
-        let devices = self.all_devices(model);
-        let on = (self.route, &devices[..]);
-        pass_on_all(pass, on, model, images, labels, forward_done)
+        let crew = Crew {
+            devices: &self.all_devices(model),
+            route: self.route,
+            ranks: &self.ranks,
+            precision: self.exchange_precision,
+        };
+        pass_on_all(pass, &crew, model, images, labels, forward_done)
     }
 
     /// What the forward and backward passes of the next step over a part of the batch need.
@@ -236,12 +280,11 @@ impl Learner {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(self.iteration);
         rng.set_word_pos((part as u128) << 32);
-        let devices = 1 + self.further_devices.len();
+        let devices = (1 + self.further_devices.len()) * self.ranks.size();
         Pass {
             policy: &self.policy,
             scaler: &self.scaler,
             objective: &self.objective,
-            devices,
             parts: devices * self.accumulate,
             rng,
         }

@@ -3,7 +3,7 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use halfseg_amp::{GradScaler, Numbers, Policy, ScaledGrads, autocast};
-use halfseg_devices::{Route, is_host};
+use halfseg_devices::{ExchangePrecision, Ranks, Route, Worker, is_host};
 use halfseg_layers::{IGNORED_LABEL, Objective};
 use halfseg_segmentor::Segmentor;
 use rand_chacha::ChaCha8Rng;
@@ -19,8 +19,6 @@ pub(super) struct Pass<'a> {
     pub policy: &'a Policy,
     pub scaler: &'a GradScaler,
     pub objective: &'a Objective,
-    /// Devices that share what is passed.
-    pub devices: usize,
     /// Parts of the whole batch, of which this is one.
     pub parts: usize,
     pub rng: ChaCha8Rng,
@@ -56,6 +54,25 @@ impl Pass<'_> {
 
 /// Loss, decode loss, auxiliary loss, accuracy and the number of pixels that count of a part.
 pub(super) type PartNumbers = [f64; 5];
+
+/// The numbers of the parts of all processes, which have equally many.
+pub(super) fn of_all(ranks: &Ranks, own: &[PartNumbers]) -> Vec<PartNumbers> {
+    if ranks.size() == 1 {
+        return own.to_vec();
+    }
+    let bytes: Vec<u8> = own
+        .as_flattened()
+        .iter()
+        .flat_map(|number| number.to_le_bytes())
+        .collect();
+    let all = ranks.gather(&bytes).concat();
+    let (numbers, _) = all.as_chunks::<8>();
+    let numbers: Vec<f64> = numbers
+        .iter()
+        .map(|bytes| f64::from_le_bytes(*bytes))
+        .collect();
+    numbers.as_chunks::<5>().0.to_vec()
+}
 
 /// The numbers of one part after the other, from their gradients.
 pub(super) fn numbers_of(numbers: Numbers) -> Vec<PartNumbers> {
@@ -117,24 +134,42 @@ pub(super) fn part_of(
     (images, labels.clone().narrow(0, index * size, size))
 }
 
-/// Forward and backward pass on all `devices`, the model's own first, in equal parts of the batch: the
-/// numbers of the others' parts, and the gradients of all with the numbers of the first.
+/// The devices that share each batch.
+pub(super) struct Crew<'a> {
+    /// Of this process, the model's own first.
+    pub devices: &'a [Device],
+    pub route: Route,
+    /// The processes, each with so many devices.
+    pub ranks: &'a Ranks,
+    pub precision: ExchangePrecision,
+}
+
+/// Gradients, flags and losses of all workers.
+fn summed(grads: ScaledGrads, worker: &Worker) -> ScaledGrads {
+    grads.summed(|rows| worker.sum_gradients(rows), |row| worker.sum(row))
+}
+
+/// Forward and backward pass on all devices of `crew`, in equal parts of the batch, of which this process has
+/// its own: the numbers of the parts of the other devices of this process, and the gradients of all with the
+/// numbers of the first.
 pub(super) fn pass_on_all(
     pass: Pass<'_>,
-    (route, devices): (Route, &[Device]),
+    crew: &Crew<'_>,
     model: &Segmentor,
     images: Tensor<4>,
     labels: Tensor<3, Int>,
     forward_done: impl FnOnce(),
 ) -> (Vec<PartNumbers>, ScaledGrads) {
     let [batch, ..] = images.dims();
-    let parts = pass.devices;
+    let devices = crew.devices;
+    let parts = devices.len();
     assert!(
         batch.is_multiple_of(parts),
         "{batch} images cannot be shared equally by {parts} devices"
     );
     let part = |index| part_of(&images, &labels, index, parts);
-    let mut workers = route.group(devices).into_iter();
+    let workers = Worker::of_ranks(crew.route.group(devices), crew.ranks, crew.precision);
+    let mut workers = workers.into_iter();
     let first = workers.next().expect("there is one part for each device");
     std::thread::scope(|threads| {
         let others: std::io::Result<Vec<_>> = workers
@@ -149,7 +184,7 @@ pub(super) fn pass_on_all(
                     worker.scope(|| {
                         let grads = pass.run(&model, images, labels, || ());
                         // The first worker makes the step.
-                        let mut grads = grads.summed(|values| worker.sum(values));
+                        let mut grads = summed(grads, &worker);
                         numbers_of(grads.take_numbers())
                     })
                 })
@@ -162,7 +197,7 @@ pub(super) fn pass_on_all(
         let (images, labels) = part(0);
         let grads = first.scope(|| {
             let grads = pass.run(model, images, labels, forward_done);
-            grads.summed(|values| first.sum(values))
+            summed(grads, &first)
         });
         let mut numbers = Vec::new();
         for thread in others {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use halfseg_amp::{Op, Precision as OpPrecision};
 use halfseg_data::{Crop, Scale};
-use halfseg_devices::DeviceChoice;
+use halfseg_devices::{DeviceChoice, ExchangePrecision};
 use halfseg_layers::Objective;
 use halfseg_predict::PredictorConfig;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig, TrainingStep};
@@ -224,6 +224,10 @@ pub struct TrainRecipe {
     /// Recomputes each residual block in the backward pass instead of keeping its inner maps: less
     /// memory for one more forward pass, and the same results.
     pub gradient_checkpointing: bool,
+    /// How gradients travel between several processes, `f32`, `f16` or `bf16`; they are added up in f32.
+    pub exchange_precision: ExchangePrecision,
+    /// Seconds that a process waits for another before it names it and ends the job; 0 waits forever.
+    pub exchange_timeout: u64,
 }
 
 impl Recipe {

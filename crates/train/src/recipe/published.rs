@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use halfseg_data::{Crop, Scale};
-use halfseg_devices::DeviceChoice;
+use halfseg_devices::{DeviceChoice, ExchangePrecision};
 use halfseg_predict::PredictorConfig;
 use halfseg_segmentor::{Depth, Method, SegmentorConfig};
 
@@ -100,6 +100,8 @@ impl Recipe {
                 pictures: 4,
                 max_skipped: 100,
                 gradient_checkpointing: false,
+                exchange_precision: ExchangePrecision::F32,
+                exchange_timeout: 600,
             },
             eval: PredictorConfig::default(),
         }

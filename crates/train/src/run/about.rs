@@ -9,8 +9,8 @@ use super::manifest::Best;
 use crate::{DataSource, Error, Metric, Recipe, Splits, known_classes};
 
 /// What taking a batch in parts changes, beyond rounding.
-fn parts_note(recipe: &Recipe) -> Option<String> {
-    let parts = (1 + recipe.further_devices.len()) * recipe.train.accumulate;
+fn parts_note(recipe: &Recipe, processes: usize) -> Option<String> {
+    let parts = processes * (1 + recipe.further_devices.len()) * recipe.train.accumulate;
     (parts > 1 && !recipe.loss.objective().is_mean_of_parts()).then(|| {
         format!(
             "loss.dice, loss.lovasz and loss.ohem_threshold look at a part of the batch at a time, of {parts}: their sum is \
@@ -20,8 +20,12 @@ fn parts_note(recipe: &Recipe) -> Option<String> {
 }
 
 /// What whoever begins a run should know of its weights, and of its losses.
-pub(super) fn beginning(recipe: &Recipe, classes: &Classes) -> Result<Vec<String>, Error> {
-    let mut notes: Vec<_> = parts_note(recipe).into_iter().collect();
+pub(super) fn beginning(
+    recipe: &Recipe,
+    classes: &Classes,
+    processes: usize,
+) -> Result<Vec<String>, Error> {
+    let mut notes: Vec<_> = parts_note(recipe, processes).into_iter().collect();
     let own = matches!(recipe.data.source, DataSource::Definition(_));
     if own && recipe.checkpoint.is_empty() && recipe.backbone_weights.is_empty() {
         notes.push(

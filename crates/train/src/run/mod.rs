@@ -1,6 +1,7 @@
 //! A whole run: data, steps, evaluation, checkpoints and results in one folder.
 
 mod about;
+mod evaluate;
 pub(crate) mod folder;
 pub(crate) mod log;
 mod manifest;
@@ -9,26 +10,28 @@ pub(crate) mod results;
 mod resume;
 mod save;
 pub(crate) mod state;
+pub(crate) mod together;
 
 use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::Device;
 use halfseg_amp::StepOutcome;
-use halfseg_data::{Classes, IGNORE, Loader, LoaderConfig, check_labels};
-use halfseg_devices::{Bytes, resident_memory};
-use halfseg_eval::{ConfusionMatrix, by_class, confusion_svg, scores_json};
-use halfseg_predict::{Predictor, draw_prediction};
+use halfseg_data::{Classes, Loader, LoaderConfig};
+use halfseg_devices::{Bytes, ExchangePrecision, Ranks, resident_memory};
+use halfseg_eval::{confusion_svg, scores_json};
+use halfseg_predict::draw_prediction;
 use halfseg_segmentor::{LoadReport, count_parameters};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::start::{Start, check_evaluation, check_memory, open_further};
-use crate::{Error, Learner, Log, Metric, Recipe, Splits, Step, pipeline};
-use about::{beginning, out_of_patience, scored};
+use crate::start::{Prepared, Start};
+use crate::{Error, Learner, Log, Recipe, Splits, Step, pipeline};
+use about::{beginning, out_of_patience};
 use folder::{Existing, Folder, can_resume, check_free, holds_run};
 use log::{LogLine, number};
 use manifest::{Best, Evaluation};
 use observer::{Observer, Outcome, Started, Timing};
+use together::{check_same, first, together};
 
 /// A run in a folder of its own.
 ///
@@ -41,15 +44,21 @@ use observer::{Observer, Outcome, Started, Timing};
 /// files are on the disk; older ones are removed after that. So a full disk or a crash at any
 /// moment leaves a checkpoint to resume from, and resuming takes the same steps, bit for bit, as
 /// a run that was never interrupted. While a trainer exists, its folder is locked.
+///
+/// The processes that [`Ranks::start`] has joined train one network together: each makes a trainer with the
+/// same arguments and runs it. The first of them alone opens and writes the folder. What one of them returns as
+/// an error, all do; a process that ends otherwise has to end the others ([`Ranks::abort`]).
 pub struct Trainer {
     recipe: Recipe,
     device: Device,
-    folder: Folder,
+    /// Of the first process.
+    record: Option<Record>,
+    /// What whoever runs it should know.
+    notes: Vec<String>,
     learner: Learner,
     data: Splits,
     /// Of the network.
     classes: Classes,
-    log: Log,
     loaded: Option<LoadReport>,
     memory: Bytes,
     skipped_in_a_row: u64,
@@ -63,6 +72,12 @@ pub struct Trainer {
     saved: Option<u64>,
 }
 
+/// What a run leaves on the disk.
+struct Record {
+    folder: Folder,
+    log: Log,
+}
+
 impl Trainer {
     /// Prepares a new run in the folder `out`, on `device` (without autodiff), with the data that
     /// the recipe names.
@@ -72,8 +87,9 @@ impl Trainer {
     /// Data that is missing or wrong, weights that do not fit, a folder that holds a run already or
     /// is in use by another process, and a step that cannot fit into memory.
     pub fn new(recipe: Recipe, device: &Device, out: &Path) -> Result<Self, Error> {
-        check_free(out, &recipe)?;
-        let data = Splits::open(&recipe)?;
+        let ranks = Ranks::current();
+        first(&ranks, || check_free(out, &recipe))?;
+        let data = together(&ranks, Splits::open(&recipe))?;
         Self::with_data(recipe, data, device, out, Existing::Refused)
     }
 
@@ -94,33 +110,34 @@ impl Trainer {
         out: &Path,
         existing: Existing,
     ) -> Result<Self, Error> {
-        recipe.check("the recipe of this run")?;
+        let ranks = Ranks::current();
         if existing == Existing::Refused {
-            check_free(out, &recipe)?;
+            first(&ranks, || check_free(out, &recipe))?;
         }
-        let memory = check_memory(&recipe)?;
-        check_evaluation(&recipe, data.val.as_deref(), device)?;
-        let Start {
-            model,
-            policy,
-            loaded,
-        } = Start::of(&recipe, &device.clone().autodiff())?;
+        let start = |training: &Device| Start::of(&recipe, training, &ranks);
+        let prepared = Prepared::of(&recipe, &data, device, &ranks, start);
+        let prepared = together(&ranks, prepared)?;
+        check_same(&ranks, &recipe, &data.all())?;
         let classes = data.classes(recipe.model.num_classes);
-        let notes = beginning(&recipe, &classes)?;
-        let further = open_further(&recipe)?;
-        let learner = Learner::new(model, policy, &recipe).with_further_devices(further);
-        let mut folder = Folder::claim(out, &recipe, existing)?;
-        folder.notes.extend(data.notes());
-        folder.notes.extend(notes);
-        let log = Log::create(&folder.log())?;
+        let record = first(&ranks, || {
+            let notes = beginning(&recipe, &classes, ranks.size())?;
+            let mut folder = Folder::claim(out, &recipe, existing)?;
+            folder.notes.extend(notes);
+            let log = Log::create(&folder.log())?;
+            Ok(Record { folder, log })
+        })?;
+        ranks.begin();
+        let notes = notes(&recipe, &data, &ranks, record.as_ref());
+        let (memory, loaded) = (prepared.memory, prepared.loaded.clone());
+        let learner = prepared.learner(&recipe, ranks);
         Ok(Self {
             device: device.clone(),
-            folder,
+            record,
+            notes,
             learner,
             classes,
             recipe,
             data,
-            log,
             loaded,
             memory,
             skipped_in_a_row: 0,
@@ -165,8 +182,11 @@ impl Trainer {
     /// usable; unreadable data leaves one of the iteration that it was met at.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
         let outcome = self.run_to_end(observer);
-        // Of training and of evaluation.
-        let bad_data = matches!(outcome, Err(Error::Data(_) | Error::Predict(_)));
+        // Of training and of evaluation, here or in another process.
+        let bad_data = matches!(
+            outcome,
+            Err(Error::Data(_) | Error::Predict(_) | Error::Rank(_))
+        );
         if bad_data && self.learner.iteration() > 0 {
             self.save(observer)?;
         }
@@ -185,7 +205,8 @@ impl Trainer {
             return self.interrupted(observer);
         }
         let batch_size = self.recipe.train.batch;
-        let loader = Loader::new(
+        let ranks = self.learner.ranks().clone();
+        let loader = Loader::of_places(
             self.data.train.clone(),
             pipeline(&self.recipe),
             LoaderConfig {
@@ -195,13 +216,14 @@ impl Trainer {
                 queue: self.recipe.data.queue.max(1),
                 start_at: self.learner.iteration(),
             },
+            self.learner.places(batch_size),
         );
         let training = self.device.clone().autodiff();
         let mut begun = Instant::now();
         for batch in loader.take(usize::try_from(left).unwrap_or(usize::MAX)) {
-            let batch = batch?;
             let classes = self.recipe.model.num_classes;
-            batch.check_labels(classes)?;
+            let batch = batch.and_then(|batch| batch.check_labels(classes).map(|()| batch));
+            let batch = together(&ranks, batch.map_err(Error::from))?;
             let (images, labels) = batch.to_tensors(&training);
             let step = self.learner.step(images, labels);
             let timing = Timing {
@@ -215,8 +237,8 @@ impl Trainer {
             self.line.add(&step, &timing);
             let iteration = step.iteration;
             if iteration.is_multiple_of(self.recipe.train.log_every) {
-                self.log
-                    .write(&std::mem::take(&mut self.line).json(&step))?;
+                let line = std::mem::take(&mut self.line).json(&step);
+                self.log(&line)?;
             }
             self.check_finite(&step)?;
 
@@ -231,7 +253,7 @@ impl Trainer {
             if evaluates && !self.evaluate(observer)? {
                 return self.interrupted(observer);
             }
-            if observer.stop() && !last {
+            if !last && ranks.any(observer.stop()) {
                 return self.interrupted(observer);
             }
             if evaluates && out_of_patience(&self.recipe, self.best.as_ref(), iteration) {
@@ -257,22 +279,31 @@ impl Trainer {
             loaded: self.loaded.as_ref(),
             memory: self.memory,
             route: self.learner.route(),
-            notes: &self.folder.notes,
+            notes: &self.notes,
+            ranks: self.learner.ranks().size(),
         };
         observer.started(&started);
         if self.finished {
             return Ok(());
         }
-        self.log.write(&json!({
+        let line = json!({
             "event": "start",
             "iteration": started.iteration,
             "version": env!("CARGO_PKG_VERSION"),
+            "processes": started.ranks,
             "parameters": started.parameters,
             "train_images": started.train_images,
             "val_images": started.val_images,
             "loss_scaling": self.recipe.precision.scaling().to_string(),
             "recipe": self.recipe,
-        }))
+        });
+        self.log(&line)
+    }
+
+    /// Writes a line of the log, if this process has it.
+    fn log(&mut self, line: &Value) -> Result<(), Error> {
+        let record = self.record.as_mut();
+        record.map_or(Ok(()), |record| record.log.write(line))
     }
 
     /// Gives up when numbers have left the range for good.
@@ -289,7 +320,7 @@ impl Trainer {
             line["iteration"] = step.iteration.into();
             line["loss"] = number(step.loss);
             line["outcome"] = step.outcome.to_string().into();
-            self.log.write(&line)?;
+            self.log(&line)?;
             if self.skipped_in_a_row >= self.recipe.train.max_skipped {
                 return Err(diverged(format!(
                     "{} steps in a row were {}",
@@ -305,94 +336,6 @@ impl Trainer {
         Ok(())
     }
 
-    /// Whether the validation split is to be scored at this iteration and was not.
-    fn evaluation_is_due(&self) -> bool {
-        let iteration = self.learner.iteration();
-        let last = iteration >= self.learner.iterations();
-        let every = self.recipe.train.eval_every;
-        let wanted = last || every > 0 && iteration > 0 && iteration.is_multiple_of(every);
-        let done = self.evaluated.as_ref().is_some_and(|evaluation| {
-            // The scores at the end are asked for, too.
-            evaluation.iteration == iteration && (evaluation.matrix.is_some() || !last)
-        });
-        self.data.val.is_some() && wanted && !done
-    }
-
-    /// Scores the validation split. `false` when the observer stopped it. Pixels with scores that are
-    /// not finite count as missed: an early network may overflow where a later one does not.
-    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, Error> {
-        let Some(val) = self.data.val.clone() else {
-            return Ok(true);
-        };
-        let iteration = self.learner.iteration();
-        let predictor = self.predictor();
-        let begun = Instant::now();
-        let classes = self.recipe.model.num_classes;
-        let (mut matrix, mut not_finite) = (ConfusionMatrix::new(classes), 0);
-        for index in 0..val.len() {
-            let sample = val.get(index)?;
-            let prediction = predictor.predict(&sample.image);
-            let prediction = prediction.map_err(|error| error.of(&val.source(index)))?;
-            if prediction.not_finite > 0 {
-                not_finite += prediction.not_finite;
-                observer.not_finite(&val.source(index), prediction.not_finite);
-            }
-            if let Some(label) = &sample.label {
-                let name = || format!("the label map of {}", val.source(index));
-                check_labels(&label.data, classes, name)?;
-                matrix.update(&prediction.map.data, &label.data, IGNORE)?;
-            }
-            observer.evaluating(index + 1, val.len());
-            if index + 1 < val.len() && observer.stop() {
-                return Ok(false);
-            }
-        }
-        drop(predictor);
-        let scores = matrix.scores();
-        let so_far = self.best.as_ref();
-        let metric = self.recipe.train.best_by;
-        let score = metric.of(&scores);
-        let best = so_far.is_none_or(|best| score > best.score());
-        let of = scored(&self.recipe, &self.data);
-        let names = &self.classes.names();
-        if best {
-            self.best = Some(Best {
-                miou: scores.mean_iou,
-                score: (metric != Metric::Miou).then_some(score),
-                iteration,
-                of: Some(of.clone()),
-            });
-            self.save_weights(&self.folder.best())?;
-        }
-        self.log.write(&json!({
-            "event": "eval",
-            "iteration": iteration,
-            "miou": scores.mean_iou,
-            "macc": scores.mean_accuracy,
-            "aacc": scores.pixel_accuracy,
-            "constant_miou": scores.constant_mean_iou,
-            "iou": by_class(&scores, names, |class| class.iou),
-            "not_finite": not_finite,
-            "seconds": begun.elapsed().as_secs_f64(),
-            "best": best,
-        }))?;
-        self.evaluated = Some(Evaluation {
-            iteration,
-            of,
-            matrix: Some(matrix),
-        });
-        if self.saved == Some(iteration) {
-            self.mark()?;
-        }
-        observer.evaluated(iteration, &scores, best);
-        Ok(true)
-    }
-
-    fn predictor(&self) -> Predictor {
-        let policy = self.learner.policy().clone();
-        Predictor::new(self.learner.model(), policy, self.recipe.eval.clone())
-    }
-
     fn interrupted(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
         let checkpoint = self.save(observer)?;
         Ok(Outcome::Interrupted {
@@ -404,45 +347,61 @@ impl Trainer {
     /// Scores, plots and pictures of the finished run.
     fn finish(&mut self) -> Result<Outcome, Error> {
         let iteration = self.learner.iteration();
-        results::draw_curves(&self.folder.log(), &self.folder.curves())?;
         let names = &self.classes.names();
-        let mut scores = None;
         let evaluated = self.evaluated.as_ref();
         let evaluated = evaluated.filter(|evaluation| evaluation.iteration == iteration);
-        if let Some(matrix) = evaluated.and_then(|evaluation| evaluation.matrix.as_ref()) {
-            let found = matrix.scores();
-            let mut json = scores_json(&found, names);
+        let matrix = evaluated.and_then(|evaluation| evaluation.matrix.as_ref());
+        let scores = matrix.map(|matrix| Box::new(matrix.scores()));
+        let Some(Record { folder, .. }) = &self.record else {
+            return Ok(Outcome::Finished(scores));
+        };
+        results::draw_curves(&folder.log(), &folder.curves())?;
+        if let (Some(matrix), Some(scores)) = (matrix, &scores) {
+            let mut json = scores_json(scores, names);
             json["iteration"] = iteration.into();
             if let Some(best) = &self.best {
                 json["best"] = json!({ "miou": best.miou, "iteration": best.iteration });
             }
-            self.folder.write_scores(&json)?;
-            confusion_svg(&self.folder.confusion(), matrix, names)?;
-            scores = Some(Box::new(found));
+            folder.write_scores(&json)?;
+            confusion_svg(&folder.confusion(), matrix, names)?;
         }
         if let Some(val) = &self.data.val {
-            let folder = self.folder.pictures();
+            let pictures = folder.pictures();
             let predictor = self.predictor();
             for index in results::spread(val.len(), self.recipe.train.pictures) {
                 let sample = val.get(index)?;
                 let map = predictor.predict(&sample.image)?.map;
-                draw_prediction(&folder, &sample, &map, self.classes.colors())?;
+                draw_prediction(&pictures, &sample, &map, self.classes.colors())?;
             }
         }
         if self.finished {
             return Ok(Outcome::Finished(scores));
         }
         let (now, peak) = resident_memory().unwrap_or((Bytes(0), Bytes(0)));
-        self.log.write(&json!({
+        let line = json!({
             "event": "end",
             "iteration": iteration,
             "early": iteration < self.learner.iterations(),
             "skipped_steps": self.learner.scaler().skips(),
             "rss_mib": now.0 >> 20,
             "peak_rss_mib": peak.0 >> 20,
-        }))?;
+        });
+        self.log(&line)?;
         self.finished = true;
         self.mark()?;
         Ok(Outcome::Finished(scores))
     }
+}
+
+/// What whoever runs `recipe` should know.
+fn notes(recipe: &Recipe, data: &Splits, ranks: &Ranks, record: Option<&Record>) -> Vec<String> {
+    let mut notes = record.map_or(Vec::new(), |record| record.folder.notes.clone());
+    notes.extend(data.notes());
+    let precision = recipe.train.exchange_precision;
+    if ranks.size() == 1 && precision != ExchangePrecision::F32 {
+        notes.push(format!(
+            "train.exchange_precision = \"{precision}\" has no effect in a single process"
+        ));
+    }
+    notes
 }

@@ -50,8 +50,10 @@ pub struct Started<'a> {
     pub memory: Bytes,
     /// What is out of the ordinary about the run's folder, for people.
     pub notes: &'a [String],
-    /// The way that gradients and sums take between several devices.
+    /// The way that gradients and sums take between several devices of this process.
     pub route: Route,
+    /// Processes that train together.
+    pub ranks: usize,
 }
 
 /// Where the time of an iteration went.

@@ -2,15 +2,21 @@
 
 use std::path::Path;
 
+use burn::tensor::Device;
 use halfseg_amp::GradScaler;
+use halfseg_devices::Ranks;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::Trainer;
 use super::about::scored;
 use super::folder::{Folder, ITERATION_KEY, RECIPE_KEY, read_recipe};
 use super::manifest::{Best, Evaluation, Mark};
 use super::state::{Position, RunState};
-use crate::start::{Start, check_evaluation, check_memory, open_further};
-use crate::{Error, Learner, Log, Recipe, Splits, check_classes, known_classes};
+use super::together::{check_same, first, together};
+use super::{Record, notes};
+use crate::start::{Prepared, Start, open_device};
+use crate::{Error, Log, Recipe, Splits, check_classes, known_classes};
 
 impl Trainer {
     /// Continues the run in the folder `out` from its last checkpoint, on the devices and with the
@@ -37,73 +43,110 @@ impl Trainer {
         change: impl FnOnce(Recipe) -> Result<Recipe, Error>,
         open: impl FnOnce(&Recipe) -> Result<Splits, Error>,
     ) -> Result<Self, Error> {
-        let (mut folder, iteration, mark) = Folder::open(out)?;
-        let weights = folder.weights(iteration);
-        let began = recipe_at(&weights, iteration)?;
-        folder.note_config(&began);
-        let recipe = change(began.clone())?;
-        let memory = check_memory(&recipe)?;
-        let data = open(&recipe)?;
-        let classes = data.classes(recipe.model.num_classes);
-        if let Some(trained) = known_classes(&weights)? {
-            check_classes(
-                &recipe.data.source.to_string(),
-                &classes,
-                &weights,
-                &trained,
-            )?;
-        }
-        folder.notes.extend(data.notes());
-        let path = folder.state(iteration);
-        let RunState { position, momentum } = RunState::load(&path)?;
-        let wrong = |expected: &str, found: String| Error::State {
-            path: path.clone(),
-            expected: expected.into(),
-            found,
-        };
-        if position.iteration != iteration {
-            let expected = format!("the state of iteration {iteration}, as the weights beside it");
-            return Err(wrong(
-                &expected,
-                format!("iteration {}", position.iteration),
-            ));
-        }
-        check_continues(&position, &recipe, data.train.len())?;
+        let ranks = Ranks::current();
+        let mut opened = first(&ranks, || Opened::read(out))?;
+        let at = opened
+            .as_ref()
+            .map(|opened| (opened.iteration, opened.began.to_toml()));
+        let (iteration, began): (u64, String) = from_first(&ranks, at);
+        let state = opened
+            .as_mut()
+            .map(|opened| std::mem::take(&mut opened.state));
+        let state = ranks.broadcast(state.unwrap_or_default());
 
-        let device = recipe.device.open()?;
-        check_evaluation(&recipe, data.val.as_deref(), &device)?;
-        let start = Start::resumed(&recipe, &weights, &device.clone().autodiff())?;
-        let further = open_further(&recipe)?;
-        let mut learner =
-            Learner::new(start.model, start.policy, &recipe).with_further_devices(further);
-        let mut scaler: GradScaler = serde_json::from_value(position.scaler.clone())
-            .map_err(|error| wrong("the state of a gradient scaler", error.to_string()))?;
-        let expected = position.buffers.unwrap_or_else(|| {
-            // Earlier versions did not count them.
-            let some = iteration > scaler.skips() && began.optimizer.momentum != 0.0;
-            momentum.len().max(usize::from(some))
-        });
-        if momentum.len() != expected {
-            let expected = format!("the momentum of {expected} parameters or more");
-            return Err(wrong(&expected, format!("that of {}", momentum.len())));
-        }
+        let prepare = || {
+            let began = Recipe::parse(&began, "the checkpoint")?;
+            let recipe = change(began.clone())?;
+            let data = open(&recipe)?;
+            let classes = data.classes(recipe.model.num_classes);
+            if let Some(opened) = &opened {
+                let weights = opened.folder.weights(iteration);
+                if let Some(trained) = known_classes(&weights)? {
+                    let source = recipe.data.source.to_string();
+                    check_classes(&source, &classes, &weights, &trained)?;
+                }
+            }
+            let path = opened
+                .as_ref()
+                .map_or_else(|| out.to_owned(), |opened| opened.folder.state(iteration));
+            let RunState { position, momentum } = RunState::parse(&path, &state)?;
+            let wrong = |expected: &str, found: String| Error::State {
+                path: path.clone(),
+                expected: expected.into(),
+                found,
+            };
+            if position.iteration != iteration {
+                let expected =
+                    format!("the state of iteration {iteration}, as the weights beside it");
+                return Err(wrong(
+                    &expected,
+                    format!("iteration {}", position.iteration),
+                ));
+            }
+            check_continues(&position, &recipe, data.train.len())?;
+            let scaler: GradScaler = serde_json::from_value(position.scaler.clone())
+                .map_err(|error| wrong("the state of a gradient scaler", error.to_string()))?;
+            let expected = position.buffers.unwrap_or_else(|| {
+                // Earlier versions did not count them.
+                let some = iteration > scaler.skips() && began.optimizer.momentum != 0.0;
+                momentum.len().max(usize::from(some))
+            });
+            if momentum.len() != expected {
+                let expected = format!("the momentum of {expected} parameters or more");
+                return Err(wrong(&expected, format!("that of {}", momentum.len())));
+            }
+            let device = open_device(&recipe, &ranks)?;
+            let start = |training: &Device| match &opened {
+                Some(opened) => {
+                    Start::resumed(&recipe, &opened.folder.weights(iteration), training)
+                }
+                // With the weights of the first process in place of these.
+                None => Start::of(&recipe, training, &ranks),
+            };
+            let prepared = Prepared::of(&recipe, &data, &device, &ranks, start)?;
+            Ok((
+                recipe, data, path, position, momentum, scaler, device, prepared,
+            ))
+        };
+        let (recipe, data, path, position, momentum, mut scaler, device, prepared) =
+            together(&ranks, prepare())?;
+        check_same(&ranks, &recipe, &data.all())?;
+
+        let memory = prepared.memory;
+        let mut learner = prepared.learner(&recipe, ranks.clone());
         if scaler.scaling() != learner.scaler().scaling() {
             // Another precision or loss scale was asked for: it starts afresh.
             scaler = GradScaler::new(learner.scaler().scaling().clone());
         }
         let left = learner.restore(iteration, scaler, momentum, &device);
-        if let Some(first) = left.first() {
-            return Err(wrong("momentum for this network", format!("`{first}`")));
-        }
+        let fits = match left.first() {
+            Some(first) => Err(Error::State {
+                path,
+                expected: "momentum for this network".into(),
+                found: format!("`{first}`"),
+            }),
+            None => Ok(()),
+        };
+        together(&ranks, fits)?;
 
         let of = scored(&recipe, &data);
         let iterations = recipe.schedule.iterations;
-        let (log, mark) =
-            continue_log(&mut folder, iteration, mark, &of, iterations, position.best)?;
+        let best = position.best;
+        let opened = together(
+            &ranks,
+            opened
+                .map(|opened| opened.continued(&of, iterations, best))
+                .transpose(),
+        )?;
+        ranks.begin();
+        let (record, mark) = opened.unzip();
+        let mark: Mark = from_first(&ranks, mark);
+        let mut notes = notes(&recipe, &data, &ranks, record.as_ref());
+        let classes = data.classes(recipe.model.num_classes);
         let best = mark.best.filter(|best| {
             let comparable = best.of.as_ref().is_none_or(|what| *what == of);
             if !comparable {
-                folder.notes.push(format!(
+                notes.push(format!(
                     "the best mIoU so far, {:.4} at iteration {}, was that of other pictures or \
                      settings of the evaluation: the best is looked for anew",
                     best.miou, best.iteration
@@ -114,11 +157,11 @@ impl Trainer {
         let mut trainer = Self {
             recipe,
             device,
-            folder,
+            record,
+            notes,
             learner,
             data,
             classes,
-            log,
             loaded: None,
             memory,
             skipped_in_a_row: position.skipped_in_a_row,
@@ -128,11 +171,63 @@ impl Trainer {
             finished: mark.finished,
             saved: Some(iteration),
         };
-        trainer.folder.write_config(&trainer.recipe)?;
+        if let Some(Record { folder, .. }) = &trainer.record {
+            folder.write_config(&trainer.recipe)?;
+        }
         trainer.mark()?;
-        trainer.folder.prune(trainer.recipe.train.keep);
+        if let Some(Record { folder, .. }) = &mut trainer.record {
+            folder.prune(trainer.recipe.train.keep);
+        }
         Ok(trainer)
     }
+}
+
+/// What the first process finds in the folder of a run.
+struct Opened {
+    folder: Folder,
+    iteration: u64,
+    mark: Option<Mark>,
+    /// The recipe that the checkpoint carries.
+    began: Recipe,
+    /// The bytes of the training state.
+    state: Vec<u8>,
+}
+
+impl Opened {
+    fn read(out: &Path) -> Result<Self, Error> {
+        let (mut folder, iteration, mark) = Folder::open(out)?;
+        let began = recipe_at(&folder.weights(iteration), iteration)?;
+        folder.note_config(&began);
+        let state = RunState::read(&folder.state(iteration))?;
+        Ok(Self {
+            folder,
+            iteration,
+            mark,
+            began,
+            state,
+        })
+    }
+
+    /// The record of the run, from where its last checkpoint left it, and what is known at that.
+    fn continued(
+        self,
+        of: &str,
+        iterations: u64,
+        best: Option<(f64, u64)>,
+    ) -> Result<(Record, Mark), Error> {
+        let (mut folder, at) = (self.folder, self.iteration);
+        let (log, mark) = continue_log(&mut folder, at, self.mark, of, iterations, best)?;
+        Ok((Record { folder, log }, mark))
+    }
+}
+
+/// What the first process has, in all of them.
+fn from_first<T: Serialize + DeserializeOwned>(ranks: &Ranks, own: Option<T>) -> T {
+    let json = own
+        .as_ref()
+        .map(|own| serde_json::to_vec(own).expect("plain values are JSON"));
+    let json = ranks.broadcast(json.unwrap_or_default());
+    own.unwrap_or_else(|| serde_json::from_slice(&json).expect("the first process wrote it"))
 }
 
 /// The recipe in the weights of iteration `iteration`.

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use halfseg_predict::PredictorSettings;
 
-use super::Trainer;
 use super::folder::{ITERATION_KEY, MIOU_KEY, RECIPE_KEY};
 use super::manifest::Mark;
 use super::observer::Observer;
 use super::state::{Position, RunState};
+use super::together::check_same_weights;
+use super::{Record, Trainer};
 use crate::Error;
 
 impl Trainer {
@@ -42,33 +43,44 @@ impl Trainer {
         Ok(())
     }
 
-    /// Writes a checkpoint, unless this iteration's is there already.
+    /// Writes a checkpoint, unless this iteration's is there already: the first process does, for all. Its path
+    /// is empty in the others.
     pub(super) fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf, Error> {
         let iteration = self.learner.iteration();
-        let weights = self.folder.weights(iteration);
+        let path = |record: &Record| record.folder.weights(iteration);
+        let weights = self.record.as_ref().map(path).unwrap_or_default();
         if self.saved == Some(iteration) {
             return Ok(weights);
         }
+        let what = format!("weights after iteration {iteration}");
+        check_same_weights(self.learner.ranks(), self.learner.model(), &what)?;
         self.mark()?;
-        self.save_weights(&weights)?;
-        self.save_state(&self.folder.state(iteration))?;
-        self.folder.complete(iteration)?;
-        self.folder.prune(self.recipe.train.keep);
+        if let Some(record) = &self.record {
+            self.save_weights(&weights)?;
+            self.save_state(&record.folder.state(iteration))?;
+        }
+        if let Some(Record { folder, .. }) = &mut self.record {
+            folder.complete(iteration)?;
+            folder.prune(self.recipe.train.keep);
+            observer.saved(&weights);
+        }
         self.saved = Some(iteration);
-        observer.saved(&weights);
         Ok(weights)
     }
 
     /// Notes in the folder what is known at this iteration besides weights and optimizer.
     pub(super) fn mark(&mut self) -> Result<(), Error> {
+        let Some(record) = &mut self.record else {
+            return Ok(());
+        };
         let mark = Mark {
-            log_bytes: self.log.sync()?,
+            log_bytes: record.log.sync()?,
             line: self.line.clone(),
             best: self.best.clone(),
             evaluated: self.evaluated.clone(),
             finished: self.finished,
         };
-        self.folder.mark(self.learner.iteration(), mark)
+        record.folder.mark(self.learner.iteration(), mark)
     }
 
     /// Writes the training state that belongs beside the weights.

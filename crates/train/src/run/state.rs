@@ -96,18 +96,28 @@ impl RunState {
     }
 
     /// Reads what [`save`](Self::save) wrote.
+    #[cfg(test)]
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let bytes = fs::read(path).map_err(|source| Error::Read {
+        Self::parse(path, &Self::read(path)?)
+    }
+
+    /// The bytes that [`save`](Self::save) wrote.
+    pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
+        fs::read(path).map_err(|source| Error::Read {
             path: path.to_owned(),
             source,
-        })?;
+        })
+    }
+
+    /// The state in the bytes of the file at `path`.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
         let wrong = |found: String| Error::State {
             path: path.to_owned(),
             expected: EXPECTED.into(),
             found,
         };
         let (_, header) =
-            SafeTensors::read_metadata(&bytes).map_err(|error| wrong(error.to_string()))?;
+            SafeTensors::read_metadata(bytes).map_err(|error| wrong(error.to_string()))?;
         let json = header
             .metadata()
             .as_ref()
@@ -121,7 +131,7 @@ impl RunState {
                 position.format
             )));
         }
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| wrong(error.to_string()))?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(|error| wrong(error.to_string()))?;
         let mut momentum = BTreeMap::new();
         for (name, tensor) in tensors.iter() {
             if tensor.dtype() != Dtype::F32 {

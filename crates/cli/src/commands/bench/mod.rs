@@ -2,6 +2,7 @@
 
 #[cfg(any(feature = "count-allocations", test))]
 mod allocator;
+mod exchange;
 mod peak;
 
 use std::time::Instant;
@@ -30,6 +31,9 @@ use crate::output::{check_writable, print_table, write_json};
 pub fn run(args: &BenchArgs) -> Result<()> {
     check_writable(&[&args.json], &[])?;
     let recipe = recipe(args)?;
+    if args.exchange {
+        return exchange::run(args, &recipe);
+    }
     let (method, depth) = (recipe.model.method, recipe.model.backbone);
     let batch = recipe.train.batch;
     check(args, &recipe.model, batch)?;

@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use halfseg_data::{is_own_png, short_name};
 use halfseg_files::walk;
+use serde::{Deserialize, Serialize};
 
 /// What names of written pictures end with, after the input's stem.
 pub const SUFFIXES: [&str; 3] = ["_color.png", "_overlay.png", "_trainIds.png"];
@@ -20,7 +21,7 @@ pub const LOGITS: &str = "_logits.safetensors";
 const LONGEST_STEM: usize = 255 - LOGITS.len();
 
 /// A picture to be segmented.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
     /// The picture.
     pub path: PathBuf,

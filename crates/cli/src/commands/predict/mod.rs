@@ -7,16 +7,19 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use halfseg_data::{LabelMap, RgbImage, read_image};
+use halfseg_devices::Ranks;
 use halfseg_eval::argmax;
 use halfseg_predict::{Predictor, write_logits, write_maps};
+use halfseg_train::{check_same, check_same_weights};
+use serde::{Deserialize, Serialize};
 
 use self::inputs::{Input, Inputs, LOGITS, SUFFIXES};
 use super::left_out::{LeftOut, class_map};
 use crate::args::PredictArgs;
-use crate::failure::{Interrupted, Usage};
-use crate::interrupt;
+use crate::failure::Usage;
 use crate::output::check_replaceable;
 use crate::progress::Progress;
+use crate::ranks;
 use crate::settings::Loaded;
 
 /// Segments images and writes pictures.
@@ -32,58 +35,113 @@ pub fn run(args: &PredictArgs) -> Result<()> {
         );
         return Err(Usage(why).into());
     }
-    let Inputs {
-        pictures, bad, own, ..
-    } = Inputs::find(&args.inputs, &args.out, args.mirror)?;
+    // The first process alone looks for pictures: the others may find what it has written meanwhile, and have
+    // no list on stdin.
+    let ranks = Ranks::current();
+    let found = ranks.is_first().then(|| Found::of(args)).transpose();
+    let found = ranks::shared_values(found)?.swap_remove(0);
+    let Found {
+        pictures,
+        bad,
+        own,
+        done,
+    } = found.context("the first process looks for pictures")?;
     let mut left_out = LeftOut::new(args.batch.skip_bad);
-    let total = pictures.len() + bad.len();
-    for (path, why) in bad {
-        left_out.add(anyhow!("{}: {why}", path.display()))?;
-    }
-    let (done, pictures): (Vec<_>, Vec<_>) = pictures
-        .into_iter()
-        .partition(|input| args.batch.skip_existing && is_done(args, input));
-    for path in pictures.iter().flat_map(|input| results(args, input)) {
-        check_replaceable(&path, args.batch.overwrite)?;
-    }
+    let total = pictures.len() + bad.len() + done;
+    let add = |why| left_out.add(anyhow!("{why}"));
+    ranks::together(bad.into_iter().try_for_each(add))?;
     if own > 0 {
         message!("left out {own} pictures that this program wrote");
     }
-    if !done.is_empty() {
-        message!("{} images were segmented before", done.len());
+    if done > 0 {
+        message!("{done} images were segmented before");
     }
     if !pictures.is_empty() {
         segment_all(args, &pictures, &mut left_out)?;
     }
     message!(
         "{} images segmented; pictures in {}",
-        total - done.len() - left_out.count(),
+        total - done - left_out.count(),
         args.out.display()
     );
-    left_out.finish(total)
+    ranks::together(left_out.finish(total))
 }
 
+/// What there is to do.
+#[derive(Serialize, Deserialize)]
+struct Found {
+    pictures: Vec<Input>,
+    /// Why files cannot be tried.
+    bad: Vec<String>,
+    /// Pictures that this program wrote.
+    own: usize,
+    /// How many were segmented before.
+    done: usize,
+}
+
+impl Found {
+    fn of(args: &PredictArgs) -> Result<Self> {
+        let Inputs {
+            pictures, bad, own, ..
+        } = Inputs::find(&args.inputs, &args.out, args.mirror)?;
+        let (done, pictures): (Vec<_>, Vec<_>) = pictures
+            .into_iter()
+            .partition(|input| args.batch.skip_existing && is_done(args, input));
+        for path in pictures.iter().flat_map(|input| results(args, input)) {
+            check_replaceable(&path, args.batch.overwrite)?;
+        }
+        let why = |(path, why): (PathBuf, String)| format!("{}: {why}", path.display());
+        Ok(Self {
+            pictures,
+            bad: bad.into_iter().map(why).collect(),
+            own,
+            done: done.len(),
+        })
+    }
+}
+
+/// Of several processes, each takes every so many pictures.
 fn segment_all(args: &PredictArgs, pictures: &[Input], left_out: &mut LeftOut) -> Result<()> {
+    let ranks = Ranks::current();
     let loaded = Loaded::open(&args.inference, None)?;
+    check_same_weights(&ranks, &loaded.model, "weights")?;
+    check_same(&ranks, &loaded.recipe, &[])?;
     let predictor = loaded.predictor();
     let palette = loaded.classes.colors();
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    ranks.begin();
     let mut shown = Progress::new(pictures.len() as u64, "images");
-    for (done, input) in pictures.iter().enumerate() {
-        if interrupt::requested() {
-            return Err(Interrupted(format!("interrupted after {done} images")).into());
+    for first in (0..pictures.len()).step_by(ranks.size()) {
+        ranks::check_interrupted(|| format!("interrupted after {first} images"))?;
+        let own = match pictures.get(first + ranks.rank()) {
+            Some(input) => segment_one(args, &predictor, input, palette),
+            None => Ok(None),
+        };
+        let all = ranks::shared_values(own)?;
+        for (input, bad) in pictures[first..].iter().zip(all) {
+            bad.into_iter().for_each(|why| left_out.push(why));
+            shown.inc(input.path.display());
         }
-        match segment(args, &predictor, input) {
-            Ok((image, map)) => {
-                let folder = args.out.join(&input.folder);
-                write_maps(&folder, &input.stem, &image, &map, (palette, args.opacity))?;
-            }
-            Err(error) => left_out.add(error)?,
-        }
-        shown.inc(input.path.display());
     }
     shown.finish();
     Ok(())
+}
+
+/// Segments a picture and writes what comes of it; why it is left out, if the job goes on without it.
+fn segment_one(
+    args: &PredictArgs,
+    predictor: &Predictor,
+    input: &Input,
+    palette: &[[u8; 3]],
+) -> Result<Option<String>> {
+    match segment(args, predictor, input) {
+        Ok((image, map)) => {
+            let folder = args.out.join(&input.folder);
+            write_maps(&folder, &input.stem, &image, &map, (palette, args.opacity))?;
+            Ok(None)
+        }
+        Err(error) => LeftOut::reason(args.batch.skip_bad, error).map(Some),
+    }
 }
 
 /// The picture and its classes; the logits are written if they are wanted.

@@ -1,0 +1,152 @@
+//! Scoring the validation split during a run.
+
+use std::time::Instant;
+
+use halfseg_data::{Dataset, IGNORE, check_labels};
+use halfseg_devices::Ranks;
+use halfseg_eval::{ConfusionMatrix, by_class};
+use halfseg_predict::Predictor;
+use serde_json::json;
+
+use super::Trainer;
+use super::about::scored;
+use super::manifest::{Best, Evaluation};
+use super::observer::Observer;
+use super::together::together;
+use crate::{Error, Metric};
+
+impl Trainer {
+    /// Whether the validation split is to be scored at this iteration and was not.
+    pub(super) fn evaluation_is_due(&self) -> bool {
+        let iteration = self.learner.iteration();
+        let last = iteration >= self.learner.iterations();
+        let every = self.recipe.train.eval_every;
+        let wanted = last || every > 0 && iteration > 0 && iteration.is_multiple_of(every);
+        let done = self.evaluated.as_ref().is_some_and(|evaluation| {
+            // The scores at the end are asked for, too.
+            evaluation.iteration == iteration && (evaluation.matrix.is_some() || !last)
+        });
+        self.data.val.is_some() && wanted && !done
+    }
+
+    /// Scores the validation split, of which each process takes every so many pictures. `false` when the
+    /// observer stopped it. Pixels with scores that are not finite count as missed: an early network may
+    /// overflow where a later one does not.
+    pub(super) fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, Error> {
+        let Some(val) = self.data.val.clone() else {
+            return Ok(true);
+        };
+        let ranks = self.learner.ranks().clone();
+        let iteration = self.learner.iteration();
+        let predictor = self.predictor();
+        let begun = Instant::now();
+        let classes = self.recipe.model.num_classes;
+        let (mut matrix, mut not_finite) = (ConfusionMatrix::new(classes), 0);
+        for first in (0..val.len()).step_by(ranks.size()) {
+            let index = first + ranks.rank();
+            let own = match index < val.len() {
+                true => score(&predictor, &*val, index, &mut matrix),
+                false => Ok(0),
+            };
+            let own = together(&ranks, own)?;
+            for (index, pixels) in (first..).zip(all_counts(&ranks, own)) {
+                if pixels > 0 {
+                    not_finite += pixels;
+                    observer.not_finite(&val.source(index), pixels);
+                }
+            }
+            let done = val.len().min(first + ranks.size());
+            observer.evaluating(done, val.len());
+            if done < val.len() && ranks.any(observer.stop()) {
+                return Ok(false);
+            }
+        }
+        drop(predictor);
+        let matrix = merged(&ranks, matrix);
+        let scores = matrix.scores();
+        let so_far = self.best.as_ref();
+        let metric = self.recipe.train.best_by;
+        let score = metric.of(&scores);
+        let best = so_far.is_none_or(|best| score > best.score());
+        let of = scored(&self.recipe, &self.data);
+        let names = &self.classes.names();
+        if best {
+            self.best = Some(Best {
+                miou: scores.mean_iou,
+                score: (metric != Metric::Miou).then_some(score),
+                iteration,
+                of: Some(of.clone()),
+            });
+            if let Some(record) = &self.record {
+                self.save_weights(&record.folder.best())?;
+            }
+        }
+        self.log(&json!({
+            "event": "eval",
+            "iteration": iteration,
+            "miou": scores.mean_iou,
+            "macc": scores.mean_accuracy,
+            "aacc": scores.pixel_accuracy,
+            "constant_miou": scores.constant_mean_iou,
+            "iou": by_class(&scores, names, |class| class.iou),
+            "not_finite": not_finite,
+            "seconds": begun.elapsed().as_secs_f64(),
+            "best": best,
+        }))?;
+        self.evaluated = Some(Evaluation {
+            iteration,
+            of,
+            matrix: Some(matrix),
+        });
+        if self.saved == Some(iteration) {
+            self.mark()?;
+        }
+        observer.evaluated(iteration, &scores, best);
+        Ok(true)
+    }
+
+    pub(super) fn predictor(&self) -> Predictor {
+        let policy = self.learner.policy().clone();
+        Predictor::new(self.learner.model(), policy, self.recipe.eval.clone())
+    }
+}
+
+/// Adds a picture to the matrix; how many of its pixels have scores that are not finite.
+fn score(
+    predictor: &Predictor,
+    val: &dyn Dataset,
+    index: usize,
+    matrix: &mut ConfusionMatrix,
+) -> Result<usize, Error> {
+    let sample = val.get(index)?;
+    let prediction = predictor.predict(&sample.image);
+    let prediction = prediction.map_err(|error| error.of(&val.source(index)))?;
+    if let Some(label) = &sample.label {
+        let name = || format!("the label map of {}", val.source(index));
+        check_labels(&label.data, matrix.classes(), name)?;
+        matrix.update(&prediction.map.data, &label.data, IGNORE)?;
+    }
+    Ok(prediction.not_finite)
+}
+
+fn all_counts(ranks: &Ranks, own: usize) -> Vec<usize> {
+    let all = ranks.gather(&(own as u64).to_le_bytes());
+    let count = |bytes: Vec<u8>| {
+        let bytes = bytes.try_into().expect("each process gives eight bytes");
+        u64::from_le_bytes(bytes) as usize
+    };
+    all.into_iter().map(count).collect()
+}
+
+/// The counts of all processes.
+fn merged(ranks: &Ranks, own: ConfusionMatrix) -> ConfusionMatrix {
+    if ranks.size() == 1 {
+        return own;
+    }
+    let json = serde_json::to_vec(&own).expect("counts are JSON");
+    let mut sum = ConfusionMatrix::new(own.classes());
+    for one in ranks.gather(&json) {
+        sum.merge(&serde_json::from_slice(&one).expect("another process wrote it"));
+    }
+    sum
+}
