@@ -1,7 +1,7 @@
 //! `halfseg eval`.
 
-use std::fs::{self, File};
-use std::io::{self, Seek, Write};
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ use halfseg_predict::Predictor;
 use halfseg_train::{DataSource, check_classes, check_same, check_same_weights, open_split};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use zip::ZipWriter;
 
+use super::archive::Archive;
 use super::left_out::{LeftOut, class_map};
 use crate::args::EvalArgs;
 use crate::failure::Usage;
@@ -404,52 +404,6 @@ fn read_kept(path: &Path, sample: &Sample, own: bool) -> Result<LabelMap> {
         }
     }
     Ok(map)
-}
-
-/// An archive of predictions, without folders.
-struct Archive {
-    path: PathBuf,
-    /// Into a file without a name, which goes with the process, however that ends.
-    writer: ZipWriter<File>,
-}
-
-impl Archive {
-    fn new(path: &Path) -> Result<Self> {
-        // On the disk that the archive is to be on, where that can be.
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let file = tempfile::tempfile_in(Path::new(".").join(folder))
-            .or_else(|_| tempfile::tempfile())
-            .with_context(|| format!("cannot make a file for {}", path.display()))?;
-        Ok(Self {
-            path: path.to_owned(),
-            writer: ZipWriter::new(file),
-        })
-    }
-
-    fn add(&mut self, name: String, png: &[u8]) -> Result<()> {
-        // PNGs are compressed already. The date is the format's first, so that equal predictions
-        // give equal archives.
-        let options = zip::write::SimpleFileOptions::default()
-            .compression_method(zip::CompressionMethod::Stored)
-            .last_modified_time(zip::DateTime::default());
-        let started = self.writer.start_file(name, options);
-        let written = started
-            .map_err(io::Error::from)
-            .and_then(|()| self.writer.write_all(png));
-        written.with_context(|| format!("cannot write {}", self.path.display()))
-    }
-
-    fn finish(self) -> Result<()> {
-        let Self { path, writer } = self;
-        let copied = writer
-            .finish()
-            .map_err(io::Error::from)
-            .and_then(|mut file| {
-                file.rewind()?;
-                write_atomically(&path, |out| io::copy(&mut file, out).map(drop))
-            });
-        copied.with_context(|| format!("cannot write {}", path.display()))
-    }
 }
 
 /// The name of an image's prediction: it begins with the image's own, by which the official scorer

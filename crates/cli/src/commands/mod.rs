@@ -1,5 +1,6 @@
 //! The subcommands, one per file.
 
+mod archive;
 mod audit;
 mod bench;
 mod browse;
