@@ -16,7 +16,7 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// That will be at `path`.
+    /// An empty one, for a file at `path`.
     pub fn new(path: &Path) -> Result<Self> {
         // On the disk that the archive is to be on, where that can be.
         let folder = path.parent().unwrap_or(Path::new(""));

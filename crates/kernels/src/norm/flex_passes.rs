@@ -51,7 +51,7 @@ impl Pass {
     fn apply(&self, skip: Option<FlexTensor>) -> FlexTensor {
         let skip = skip.map(|skip| skip.to_contiguous());
         with_channels!(self, E, |sizes, x, channels, _mask| {
-            let skip = skip.as_ref().map(|skip| values::<E>(skip));
+            let skip = skip.as_ref().map(values::<E>);
             let output = cpu_passes::apply(sizes, x, skip, channels, self.relu);
             tensor(output, shape(&self.x))
         })
