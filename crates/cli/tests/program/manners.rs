@@ -320,6 +320,7 @@ fn settings_without_effect_are_said_and_impossible_ones_refused() {
     let output = output.unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("at most 16 MiB"));
+}
 
 #[cfg(not(feature = "mpi"))]
 #[test]
