@@ -105,6 +105,8 @@ impl Loader {
     /// If the data set is empty, the batch is 0 or larger than any memory, or the pipeline does not
     /// pass [`Pipeline::check`].
     pub fn new(dataset: Arc<dyn Dataset>, pipeline: Pipeline, config: LoaderConfig) -> Self {
+        // Before a list of so many places is made.
+        check_size(&pipeline.crop, config.batch);
         let all = (0..config.batch).collect();
         Self::of_places(dataset, pipeline, config, all)
     }
@@ -130,14 +132,7 @@ impl Loader {
         if let Err(error) = pipeline.check() {
             panic!("{error}");
         }
-        let Crop { height, width } = pipeline.crop;
-        let mut values = [3, height, width, size_of::<f32>()].into_iter();
-        let bytes = values.try_fold(places.len(), usize::checked_mul);
-        assert!(
-            bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok()),
-            "a batch of {} crops of {height}x{width} is larger than any memory",
-            places.len()
-        );
+        check_size(&pipeline.crop, places.len());
         let places: Arc<[usize]> = places.into();
         let (mut queues, mut workers) = (Vec::new(), Vec::new());
         let stop = Arc::new(AtomicBool::new(false));
@@ -191,6 +186,17 @@ impl Loader {
     pub fn waited(&self) -> Duration {
         self.waited
     }
+}
+
+/// Panics if so many samples are larger than any memory.
+fn check_size(crop: &Crop, samples: usize) {
+    let Crop { height, width } = *crop;
+    let mut values = [3, height, width, size_of::<f32>()].into_iter();
+    let bytes = values.try_fold(samples, usize::checked_mul);
+    assert!(
+        bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok()),
+        "a batch of {samples} crops of {height}x{width} is larger than any memory"
+    );
 }
 
 /// What one worker knows.
