@@ -90,7 +90,7 @@ fn train(policy: &Policy, mut scaler: GradScaler, device: &Device) -> f32 {
         });
         model = updated;
         match outcome {
-            StepOutcome::Stepped { loss, .. } if scaler.steps() % 100 == 0 => {
+            StepOutcome::Stepped { loss, .. } if scaler.steps().is_multiple_of(100) => {
                 println!(
                     "  step {}: loss {:.4}",
                     scaler.steps(),
