@@ -1,7 +1,7 @@
 //! What is known of single pictures and masks.
 
 use super::Definition;
-use super::finding::{Finding, Kind};
+use super::finding::Finding;
 use super::listing::Item;
 use super::mapping::Counted;
 use crate::image::PendingImage;
@@ -34,13 +34,7 @@ impl Definition {
     pub(super) fn look_into(&self, item: &Item) -> Result<Facts, Finding> {
         let read = || -> Result<Facts, DataError> {
             let reader = ImageReader::default();
-            let unreadable = |error: DataError| {
-                DataError::from(Finding::of_file(
-                    Kind::PictureUnreadable,
-                    &item.image,
-                    &error,
-                ))
-            };
+            let unreadable = |error| DataError::from(item.unreadable(&error));
             let pending = PendingImage::open(&item.image, reader).map_err(unreadable)?;
             let (deep, transparent) = (pending.is_deep(), pending.is_transparent());
             let size = pending.size();
@@ -84,7 +78,7 @@ impl Definition {
         };
         read().map_err(|error| match error {
             DataError::Finding(finding) => *finding,
-            other => Finding::of_file(Kind::PictureUnreadable, &item.image, &other),
+            other => item.unreadable(&other),
         })
     }
 }

@@ -8,6 +8,7 @@ use super::finding::{Finding, Findings, Kind};
 use super::pattern::{Pattern, Places, Template};
 use super::relations::{check_masks_used, check_repeated};
 use super::{Definition, slashed};
+use crate::DataError;
 use crate::names::unique_names;
 use crate::natural::natural_order;
 
@@ -66,6 +67,13 @@ pub(super) struct Item {
     pub mask: Option<PathBuf>,
     /// Times that it occurs in its split.
     pub repeat: usize,
+}
+
+impl Item {
+    /// That its picture cannot be read.
+    pub(super) fn unreadable(&self, error: &DataError) -> Finding {
+        Finding::of_file(Kind::PictureUnreadable, &self.image, error)
+    }
 }
 
 /// The pictures of some splits, and what is wrong with their names.

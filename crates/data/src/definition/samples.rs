@@ -115,8 +115,8 @@ impl Definition {
         item: &Item,
         reader: ImageReader,
     ) -> Result<(PendingImage, Option<LabelMap>), DataError> {
-        let image = PendingImage::open(&item.image, reader)
-            .map_err(|error| Finding::of_file(Kind::PictureUnreadable, &item.image, &error))?;
+        let image =
+            PendingImage::open(&item.image, reader).map_err(|error| item.unreadable(&error))?;
         let Some(path) = &item.mask else {
             return Ok((image, None));
         };
@@ -183,8 +183,7 @@ impl Dataset for DefinedData {
         let image = image.all();
         Ok(Sample {
             name: item.name.clone(),
-            image: image
-                .map_err(|error| Finding::of_file(Kind::PictureUnreadable, &item.image, &error))?,
+            image: image.map_err(|error| item.unreadable(&error))?,
             label,
         })
     }
@@ -200,8 +199,7 @@ impl Dataset for DefinedData {
         let image = image.part(part);
         Ok(PartialSample {
             name: item.name.clone(),
-            image: image
-                .map_err(|error| Finding::of_file(Kind::PictureUnreadable, &item.image, &error))?,
+            image: image.map_err(|error| item.unreadable(&error))?,
             label,
         })
     }

@@ -77,6 +77,22 @@ impl Statistics {
         let scale = gamma * self.inverse_deviation;
         (scale, beta - self.remainder * scale)
     }
+
+    /// The sum of the gradient times the normalised input, from that of the gradient times `x - mean`.
+    pub fn normalised(&self, product: f64, sum: f64) -> f64 {
+        (product - f64::from(self.remainder) * sum) * f64::from(self.inverse_deviation)
+    }
+
+    /// Slope and constant of the gradient of `x`, from the sums of the gradient times the normalised input and
+    /// of the gradient over `count` values:
+    /// `dx = scale * (g - sum / count - normalised * product / count)`, which is
+    /// `scale * g + slope * (x - mean) + constant`.
+    pub fn slope(&self, scale: f32, [product, sum]: [f64; 2], count: f64) -> [f32; 2] {
+        let scale = f64::from(scale);
+        let slope = -scale * f64::from(self.inverse_deviation) * product / count;
+        let constant = -scale * sum / count - slope * f64::from(self.remainder);
+        [slope as f32, constant as f32]
+    }
 }
 
 /// Scale, shift and statistics of all channels.
@@ -261,14 +277,7 @@ pub fn backward<E: Element>(
 ) -> (Option<Vec<E>>, Vec<f32>, Vec<f32>) {
     let length = gradient.len();
     let mut result = apart.then(|| Vec::with_capacity(length));
-    let targets: Vec<Target<'_, E>> = match &mut result {
-        Some(result) => {
-            let room: &mut [MaybeUninit<E>] = Vec::spare_capacity_mut(result);
-            let planes = sizes.planes_mut(&mut room[..length]);
-            planes.into_iter().map(Some).collect()
-        }
-        None => (0..sizes.channels).map(|_| None).collect(),
-    };
+    let targets = targets(sizes, &mut result, length);
     let isa = Isa::best();
     let (dgamma, dbeta) = sizes
         .planes_mut(gradient)
@@ -294,6 +303,18 @@ pub fn backward<E: Element>(
 /// The planes of a channel that its gradient goes to, if it does not replace the output's.
 pub type Target<'a, E> = Option<Vec<&'a mut [MaybeUninit<E>]>>;
 
+/// The planes of each channel in the room of `result`, if there is one.
+pub fn targets<E>(sizes: Sizes, result: &mut Option<Vec<E>>, length: usize) -> Vec<Target<'_, E>> {
+    match result {
+        Some(result) => {
+            let room: &mut [MaybeUninit<E>] = Vec::spare_capacity_mut(result);
+            let planes = sizes.planes_mut(&mut room[..length]);
+            planes.into_iter().map(Some).collect()
+        }
+        None => (0..sizes.channels).map(|_| None).collect(),
+    }
+}
+
 #[inline(always)]
 fn backward_channel<E: Element>(
     isa: Isa,
@@ -305,8 +326,7 @@ fn backward_channel<E: Element>(
     (mut gradient, mut target): (Vec<&mut [E]>, Target<'_, E>),
 ) -> (f32, f32) {
     let statistics = channels.statistics[channel];
-    let mean = statistics.mean;
-    let (scale, shift) = statistics.affine(channels.gamma[channel], channels.beta[channel]);
+    let (mean, scale, shift) = channels.affine(channel);
     let (x_buffer, g_buffer) = (&mut [0f32; BLOCK], &mut [0f32; BLOCK]);
     let (y_buffer, result) = (&mut [0f32; BLOCK], &mut [0f32; BLOCK]);
 
@@ -342,16 +362,9 @@ fn backward_channel<E: Element>(
         }
     }
 
-    let inverse = f64::from(statistics.inverse_deviation);
-    let remainder = f64::from(statistics.remainder);
-    // The sum of the gradient times the normalised input.
-    let product = (product - remainder * sum) * inverse;
-    // dx = scale * (g - sum / count - normalised * product / count)
-    //    = scale * g + slope * (x - mean) + constant
+    let product = statistics.normalised(product, sum);
     let count = sizes.per_channel() as f64;
-    let slope = -f64::from(scale) * inverse * product / count;
-    let constant = -f64::from(scale) * sum / count - slope * remainder;
-    let (slope, constant) = (slope as f32, constant as f32);
+    let [slope, constant] = statistics.slope(scale, [product, sum], count);
 
     let recompute = matches!(mask, Mask::FromInput);
     for (image, (x, gradient)) in sizes.planes(x, channel).zip(gradient).enumerate() {

@@ -126,9 +126,7 @@ pub fn sums<E: Element>(
                         product += parts[1];
                     }
                 }
-                let inverse = f64::from(statistics.inverse_deviation);
-                let product = (product - f64::from(statistics.remainder) * sum) * inverse;
-                (product as f32, sum as f32)
+                (statistics.normalised(product, sum) as f32, sum as f32)
             },
         )
     });
@@ -149,13 +147,7 @@ pub fn gradient<E: Element>(
 ) -> Option<Vec<E>> {
     let length = gradient.len();
     let mut result = apart.then(|| Vec::with_capacity(length));
-    let targets: Vec<Target<'_, E>> = match &mut result {
-        Some(result) => {
-            let room = &mut Vec::spare_capacity_mut(result)[..length];
-            sizes.planes_mut(room).into_iter().map(Some).collect()
-        }
-        None => (0..sizes.channels).map(|_| None).collect(),
-    };
+    let targets = cpu::targets(sizes, &mut result, length);
     let isa = Isa::best();
     sizes
         .planes_mut(gradient)
@@ -189,17 +181,13 @@ fn gradient_of_channel<E: Element>(
     x: &[E],
     channels: Channels<'_>,
     mask: Mask<'_, E>,
-    ([product, sum], count): ([f64; 2], f64),
+    (totals, count): ([f64; 2], f64),
     channel: usize,
     (gradient, mut target): (Vec<&mut [E]>, Target<'_, E>),
 ) {
     let statistics = channels.statistics[channel];
     let (mean, scale, shift) = channels.affine(channel);
-    let inverse = f64::from(statistics.inverse_deviation);
-    // As in `cpu::backward`.
-    let slope = -f64::from(scale) * inverse * product / count;
-    let constant = -f64::from(scale) * sum / count - slope * f64::from(statistics.remainder);
-    let (slope, constant) = (slope as f32, constant as f32);
+    let [slope, constant] = statistics.slope(scale, totals, count);
     let (x_buffer, buffer) = (&mut [0f32; BLOCK], &mut [0f32; BLOCK]);
     let result = &mut [0f32; BLOCK];
     for (image, (x, gradient)) in sizes.planes(x, channel).zip(gradient).enumerate() {

@@ -48,6 +48,37 @@ macro_rules! with_channels {
 }
 
 impl Pass {
+    /// Without a skip connection in the backward pass: a ReLU's mask is read from `x`.
+    fn new(
+        x: FlexTensor,
+        [gamma, beta]: [FlexTensor; 2],
+        statistics: FlexTensor,
+        activation: Activation,
+    ) -> Self {
+        Self {
+            x,
+            gamma,
+            beta,
+            statistics,
+            output: None,
+            relu: activation == Activation::Relu,
+        }
+    }
+
+    /// Behind a skip connection and a ReLU, whose mask is the output's: the shift is not read.
+    fn behind_skip(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        statistics: FlexTensor,
+        output: FlexTensor,
+    ) -> Self {
+        let parameters = [gamma.clone(), gamma];
+        Self {
+            output: Some(output),
+            ..Self::new(x, parameters, statistics, Activation::Relu)
+        }
+    }
+
     fn apply(&self, skip: Option<FlexTensor>) -> FlexTensor {
         let skip = skip.map(|skip| skip.to_contiguous());
         with_channels!(self, E, |sizes, x, channels, _mask| {
@@ -110,15 +141,7 @@ impl SharedNormalisation for Flex {
         statistics: FlexTensor,
         activation: Activation,
     ) -> FlexTensor {
-        Pass {
-            x,
-            gamma,
-            beta,
-            statistics,
-            output: None,
-            relu: activation == Activation::Relu,
-        }
-        .apply(None)
+        Pass::new(x, [gamma, beta], statistics, activation).apply(None)
     }
 
     fn halfseg_norm_apply_skip(
@@ -129,15 +152,7 @@ impl SharedNormalisation for Flex {
         skip: FlexTensor,
         activation: Activation,
     ) -> FlexTensor {
-        Pass {
-            x,
-            gamma,
-            beta,
-            statistics,
-            output: None,
-            relu: activation == Activation::Relu,
-        }
-        .apply(Some(skip))
+        Pass::new(x, [gamma, beta], statistics, activation).apply(Some(skip))
     }
 
     fn halfseg_norm_sums(
@@ -148,15 +163,7 @@ impl SharedNormalisation for Flex {
         gradient: FlexTensor,
         activation: Activation,
     ) -> (FlexTensor, FlexTensor) {
-        Pass {
-            x,
-            gamma,
-            beta,
-            statistics,
-            output: None,
-            relu: activation == Activation::Relu,
-        }
-        .sums(gradient)
+        Pass::new(x, [gamma, beta], statistics, activation).sums(gradient)
     }
 
     fn halfseg_norm_skip_relu_sums(
@@ -166,7 +173,7 @@ impl SharedNormalisation for Flex {
         output: FlexTensor,
         gradient: FlexTensor,
     ) -> (FlexTensor, FlexTensor) {
-        behind_skip(x, gamma, statistics, output).sums(gradient)
+        Pass::behind_skip(x, gamma, statistics, output).sums(gradient)
     }
 
     fn halfseg_norm_gradient(
@@ -181,15 +188,8 @@ impl SharedNormalisation for Flex {
         let parameters = parameters.to_contiguous();
         let rows = values::<f32>(&parameters);
         let (gamma, beta) = rows.split_at(rows.len() / 2);
-        let [gamma, beta] = [gamma, beta].map(|row| tensor(row.to_vec(), [row.len()]));
-        let pass = Pass {
-            x,
-            gamma,
-            beta,
-            statistics,
-            output: None,
-            relu: activation == Activation::Relu,
-        };
+        let parameters = [gamma, beta].map(|row| tensor(row.to_vec(), [row.len()]));
+        let pass = Pass::new(x, parameters, statistics, activation);
         pass.gradient(&sums, gradient, count).0
     }
 
@@ -202,28 +202,11 @@ impl SharedNormalisation for Flex {
         gradient: FlexTensor,
         count: f64,
     ) -> (FlexTensor, FlexTensor) {
-        let pass = behind_skip(x, gamma, statistics, output);
+        let pass = Pass::behind_skip(x, gamma, statistics, output);
         let (dx, dskip) = pass.gradient(&sums, gradient, count);
         (
             dx,
             dskip.expect("with the output comes the skip connection's gradient"),
         )
-    }
-}
-
-/// Behind a skip connection and a ReLU, whose mask is the output's: the shift is not read.
-fn behind_skip(
-    x: FlexTensor,
-    gamma: FlexTensor,
-    statistics: FlexTensor,
-    output: FlexTensor,
-) -> Pass {
-    Pass {
-        x,
-        beta: gamma.clone(),
-        gamma,
-        statistics,
-        output: Some(output),
-        relu: true,
     }
 }

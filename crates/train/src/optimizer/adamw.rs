@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::{Factors, Tracking, paths};
+use super::{Factors, Tracking, buffers_of, take_buffers};
 
-/// The names of its buffers begin with these, before a dot and the parameter's path.
-const FIRST: &str = "first_moment";
-const SECOND: &str = "second_moment";
+/// The names of its buffers begin with these, before the parameter's path.
+const FIRST: &str = "first_moment.";
+const SECOND: &str = "second_moment.";
 /// The name of the number of steps.
 const STEPS: &str = "steps";
 
@@ -65,13 +65,8 @@ impl AdamW {
 
     /// Both moments of each parameter by module path, and the number of steps, for a checkpoint.
     pub fn buffers<M: Module>(&self, model: &M) -> BTreeMap<String, TensorData> {
-        let mut visitor = Export {
-            adam: self,
-            paths: paths(model),
-            found: BTreeMap::new(),
-        };
-        model.visit(&mut visitor);
-        let mut found = visitor.found;
+        let mut found = buffers_of(model, &self.first, FIRST);
+        found.append(&mut buffers_of(model, &self.second, SECOND));
         if !found.is_empty() {
             // Exact up to 2^24 steps, far beyond any run; the corrections are 1 long before.
             found.insert(STEPS.to_owned(), TensorData::from([self.steps as f32]));
@@ -91,15 +86,9 @@ impl AdamW {
         self.steps = steps
             .and_then(|data| data.iter::<f32>().next())
             .unwrap_or(0.0) as u64;
-        (self.first, self.second) = (GradientsParams::new(), GradientsParams::new());
-        let mut visitor = Import {
-            adam: self,
-            paths: paths(model),
-            left: buffers,
-            device,
-        };
-        model.visit(&mut visitor);
-        visitor.left.into_keys().collect()
+        self.first = take_buffers(model, &mut buffers, FIRST, device);
+        self.second = take_buffers(model, &mut buffers, SECOND, device);
+        buffers.into_keys().collect()
     }
 }
 
@@ -146,48 +135,5 @@ impl ModuleMapper for Step<'_> {
         self.adam.first.register(id, first);
         self.adam.second.register(id, second);
         Param::from_mapped_value(id, Tracking::restore(tracking, value), mapper)
-    }
-}
-
-struct Export<'a> {
-    adam: &'a AdamW,
-    paths: std::collections::HashMap<burn::module::ParamId, String>,
-    found: BTreeMap<String, TensorData>,
-}
-
-impl ModuleVisitor for Export<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = &self.paths[&param.id];
-        for (name, moments) in [(FIRST, &self.adam.first), (SECOND, &self.adam.second)] {
-            if let Some(moment) = moments.get::<D>(param.id) {
-                self.found
-                    .insert(format!("{name}.{path}"), moment.into_data());
-            }
-        }
-    }
-}
-
-struct Import<'a> {
-    adam: &'a mut AdamW,
-    paths: std::collections::HashMap<burn::module::ParamId, String>,
-    left: BTreeMap<String, TensorData>,
-    device: &'a Device,
-}
-
-impl ModuleVisitor for Import<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = &self.paths[&param.id];
-        let fits = |data: &TensorData| *data.shape() == param.lazy_shape();
-        for (name, moments) in [
-            (FIRST, &mut self.adam.first),
-            (SECOND, &mut self.adam.second),
-        ] {
-            let name = format!("{name}.{path}");
-            if self.left.get(&name).is_some_and(fits)
-                && let Some(data) = self.left.remove(&name)
-            {
-                moments.register(param.id, Tensor::<D>::from_data(data, self.device));
-            }
-        }
     }
 }

@@ -6,7 +6,7 @@ mod sgd;
 
 use std::collections::{BTreeMap, HashMap};
 
-use burn::module::{Module, ParamId};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor, TensorData};
 use halfseg_amp::parameter_paths;
@@ -90,6 +90,73 @@ impl Tracking {
         }
         value.set_require_grad(tracking.require_grad)
     }
+}
+
+/// What is kept of each parameter of `model`, by the parameter's path behind `prefix`.
+fn buffers_of<M: Module>(
+    model: &M,
+    kept: &GradientsParams,
+    prefix: &str,
+) -> BTreeMap<String, TensorData> {
+    struct Export<'a> {
+        kept: &'a GradientsParams,
+        prefix: &'a str,
+        paths: HashMap<ParamId, String>,
+        found: BTreeMap<String, TensorData>,
+    }
+    impl ModuleVisitor for Export<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(buffer) = self.kept.get::<D>(param.id) {
+                let name = format!("{}{}", self.prefix, self.paths[&param.id]);
+                self.found.insert(name, buffer.into_data());
+            }
+        }
+    }
+    let mut visitor = Export {
+        kept,
+        prefix,
+        paths: paths(model),
+        found: BTreeMap::new(),
+    };
+    model.visit(&mut visitor);
+    visitor.found
+}
+
+/// Takes what [`buffers_of`] gave out of `left`, as far as `model` has a parameter of the same shape for it.
+fn take_buffers<M: Module>(
+    model: &M,
+    left: &mut BTreeMap<String, TensorData>,
+    prefix: &str,
+    device: &Device,
+) -> GradientsParams {
+    struct Import<'a> {
+        left: &'a mut BTreeMap<String, TensorData>,
+        prefix: &'a str,
+        paths: HashMap<ParamId, String>,
+        device: &'a Device,
+        kept: GradientsParams,
+    }
+    impl ModuleVisitor for Import<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let name = format!("{}{}", self.prefix, self.paths[&param.id]);
+            let fits = |data: &TensorData| *data.shape() == param.lazy_shape();
+            if self.left.get(&name).is_some_and(fits)
+                && let Some(data) = self.left.remove(&name)
+            {
+                let buffer = Tensor::<D>::from_data(data, self.device);
+                self.kept.register(param.id, buffer);
+            }
+        }
+    }
+    let mut visitor = Import {
+        left,
+        prefix,
+        paths: paths(model),
+        device,
+        kept: GradientsParams::new(),
+    };
+    model.visit(&mut visitor);
+    visitor.kept
 }
 
 /// The path of each parameter, the first of those that are shared.

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use halfseg_kernels::{AnyTensor, SgdParameter, SgdStep, handles_lists, sgd_step, sgd_step_list};
 
-use super::{Factors, Tracking, paths};
+use super::{Factors, Tracking, buffers_of, take_buffers};
 
 /// Stochastic gradient descent with momentum and weight decay, without dampening.
 ///
@@ -73,13 +73,7 @@ impl Sgd {
     /// The momentum buffers by module path, for a checkpoint. Parameters that never had a gradient
     /// have none.
     pub fn buffers<M: Module>(&self, model: &M) -> BTreeMap<String, TensorData> {
-        let mut visitor = Export {
-            sgd: self,
-            paths: paths(model),
-            found: BTreeMap::new(),
-        };
-        model.visit(&mut visitor);
-        visitor.found
+        buffers_of(model, &self.velocity, "")
     }
 
     /// Replaces the momentum buffers by those of `buffers`, keyed by module path as
@@ -92,18 +86,12 @@ impl Sgd {
         buffers: BTreeMap<String, TensorData>,
         device: &Device,
     ) -> Vec<String> {
-        self.velocity = GradientsParams::new();
         let left = buffers.into_iter();
-        let mut visitor = Import {
-            sgd: self,
-            paths: paths(model),
-            left: left
-                .map(|(path, data)| (without_variants(&path), data))
-                .collect(),
-            device,
-        };
-        model.visit(&mut visitor);
-        visitor.left.into_keys().collect()
+        let mut left = left
+            .map(|(path, data)| (without_variants(&path), data))
+            .collect();
+        self.velocity = take_buffers(model, &mut left, "", device);
+        left.into_keys().collect()
     }
 }
 
@@ -195,42 +183,6 @@ fn without_variants(path: &str) -> String {
         .filter(is_field)
         .collect::<Vec<_>>()
         .join(".")
-}
-
-struct Export<'a> {
-    sgd: &'a Sgd,
-    paths: HashMap<ParamId, String>,
-    found: BTreeMap<String, TensorData>,
-}
-
-impl ModuleVisitor for Export<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(velocity) = self.sgd.velocity.get::<D>(param.id) {
-            let path = self.paths[&param.id].clone();
-            self.found.insert(path, velocity.into_data());
-        }
-    }
-}
-
-struct Import<'a> {
-    sgd: &'a mut Sgd,
-    paths: HashMap<ParamId, String>,
-    left: BTreeMap<String, TensorData>,
-    device: &'a Device,
-}
-
-impl ModuleVisitor for Import<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = &self.paths[&param.id];
-        let fits = |data: &TensorData| *data.shape() == param.lazy_shape();
-        if self.left.get(path).is_some_and(fits)
-            && let Some(data) = self.left.remove(path)
-        {
-            self.sgd
-                .velocity
-                .register(param.id, Tensor::<D>::from_data(data, self.device));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -126,7 +126,8 @@ pub(crate) fn shared(model: Segmentor, ranks: &Ranks) -> Segmentor {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             param.map(|value| {
                 let (device, shape) = (value.device(), value.shape());
-                let mut values = host(value);
+                let values = value.into_data().try_into_vec();
+                let mut values: Vec<f32> = values.expect("weights are f32");
                 self.0.broadcast_values(&mut values);
                 Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32))
             })
@@ -136,11 +137,6 @@ pub(crate) fn shared(model: Segmentor, ranks: &Ranks) -> Segmentor {
         1 => model,
         _ => model.valid().map(&mut Sharer(ranks.clone())).train(),
     }
-}
-
-fn host<const D: usize>(value: Tensor<D>) -> Vec<f32> {
-    let data = value.into_data();
-    data.try_into_vec().expect("weights are f32")
 }
 
 /// Refuses processes with other parameters or running statistics than the first: files that differ, or
@@ -154,12 +150,7 @@ pub fn check_same_weights(ranks: &Ranks, model: &Segmentor, what: &str) -> Resul
     struct Visitor(DefaultHasher);
     impl ModuleVisitor for Visitor {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let values = host(param.val().inner());
-            let bits: Vec<u8> = values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect();
-            self.0.write(&bits);
+            self.0.write(param.val().inner().into_data().as_bytes());
         }
     }
     if ranks.size() == 1 {
