@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use burn::tensor::Device;
 use halfseg_devices::{ExchangePrecision, Ranks};
 use halfseg_segmentor::count_parameters;
 use halfseg_train::Recipe;
@@ -30,7 +29,8 @@ pub fn run(args: &BenchArgs, recipe: &Recipe) -> Result<()> {
         return Err(Usage(why.into()).into());
     }
     ranks.begin();
-    let values = count_parameters(&recipe.model.init(&Device::flex())) as usize;
+    let device = args.device.open()?;
+    let values = count_parameters(&recipe.model.init(&device)) as usize;
     let mut gradients: Vec<f32> = (0..values)
         .map(|place| (place % 1000) as f32 / 1e3)
         .collect();
