@@ -142,6 +142,14 @@ fn policies_survive_files() {
         &["duplicate field `compute`"],
     );
     refused(
+        r#"{"compute": "f16", "ops": {"conv2d": "f32", "conv2d": "f16"}}"#,
+        &["duplicate field `conv2d`", "line 1"],
+    );
+    refused(
+        r#"{"compute": "f16", "modules": {"a": "f32", "b": "f32", "a": "f32"}}"#,
+        &["duplicate field `a`"],
+    );
+    refused(
         "{}",
         &["`compute`: expected f16, bf16, f32 or input, found nothing"],
     );

@@ -48,6 +48,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "data",
             "eval",
             "devices",
+            "files",
         ],
     ),
     (

@@ -18,6 +18,26 @@ pub fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// Whether the name at the end of `path` begins with a dot, as those of files that nobody means when a folder
+/// is named: macOS's `._x.png` and `.DS_Store`, `.ipynb_checkpoints`, `.git`. The shell's `*` and
+/// MMEngine's `list_dir_or_file` leave them out, too.
+pub fn is_hidden(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(b".")
+}
+
+/// As [`walk`], without what is [hidden](is_hidden) and without what hidden folders hold. `folder` itself may
+/// be one.
+///
+/// # Errors
+/// Those of [`walk`]; hidden folders are not read.
+pub fn walk_visible<E>(
+    folder: &Path,
+    failed: impl Fn(&Path, io::Error) -> E,
+) -> Result<Vec<PathBuf>, E> {
+    search(folder, |path| !is_hidden(path), failed)
+}
+
 /// Everything below `folder` that is no folder, in its subfolders, too, sorted by path.
 ///
 /// Links to folders are followed. A folder that several paths lead to is searched once, by the path
@@ -26,6 +46,14 @@ pub fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
 /// # Errors
 /// What `failed` makes of a folder that cannot be read, and of why.
 pub fn walk<E>(folder: &Path, failed: impl Fn(&Path, io::Error) -> E) -> Result<Vec<PathBuf>, E> {
+    search(folder, |_| true, failed)
+}
+
+fn search<E>(
+    folder: &Path,
+    wanted: impl Fn(&Path) -> bool,
+    failed: impl Fn(&Path, io::Error) -> E,
+) -> Result<Vec<PathBuf>, E> {
     let (mut files, mut seen) = (Vec::new(), BTreeSet::new());
     let (mut folders, mut links) = (vec![folder.to_owned()], VecDeque::new());
     while let Some(folder) = folders.pop().or_else(|| links.pop_front()) {
@@ -34,6 +62,9 @@ pub fn walk<E>(folder: &Path, failed: impl Fn(&Path, io::Error) -> E) -> Result<
             continue;
         }
         for path in entries(&folder).map_err(|e| failed(&folder, e))? {
+            if !wanted(&path) {
+                continue;
+            }
             match (path.is_dir(), path.is_symlink()) {
                 (true, false) => folders.push(path),
                 (true, true) => links.push_back(path),
@@ -72,6 +103,27 @@ mod tests {
         let top = entries(root.path()).unwrap();
         let top: Vec<_> = top.iter().map(|path| path.file_name().unwrap()).collect();
         assert_eq!(top, ["a", "a.png", "b", "c"]);
+    }
+
+    #[test]
+    fn what_is_hidden_is_left_out_where_a_folder_is_meant() {
+        let root = tree(&[
+            "._a.png",
+            "a.png",
+            "b/.c/d",
+            "b/.DS_Store",
+            "b/e..f",
+            ".g/h",
+        ]);
+        let visible = |folder: &str| {
+            let folder = root.path().join(folder);
+            let files = walk_visible(&folder, |path, e| format!("{}: {e}", path.display()));
+            let name = |path: PathBuf| path.strip_prefix(&folder).unwrap().display().to_string();
+            files.unwrap().into_iter().map(name).collect::<Vec<_>>()
+        };
+        assert_eq!(visible(""), ["a.png", "b/e..f"]);
+        assert_eq!(visible(".g"), ["h"]);
+        assert_eq!(names(root.path()).len(), 6);
     }
 
     #[test]

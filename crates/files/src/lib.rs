@@ -3,8 +3,10 @@
 
 mod atomic;
 mod folder;
+mod json;
 mod open;
 
 pub use atomic::{move_into_place, sweep, write_atomically};
-pub use folder::{entries, walk};
+pub use folder::{entries, is_hidden, walk, walk_visible};
+pub use json::parse_json;
 pub use open::{open_regular, read_text};

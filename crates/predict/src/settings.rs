@@ -4,6 +4,7 @@ use std::path::Path;
 
 use halfseg_amp::Policy;
 use halfseg_data::Classes;
+use halfseg_files::parse_json;
 use serde::{Deserialize, Serialize};
 
 use crate::{PredictError, PredictorConfig};
@@ -66,8 +67,7 @@ impl PredictorSettings {
             key: Self::KEY,
             message,
         };
-        let settings: Self =
-            serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        let settings: Self = parse_json(text).map_err(|error| wrong(error.to_string()))?;
         settings
             .config
             .validate()

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use halfseg_files::{read_text, write_atomically};
+use halfseg_files::{parse_json, read_text, write_atomically};
 use serde_json::Value;
 
 use super::Policy;
@@ -25,7 +25,7 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// [`AmpError::Io`] if the file cannot be read, [`AmpError::Parse`] if it is no JSON object,
+    /// [`AmpError::Io`] if the file cannot be read, [`AmpError::Parse`] if it is no JSON object or has a key twice,
     /// [`AmpError::UnknownKey`] with the nearest valid name for a key or an operation that does
     /// not exist, [`AmpError::Value`] for what is no precision.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, AmpError> {
@@ -38,10 +38,9 @@ impl Policy {
             path: path.to_owned(),
             source,
         };
-        let object: serde_json::Map<String, Value> = serde_json::from_str(&text).map_err(parse)?;
+        let object: serde_json::Map<String, Value> = parse_json(&text).map_err(parse)?;
         check_file(path, &object)?;
-        // From the text: the object has kept only the last of several equal keys.
-        serde_json::from_str(&text).map_err(parse)
+        serde_json::from_value(object.into()).map_err(parse)
     }
 
     /// Writes the policy to a JSON file, which is complete or as it was before.

@@ -1,6 +1,7 @@
 //! Reading an architecture off the names and shapes of tensors.
 
 use halfseg_backbone::{Depth, ResNetConfig};
+use halfseg_files::parse_json;
 
 use super::file::{CheckpointFile, quoted};
 use super::load::Mode;
@@ -37,7 +38,7 @@ impl CheckpointFile {
         };
         let expected = format!("a configuration under `{CONFIG_KEY}` in its metadata");
         let config: SegmentorConfig =
-            serde_json::from_str(json).map_err(|error| self.not_a_segmentor(&expected, error))?;
+            parse_json(json).map_err(|error| self.not_a_segmentor(&expected, error))?;
         config
             .validate()
             .map_err(|error| self.not_a_segmentor(&expected, error))?;

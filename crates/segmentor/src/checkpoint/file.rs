@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use burn::tensor::{DType, TensorData};
+use halfseg_files::parse_json;
 use pytorch_reader::PytorchReader;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
@@ -124,7 +125,7 @@ impl CheckpointFile {
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact(&mut header).map_err(read)?;
-        let header: Metadata = serde_json::from_slice(&header)
+        let header: Metadata = parse_json(&header)
             .map_err(|error| damaged("a safetensors header".to_owned(), error.to_string()))?;
 
         // One file for all of them: another may take its name while they are read, as in a run that goes

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use halfseg_eval::ConfusionMatrix;
+use halfseg_files::parse_json;
 use serde::{Deserialize, Serialize};
 
 use super::log::LogLine;
@@ -104,8 +105,7 @@ impl Manifest {
             expected: "the list of a run's files that halfseg writes".into(),
             found,
         };
-        let manifest: Self =
-            serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+        let manifest: Self = parse_json(&bytes).map_err(|error| wrong(error.to_string()))?;
         if manifest.format != FORMAT {
             let found = format!("format {} (this is {FORMAT})", manifest.format);
             return Err(wrong(found));
