@@ -27,7 +27,7 @@ pub fn name(path: &Path) -> Option<&str> {
 
 /// The cache that flags and the environment name.
 pub fn cache() -> Result<Cache, ZooError> {
-    let mut settings = Settings::of_environment();
+    let mut settings = Settings::of_environment()?;
     settings.offline |= OFFLINE.load(Relaxed);
     Cache::new(settings)
 }

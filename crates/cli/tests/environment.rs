@@ -257,6 +257,39 @@ fn closed_streams_and_an_empty_environment_change_nothing() {
 }
 
 #[test]
+fn variables_that_nothing_understands_are_named_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let train = [&train_flags("fcn", "synthetic", &out)[..], &TINY].concat();
+    let zoo = ["zoo", "cityscapes"];
+    for (name, value, args, expected, code) in [
+        (
+            "HALFSEG_ISA",
+            "foo",
+            &train[..],
+            "portable, avx2, avx512 or amx",
+            2,
+        ),
+        ("HALFSEG_RANKS", "foo", &train[..], "`alone`", 1),
+        ("HALFSEG_OFFLINE", "foo", &zoo[..], "1 or 0", 1),
+        ("HALFSEG_MIRROR", "foo", &zoo[..], "an address", 1),
+    ] {
+        let mut command = halfseg(args);
+        command.env(name, value);
+        let ended = ended(command);
+        ended.check(code, &[name, expected, "found `foo`"]);
+        let said = &ended.said;
+        assert_eq!(said.matches(name).count(), 1, "{said}");
+        assert!(!out.exists(), "{name}");
+    }
+    let mut command = halfseg(&train);
+    command
+        .env("HALFSEG_ISA", "portable")
+        .env("HALFSEG_RANKS", "alone");
+    ended(command).check(0, &[]);
+}
+
+#[test]
 fn what_stdout_does_not_take_is_an_error_and_what_stderr_does_not_take_is_none() {
     let place = Place::new();
     let commands: [&[&str]; 7] = [

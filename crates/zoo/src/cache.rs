@@ -1,7 +1,7 @@
 //! The folder that published files are kept in.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -48,21 +48,63 @@ pub struct Cache {
 }
 
 impl Settings {
-    /// As the environment has them: `HALFSEG_CACHE`, `HALFSEG_OFFLINE`, `HALFSEG_MIRROR`, `HALFSEG_ZOO`.
-    pub fn of_environment() -> Self {
-        let text = |name| env::var(name).ok().filter(|value| !value.is_empty());
-        let path = |name| {
-            env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
+    /// As the environment has them: `HALFSEG_CACHE`, `HALFSEG_OFFLINE`, `HALFSEG_MIRROR`, `HALFSEG_ZOO`. Those
+    /// that are empty count as absent.
+    ///
+    /// # Errors
+    /// A `HALFSEG_OFFLINE` that says neither yes nor no, and a `HALFSEG_MIRROR` that is no address.
+    pub fn of_environment() -> Result<Self, ZooError> {
+        Self::of(|name| env::var_os(name))
+    }
+
+    fn of(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<Self, ZooError> {
+        let given = |name| variable(name).filter(|value| !value.is_empty());
+        let wrong = |name, expected, found: OsString| ZooError::Variable {
+            name,
+            expected,
+            found: found.display().to_string(),
         };
-        Self {
-            folder: path("HALFSEG_CACHE"),
-            offline: text("HALFSEG_OFFLINE").is_some_and(|value| value != "0"),
-            mirror: text("HALFSEG_MIRROR"),
-            table: path("HALFSEG_ZOO"),
+        let offline = match given("HALFSEG_OFFLINE") {
+            Some(value) => says_yes(&value).ok_or_else(|| {
+                wrong(
+                    "HALFSEG_OFFLINE",
+                    "1 or 0 (or yes, no, true, false, on, off)",
+                    value,
+                )
+            })?,
+            None => false,
+        };
+        let is_address = |text: &&str| {
+            ["http://", "https://"]
+                .iter()
+                .any(|start| text.starts_with(start))
+        };
+        let mirror = match given("HALFSEG_MIRROR") {
+            Some(value) => match value.to_str().filter(is_address) {
+                Some(address) => Some(address.to_owned()),
+                None => {
+                    let expected = "an address that begins with http:// or https://";
+                    return Err(wrong("HALFSEG_MIRROR", expected, value));
+                }
+            },
+            None => None,
+        };
+        Ok(Self {
+            folder: given("HALFSEG_CACHE").map(PathBuf::from),
+            offline,
+            mirror,
+            table: given("HALFSEG_ZOO").map(PathBuf::from),
             ..Self::default()
-        }
+        })
+    }
+}
+
+/// Whether `value` says yes, if it says yes or no.
+fn says_yes(value: &OsStr) -> Option<bool> {
+    match &*value.to_str()?.to_ascii_lowercase() {
+        "1" | "yes" | "true" | "on" => Some(true),
+        "0" | "no" | "false" | "off" => Some(false),
+        _ => None,
     }
 }
 
@@ -259,4 +301,45 @@ fn users_folder() -> Option<PathBuf> {
         _ => folder("XDG_CACHE_HOME").or(folder("HOME").map(|home| home.join(".cache"))),
     };
     base.map(|base| base.join("halfseg"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_understood_or_refused_by_name() {
+        let read = |name: &'static str, value: &str| {
+            Settings::of(|asked| (asked == name).then(|| OsString::from(value)))
+        };
+        let refused = |name, value, expected: &str| {
+            let error = read(name, value).unwrap_err().to_string();
+            let found = format!("{name}: expected {expected}");
+            assert!(
+                error.starts_with(&found) && error.ends_with(&format!("found `{value}`")),
+                "{error}"
+            );
+        };
+        for (value, offline) in [
+            ("1", true),
+            ("True", true),
+            ("0", false),
+            ("off", false),
+            ("", false),
+        ] {
+            assert_eq!(
+                read("HALFSEG_OFFLINE", value).unwrap().offline,
+                offline,
+                "{value}"
+            );
+        }
+        refused("HALFSEG_OFFLINE", "2", "1 or 0");
+        let mirror = "https://example.org/files";
+        assert_eq!(
+            read("HALFSEG_MIRROR", mirror).unwrap().mirror.as_deref(),
+            Some(mirror)
+        );
+        refused("HALFSEG_MIRROR", "example.org/files", "an address");
+        refused("HALFSEG_MIRROR", "/srv/files", "an address");
+    }
 }

@@ -17,6 +17,16 @@ pub enum ZooError {
         /// Names like it.
         nearest: String,
     },
+    /// A variable of the environment says what nothing understands.
+    #[error("{name}: expected {expected}, found `{found}`")]
+    Variable {
+        /// The variable.
+        name: &'static str,
+        /// What it may hold.
+        expected: &'static str,
+        /// What it holds.
+        found: String,
+    },
     /// There is no folder for the cache.
     #[error(
         "there is no folder to keep published files in: expected HALFSEG_CACHE, XDG_CACHE_HOME or HOME to \

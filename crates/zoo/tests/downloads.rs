@@ -413,7 +413,7 @@ fn child() {
     let Some(folder) = std::env::var_os("HALFSEG_TEST_CHILD") else {
         return;
     };
-    let mut settings = Settings::of_environment();
+    let mut settings = Settings::of_environment().unwrap();
     settings.folder = Some(Path::new(&folder).join("cache"));
     settings.table = Some(Path::new(&folder).join("table.tsv"));
     settings.patience = Duration::from_secs(10);

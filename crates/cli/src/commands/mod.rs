@@ -27,6 +27,8 @@ use anyhow::{Context, Result};
 use halfseg_devices::Ranks;
 
 use crate::args::Command;
+#[cfg(feature = "flex")]
+use crate::failure::Usage;
 use crate::{interrupt, ranks};
 
 /// Runs a subcommand.
@@ -40,6 +42,7 @@ pub fn run(command: Command) -> Result<()> {
     detail!("halfseg {}", env!("HALFSEG_VERSION"));
     interrupt::survive_file_size_limit();
     let ranks = ranks::start(&command)?;
+    ranks::together(check_environment())?;
     if let Command::Demo(_)
     | Command::Train(_)
     | Command::Eval(_)
@@ -67,6 +70,13 @@ pub fn run(command: Command) -> Result<()> {
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }
+}
+
+/// Refuses what the environment says and nothing understands, before the first operation would.
+fn check_environment() -> Result<()> {
+    #[cfg(feature = "flex")]
+    halfseg_kernels::instruction_set().map_err(|error| Usage(error.to_string()))?;
+    Ok(())
 }
 
 /// The threads that one of several processes of a machine computes with, unless the user says it.

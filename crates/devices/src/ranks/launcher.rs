@@ -1,9 +1,13 @@
 //! What launchers of several processes tell each of them.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 
-/// Set to `alone`, it has processes of one launcher know nothing of each other.
-const SWITCH: &str = "HALFSEG_RANKS";
+use super::RanksError;
+
+/// Set to [`ALONE`], it has processes of one launcher know nothing of each other.
+pub(super) const SWITCH: &str = "HALFSEG_RANKS";
+const ALONE: &str = "alone";
 
 /// Each launcher, with the variables that hold a process's place and the number of processes.
 const LAUNCHERS: [(&str, &str, &str); 4] = [
@@ -39,8 +43,21 @@ impl Launched {
         Self::find_in(|name| std::env::var(name).ok())
     }
 
+    /// Refuses a `HALFSEG_RANKS` that says nothing known.
+    pub(crate) fn check_switch(found: Option<OsString>) -> Result<(), RanksError> {
+        match found {
+            Some(found) if found != ALONE && !found.is_empty() => Err(RanksError {
+                reason: format!(
+                    "{SWITCH}: expected `{ALONE}`, or nothing, found `{}`",
+                    found.display()
+                ),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn find_in(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
-        if variable(SWITCH).as_deref() == Some("alone") {
+        if variable(SWITCH).as_deref() == Some(ALONE) {
             return None;
         }
         let number = |name: &str| variable(name)?.trim().parse::<usize>().ok();
@@ -110,6 +127,16 @@ mod tests {
         // A batch script's own process.
         check(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")], None);
         check(&[], None);
+    }
+
+    #[test]
+    fn a_switch_that_says_nothing_known_is_refused() {
+        for known in [None, Some(""), Some("alone")] {
+            assert!(Launched::check_switch(known.map(OsString::from)).is_ok());
+        }
+        let error = Launched::check_switch(Some("Alone".into())).unwrap_err();
+        let expected = "HALFSEG_RANKS: expected `alone`, or nothing, found `Alone`";
+        assert!(error.to_string().contains(expected), "{error}");
     }
 
     #[test]

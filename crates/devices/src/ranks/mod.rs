@@ -67,11 +67,12 @@ impl Ranks {
     /// over MPI; a process without such a launcher is alone. `HALFSEG_RANKS=alone` makes it so.
     ///
     /// # Errors
-    /// A build without the feature `mpi`, and launchers and MPI libraries that do not fit each other.
+    /// A `HALFSEG_RANKS` that is neither empty nor `alone`, a build without the feature `mpi`, and launchers and MPI libraries that do not fit each other.
     pub fn start() -> Result<Self, RanksError> {
         if let Some(ranks) = CURRENT.get() {
             return Ok(ranks.clone());
         }
+        Launched::check_switch(std::env::var_os(launcher::SWITCH))?;
         let link = Launched::find().map(join).transpose()?;
         Ok(CURRENT.get_or_init(|| Self { link }).clone())
     }

@@ -1,5 +1,7 @@
 //! Instruction sets: which the processor has, and how code is compiled for one.
 
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::sync::LazyLock;
 
 #[cfg(target_arch = "x86_64")]
@@ -16,6 +18,35 @@ pub enum Level {
     Avx512,
     /// Tiles of bf16 (AMX), which the operating system must have granted.
     Amx,
+}
+
+/// `HALFSEG_ISA` names no instruction set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstructionSetError {
+    found: OsString,
+}
+
+impl fmt::Display for InstructionSetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = self.found.display();
+        write!(
+            f,
+            "HALFSEG_ISA: expected portable, avx2, avx512 or amx, found `{found}`"
+        )
+    }
+}
+
+impl std::error::Error for InstructionSetError {}
+
+/// What the kernels on the CPU are compiled for in this process: the best that the processor has, but none
+/// above `HALFSEG_ISA`, where that is set. One of `portable`, `avx2`, `avx512` and `amx`.
+///
+/// # Errors
+/// A `HALFSEG_ISA` that is none of these, with which the kernels panic.
+pub fn instruction_set() -> Result<&'static str, InstructionSetError> {
+    let isa = Isa::chosen()?;
+    let known = Isa::NAMES.iter().find(|(level, _)| *level == isa.0);
+    Ok(known.map_or("portable", |(_, name)| name))
 }
 
 /// A set of instructions that the processor has: safe code has one only from where they are detected.
@@ -64,21 +95,26 @@ impl Isa {
     /// # Panics
     /// If `HALFSEG_ISA` is no instruction set.
     pub fn best() -> Self {
-        static FOUND: LazyLock<Isa> = LazyLock::new(|| {
+        Self::chosen().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn chosen() -> Result<Self, InstructionSetError> {
+        static CHOSEN: LazyLock<Result<Isa, InstructionSetError>> = LazyLock::new(|| {
+            let limit = Isa::named(&std::env::var_os("HALFSEG_ISA").unwrap_or_default())?;
             let found = Isa::detect();
-            let Some(wanted) = std::env::var_os("HALFSEG_ISA") else {
-                return found;
-            };
-            let known = Isa::NAMES.iter().find(|(_, name)| wanted == *name);
-            let (limit, _) = known.unwrap_or_else(|| {
-                panic!(
-                    "HALFSEG_ISA is portable, avx2, avx512 or amx, not {}",
-                    wanted.display()
-                )
-            });
-            found.at_most(*limit)
+            Ok(limit.map_or(found, |limit| found.at_most(limit)))
         });
-        *FOUND
+        CHOSEN.clone()
+    }
+
+    /// The set of this name; none for no name.
+    fn named(name: &OsStr) -> Result<Option<Level>, InstructionSetError> {
+        let known = Self::NAMES.iter().find(|(_, known)| name == *known);
+        match known {
+            Some((level, _)) => Ok(Some(*level)),
+            None if name.is_empty() => Ok(None),
+            None => Err(InstructionSetError { found: name.into() }),
+        }
     }
 
     /// All up to the best.
@@ -202,5 +238,23 @@ pub fn dispatch<R>(isa: Isa, body: impl FnOnce(Isa) -> R) -> R {
     {
         let _ = isa;
         body(Isa::PORTABLE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_no_instruction_set_is_refused_with_those_that_are() {
+        assert_eq!(Isa::named(OsStr::new("avx2")), Ok(Some(Level::Avx2)));
+        assert_eq!(Isa::named(OsStr::new("")), Ok(None));
+        let error = Isa::named(OsStr::new("AVX2")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "HALFSEG_ISA: expected portable, avx2, avx512 or amx, found `AVX2`"
+        );
+        let known = Isa::NAMES.map(|(_, name)| name);
+        assert!(known.contains(&instruction_set().unwrap()));
     }
 }
