@@ -164,7 +164,12 @@ fn random_geometry(random: &mut Random) -> Geometry {
 /// How many random shapes are tried, of so many. Miri, which takes the portable path and looks for
 /// undefined behaviour, would need days for all.
 const fn shapes(all: u64) -> u64 {
-    if cfg!(miri) { all.div_ceil(20) } else { all }
+    if cfg!(miri) { all.div_ceil(50) } else { all }
+}
+
+/// An extent that matters to no path, and a smaller one for Miri.
+const fn extent(all: usize, few: usize) -> usize {
+    if cfg!(miri) { few } else { all }
 }
 
 /// How large they are at most, for Miri less than for others.
@@ -185,7 +190,6 @@ fn every_pass_equals_f64_sums_over_random_shapes() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too slow")]
 fn long_sums_stay_within_their_bound() {
     let options = Conv2dOptions {
         padding: [2, 2],
@@ -194,14 +198,22 @@ fn long_sums_stay_within_their_bound() {
     };
     let mut random = Random(7);
     for (x, weight) in [
-        ([1, 700, 6, 40], [20, 700, 3, 3]),
-        ([2, 33, 50, 70], [14, 33, 3, 3]),
+        (
+            [1, extent(700, 35), 6, extent(40, 9)],
+            [extent(20, 3), extent(700, 35), 3, 3],
+        ),
+        (
+            [2, extent(33, 5), extent(50, 9), extent(70, 11)],
+            [14, extent(33, 5), 3, 3],
+        ),
     ] {
         let geometry = Geometry::new(x, weight, options);
         let errors = compare::<f32>(&geometry, 1e-5, &mut random);
         println!("{x:?} {weight:?}: {errors:?}");
     }
-    let geometry = Geometry::new([1, 600, 9, 130], [40, 600, 1, 1], Conv2dOptions::default());
+    let (c, m) = (extent(600, 40), extent(40, 5));
+    let x = [1, c, 9, extent(130, 13)];
+    let geometry = Geometry::new(x, [m, c, 1, 1], Conv2dOptions::default());
     println!("1x1: {:?}", compare::<f32>(&geometry, 1e-5, &mut random));
 }
 
@@ -309,14 +321,14 @@ fn fewer_products_give_the_same_maps_within_their_bounds() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too slow")]
 fn what_follows_the_sums_is_added_before_they_are_rounded() {
     let mut random = Random(5);
+    let (c, m, h, w) = (extent(40, 6), extent(36, 5), extent(13, 9), extent(21, 8));
     let geometries = [
-        Geometry::new([2, 40, 13, 21], [36, 40, 3, 3], padded(2, 1)),
-        Geometry::new([2, 40, 13, 21], [36, 40, 1, 1], Conv2dOptions::default()),
-        Geometry::new([2, 36, 13, 21], [36, 1, 3, 3], padded(1, 36)),
-        Geometry::new([1, 8, 13, 21], [6, 4, 3, 3], padded(1, 2)),
+        Geometry::new([2, c, h, w], [m, c, 3, 3], padded(2, 1)),
+        Geometry::new([2, c, h, w], [m, c, 1, 1], Conv2dOptions::default()),
+        Geometry::new([2, m, h, w], [m, 1, 3, 3], padded(1, m)),
+        Geometry::new([1, 8, h, w], [6, 4, 3, 3], padded(1, 2)),
     ];
     for geometry in geometries {
         let x: Vec<f16> = random.values(geometry.input_shape().iter().product());
@@ -391,21 +403,20 @@ fn fewer_products_are_chosen_where_they_pay() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too slow")]
 fn taps_in_the_padding_of_a_whole_map_add_nothing() {
     let options = Conv2dOptions {
         padding: [36, 36],
         dilation: [36, 36],
         ..Conv2dOptions::default()
     };
-    let geometry = Geometry::new([2, 300, 12, 20], [8, 300, 3, 3], options);
+    let c = extent(300, 10);
+    let geometry = Geometry::new([2, c, 12, extent(20, 9)], [8, c, 3, 3], options);
     compare::<f32>(&geometry, 1e-6, &mut Random(3));
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too slow")]
 fn rounding_to_bf16_is_to_nearest_even() {
-    for bits in (0..u32::MAX - 4096).step_by(4093) {
+    for bits in (0..u32::MAX - 4096).step_by(extent(4093, 4_194_301)) {
         let value = f32::from_bits(bits);
         let (ours, theirs) = (<bf16 as Element>::narrow(value), bf16::from_f32(value));
         assert!(
@@ -433,7 +444,6 @@ fn strange(random: &mut Random, count: usize, share: usize) -> Vec<f16> {
 
 /// Sums as IEEE has them, whatever the parts are that numbers are split into.
 #[test]
-#[cfg_attr(miri, ignore = "too slow")]
 fn what_is_not_finite_or_tiny_means_what_it_does_in_f32() {
     let same = |found: &[f16], expected: &[f64], least: f32, what: &str| {
         for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
@@ -447,7 +457,7 @@ fn what_is_not_finite_or_tiny_means_what_it_does_in_f32() {
             );
         }
     };
-    for seed in 0..60 {
+    for seed in 0..shapes(60) {
         let mut random = Random(500 + seed);
         let geometry = random_geometry(&mut random);
         if geometry.is_depthwise() {
@@ -494,7 +504,7 @@ fn what_is_not_finite_or_tiny_means_what_it_does_in_f32() {
 
 /// Winograd's transforms spread what is not finite over a tile, and lose none of it.
 #[test]
-#[cfg_attr(miri, ignore = "too slow")]
+#[cfg_attr(miri, ignore = "transforms pay for maps alone that take Miri days")]
 fn what_is_not_finite_stays_so_in_transforms() {
     let geometry = Geometry::new([1, 192, 16, 16], [192, 192, 3, 3], padded(1, 1));
     assert!(winograd::pays::<2>(&geometry) && winograd::pays::<4>(&geometry));
@@ -554,7 +564,7 @@ fn operands_without_values_leave_what_sums_of_nothing_are() {
         let geometry = Geometry::new(x, weight, padded(1, groups));
         for isa in Isa::available() {
             let count = |shape: [usize; 4]| shape.iter().product::<usize>();
-            let dirty = || drop(vec![f32::NAN; count([8, 8, 40, 64])]);
+            let dirty = || drop(vec![f32::NAN; count([8, 8, 40, extent(64, 1)])]);
             let x = vec![1f32; count(x)];
             let values = vec![1f32; count(weight)];
             let bias: Vec<f32> = (0..geometry.c_out).map(|c| c as f32 - 2.5).collect();
