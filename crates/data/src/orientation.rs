@@ -1,4 +1,4 @@
-//! The orientation that cameras note in a JPEG instead of turning its pixels.
+//! The orientation that cameras note in a file instead of turning its pixels.
 
 use crate::RgbImage;
 
@@ -40,7 +40,13 @@ impl Orientation {
         let entry = entries
             .take_while(|&entry| entry < tiff.len())
             .find(|&entry| short(entry) == Some(0x0112))?;
-        let (transposed, mirrored, upside_down) = match short(entry + 8)? {
+        Self::of(short(entry + 8)?)
+    }
+
+    /// That of this value of the tag, which TIFF has outside of Exif, too; nothing where that says that nothing
+    /// has to be turned.
+    pub(crate) fn of(value: usize) -> Option<Self> {
+        let (transposed, mirrored, upside_down) = match value {
             2 => (false, true, false),
             3 => (false, true, true),
             4 => (false, false, true),
@@ -67,25 +73,32 @@ impl Orientation {
 
     /// The picture the right way up.
     pub(crate) fn apply(self, image: RgbImage) -> RgbImage {
-        let (width, height) = self.size((image.width, image.height));
+        let stored = (image.width, image.height);
+        let (width, height) = self.size(stored);
         let pixels = image.data.as_chunks::<3>().0;
-        let mut data = Vec::with_capacity(image.data.len());
+        RgbImage {
+            width,
+            height,
+            data: self.turned(pixels, stored).into_flattened(),
+        }
+    }
+
+    /// The pixels of a picture of `stored` size, in the order of the one that is the right way up.
+    pub(crate) fn turned<T: Copy>(self, pixels: &[T], stored: (usize, usize)) -> Vec<T> {
+        let (width, height) = self.size(stored);
+        let mut data = Vec::with_capacity(pixels.len());
         for y in 0..height {
             let y = if self.upside_down { height - 1 - y } else { y };
             for x in 0..width {
                 let x = if self.mirrored { width - 1 - x } else { x };
                 let at = match self.transposed {
-                    true => x * image.width + y,
-                    false => y * image.width + x,
+                    true => x * stored.0 + y,
+                    false => y * stored.0 + x,
                 };
-                data.extend(pixels[at]);
+                data.push(pixels[at]);
             }
         }
-        RgbImage {
-            width,
-            height,
-            data,
-        }
+        data
     }
 }
 

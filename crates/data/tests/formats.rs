@@ -107,6 +107,36 @@ fn the_first_block_of_exif_says_how_a_picture_is_turned() {
 }
 
 #[test]
+fn a_picture_in_png_is_turned_as_its_exif_says_and_a_map_is_not() {
+    let folder = Folder::new();
+    let block = |orientation| chunk(b"eXIf", &exif(orientation)[4 + b"Exif\0\0".len()..]);
+    for color in [0, 2] {
+        let mut png = Png::new(3, 2, color);
+        let pixels: Vec<u8> = (0..6 * png.channels() as u8).collect();
+        let plain = png.file(&pixels);
+        let (front, end) = plain.split_at(plain.len() - chunk(b"IEND", &[]).len());
+        let behind = [front, &block(6), &block(3), end].concat();
+        png.before = [block(6), block(3)].concat();
+        let expected = folder.read(&plain).unwrap();
+        assert_eq!((expected.width, expected.height), (3, 2));
+        for bytes in [png.file(&pixels), behind] {
+            let image = folder.read(&bytes).unwrap();
+            assert_eq!((image.width, image.height), (2, 3));
+            let turned = [3, 0, 4, 1, 5, 2]
+                .map(|at| &expected.data[3 * at..][..3])
+                .concat();
+            assert_eq!(image.data, turned);
+            if color == 0 {
+                let map = read_label(&folder.file(&bytes)).unwrap();
+                assert_eq!((map.width, map.height, map.data), (3, 2, pixels.clone()));
+            }
+        }
+        png.before = block(1);
+        assert!(folder.read(&png.file(&pixels)).unwrap() == expected);
+    }
+}
+
+#[test]
 fn sides_reach_the_formats_ends() {
     let folder = Folder::new();
     for (width, height) in [(65_535, 1), (1, 65_535), (65_535, 9), (17_000, 300)] {

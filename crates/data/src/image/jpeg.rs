@@ -214,17 +214,23 @@ impl Jpeg {
         })
     }
 
-    /// Width and height, the right way up.
-    pub(super) fn size(&self) -> (usize, usize) {
-        let size = (self.frame.width, self.frame.height);
-        self.orientation
-            .map_or(size, |orientation| orientation.size(size))
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// All pixels, the right way up.
+    /// Width and height of its pixels.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.frame.width, self.frame.height)
+    }
+
+    pub(super) fn orientation(&self) -> Option<Orientation> {
+        self.orientation
+    }
+
+    /// All pixels, as the file has them.
     pub(super) fn all(self) -> Result<RgbImage, DataError> {
         let path = &self.path;
-        let image = guarded(path, FORMAT, || {
+        guarded(path, FORMAT, || {
             let failed = |e: zune_jpeg::errors::DecodeErrors| undecodable(path, FORMAT, e);
             let options = DecoderOptions::default()
                 .jpeg_set_out_colorspace(ColorSpace::RGB)
@@ -247,13 +253,6 @@ impl Jpeg {
                 height,
                 data,
             })
-        })?;
-        Ok(match self.orientation {
-            Some(orientation) => {
-                check_memory(path, image.data.len())?;
-                orientation.apply(image)
-            }
-            None => image,
         })
     }
 }

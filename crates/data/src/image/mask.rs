@@ -8,6 +8,8 @@ use super::limits::{ImageReader, room};
 use super::pending::PendingImage;
 use super::png::PngFile;
 use crate::DataError;
+#[cfg(feature = "tiff")]
+use crate::orientation::Orientation;
 
 /// A mask before its values are classes.
 pub(crate) struct Mask {
@@ -31,10 +33,30 @@ pub(crate) enum MaskValues {
     },
 }
 
+impl MaskValues {
+    /// Those of a mask of `size` that is turned.
+    #[cfg(feature = "tiff")]
+    pub(super) fn turned(self, size: (usize, usize), orientation: Orientation) -> Self {
+        match self {
+            Self::U8(data) => Self::U8(orientation.turned(&data, size)),
+            Self::U16(data) => Self::U16(orientation.turned(&data, size)),
+            Self::Rgb(data) => {
+                let pixels = data.as_chunks::<3>().0;
+                Self::Rgb(orientation.turned(pixels, size).into_flattened())
+            }
+            Self::Indexed { data, palette } => Self::Indexed {
+                data: orientation.turned(&data, size),
+                palette,
+            },
+        }
+    }
+}
+
 impl ImageReader {
     /// Reads a mask as it is: grey or palette PNG of 1, 2, 4, 8 or 16 bits, whose values are not scaled and
     /// whose palette is not looked up, PNG in colours of 8 bits, JPEG, and TIFF where the feature is on.
-    /// Transparency is left out.
+    /// Transparency is left out. A JPEG or a TIFF is turned the right way up, as pictures are, and a PNG is not, as in
+    /// OpenCV and Pillow.
     ///
     /// # Errors
     /// As [`Self::image`], and if a PNG has colours of 16 bits.

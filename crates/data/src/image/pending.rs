@@ -6,11 +6,12 @@ use std::path::Path;
 use png::{BitDepth, ColorType};
 
 use super::jpeg::Jpeg;
-use super::limits::{ImageReader, open, room, undecodable};
+use super::limits::{ImageReader, check_memory, open, room, undecodable};
 use super::plane::{PartialImage, RgbImage};
 use super::png::PngFile;
 #[cfg(feature = "tiff")]
 use super::tiff::TiffFile;
+use crate::orientation::Orientation;
 use crate::{CropBox, DataError};
 
 /// Grey, grey + alpha, RGB or RGB + alpha as RGB; alpha is dropped, as OpenCV does.
@@ -56,11 +57,37 @@ impl PendingImage {
 
     /// Width and height, the right way up.
     pub(crate) fn size(&self) -> (usize, usize) {
+        let stored = self.stored_size();
+        self.orientation()
+            .map_or(stored, |orientation| orientation.size(stored))
+    }
+
+    /// Width and height of the pixels as the file has them.
+    fn stored_size(&self) -> (usize, usize) {
         match self {
             Self::Png(png) => png.size(),
             Self::Jpeg(jpeg) => jpeg.size(),
             #[cfg(feature = "tiff")]
             Self::Tiff(tiff) => tiff.size(),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Png(png) => png.path(),
+            Self::Jpeg(jpeg) => jpeg.path(),
+            #[cfg(feature = "tiff")]
+            Self::Tiff(tiff) => tiff.path(),
+        }
+    }
+
+    /// How its pixels are to be turned.
+    fn orientation(&self) -> Option<Orientation> {
+        match self {
+            Self::Png(png) => png.orientation(),
+            Self::Jpeg(jpeg) => jpeg.orientation(),
+            #[cfg(feature = "tiff")]
+            Self::Tiff(tiff) => tiff.orientation(),
         }
     }
 
@@ -91,6 +118,19 @@ impl PendingImage {
             CropBox::whole(size).contains(wanted),
             "{wanted:?} lies outside a picture of {size:?}"
         );
+        let Some(orientation) = self.orientation() else {
+            return self.stored_part(wanted);
+        };
+        let path = self.path().to_owned();
+        let stored = CropBox::whole(self.stored_size());
+        let image = self.stored_part(stored)?.image;
+        check_memory(&path, image.data.len())?;
+        Ok(orientation.apply(image).into())
+    }
+
+    /// The part `wanted` of the pixels as the file has them, or more.
+    fn stored_part(self, wanted: CropBox) -> Result<PartialImage, DataError> {
+        let size = self.stored_size();
         let png = match self {
             Self::Png(png) => png,
             Self::Jpeg(jpeg) => return Ok(jpeg.all()?.into()),

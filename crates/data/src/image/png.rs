@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use png::{BitDepth, ColorType};
 
 use super::limits::{ImageReader, guarded, open, out_of_memory, reserve, undecodable, zeros};
+use crate::orientation::Orientation;
 use crate::{CropBox, DataError, scanlines};
 
 const FORMAT: &str = "PNG";
@@ -17,10 +18,36 @@ pub(crate) struct PngFile {
     reader: png::Reader<BufReader<File>>,
     /// Whether the file ends as a whole PNG does.
     whole: bool,
+    /// How a picture is to be turned; maps are not.
+    orientation: Option<Orientation>,
+}
+
+/// Chunks among which one with Exif is looked for: those of pixels have at least 8 KiB in files that usual
+/// programs write.
+const MOST_CHUNKS: usize = 1 << 16;
+
+/// The first chunk of Exif before or after the pixels, of at most 64 KiB, as in a JPEG.
+fn exif(file: &mut File) -> std::io::Result<Option<Vec<u8>>> {
+    file.seek(SeekFrom::Start(8))?;
+    for _ in 0..MOST_CHUNKS {
+        let mut head = [0; 8];
+        if file.read_exact(&mut head).is_err() || head[4..] == *b"IEND" {
+            break;
+        }
+        let [a, b, c, d, ..] = head;
+        let length = u32::from_be_bytes([a, b, c, d]);
+        if head[4..] == *b"eXIf" && length <= 1 << 16 {
+            let mut exif = vec![0; length as usize];
+            return Ok(file.read_exact(&mut exif).is_ok().then_some(exif));
+        }
+        // And its checksum.
+        file.seek(SeekFrom::Current(i64::from(length) + 4))?;
+    }
+    Ok(None)
 }
 
 impl PngFile {
-    /// Reads the header; `to_color8` expands palettes and bits to 8-bit channels.
+    /// Reads the header; `to_color8`, for a picture, expands palettes and bits to 8-bit channels.
     pub(super) fn open(
         path: &Path,
         to_color8: bool,
@@ -34,6 +61,10 @@ impl PngFile {
             file.seek(SeekFrom::End(-8)).map_err(io)?;
             file.read_exact(&mut end).map_err(io)?;
         }
+        let exif = match to_color8 {
+            true => exif(&mut file).map_err(io)?,
+            false => None,
+        };
         file.rewind().map_err(io)?;
         let reader = guarded(path, FORMAT, || {
             let failed = |e| undecodable(path, FORMAT, e);
@@ -65,6 +96,7 @@ impl PngFile {
             path: path.to_owned(),
             reader,
             whole: end[..4] == *b"IEND",
+            orientation: exif.as_deref().and_then(Orientation::from_exif),
         })
     }
 
@@ -75,6 +107,10 @@ impl PngFile {
     pub(super) fn size(&self) -> (usize, usize) {
         let info = self.reader.info();
         (info.width as usize, info.height as usize)
+    }
+
+    pub(super) fn orientation(&self) -> Option<Orientation> {
+        self.orientation
     }
 
     /// The format of the file's pixels.

@@ -20,7 +20,7 @@ impl ImageReader {
     }
 
     /// Reads a PNG or JPEG as RGB; grey, palette, 16-bit and transparent pictures are converted, and
-    /// the orientation that a camera noted in a JPEG is applied, as OpenCV does. Of several pictures
+    /// the orientation that a camera noted is applied, as OpenCV does. Of several pictures
     /// in one file, the first is read.
     ///
     /// # Errors

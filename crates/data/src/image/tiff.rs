@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use tiff::ColorType;
 use tiff::decoder::{Decoder, DecodingResult, Limits};
+use tiff::tags::Tag;
 
 use super::limits::{ImageReader, check_memory, guarded, open, undecodable};
 use super::mask::{Mask, MaskValues};
+use crate::orientation::Orientation;
 use crate::{DataError, RgbImage};
 
 const FORMAT: &str = "TIFF";
@@ -20,6 +22,7 @@ pub(crate) struct TiffFile {
     size: (usize, usize),
     channels: usize,
     bits: u8,
+    orientation: Option<Orientation>,
 }
 
 impl TiffFile {
@@ -48,8 +51,12 @@ impl TiffFile {
                     "TIFF with channels of 8 or 16 bits, no palette, in grey, RGB or bands";
                 return Err(undecodable(path, expected, found));
             }
+            // One that cannot be read turns nothing.
+            let orientation = decoder.find_tag_unsigned::<u16>(Tag::Orientation);
+            let orientation = orientation.ok().flatten();
             Ok(Self {
                 path: path.to_owned(),
+                orientation: orientation.and_then(|value| Orientation::of(value.into())),
                 decoder: decoder.with_limits(Limits::unlimited()),
                 size,
                 channels,
@@ -58,8 +65,17 @@ impl TiffFile {
         })
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Width and height of its pixels.
     pub(super) fn size(&self) -> (usize, usize) {
         self.size
+    }
+
+    pub(super) fn orientation(&self) -> Option<Orientation> {
+        self.orientation
     }
 
     pub(super) fn is_deep(&self) -> bool {
@@ -129,7 +145,7 @@ impl TiffFile {
         })
     }
 
-    /// The values of a mask.
+    /// The values of a mask, the right way up.
     pub(super) fn mask(self) -> Result<Mask, DataError> {
         if ![1, 3].contains(&self.channels) || self.channels == 3 && self.bits == 16 {
             return Err(DataError::LabelFormat {
@@ -139,16 +155,77 @@ impl TiffFile {
             });
         }
         let (file, read) = self.decode()?;
+        let values = match read {
+            DecodingResult::U8(data) if file.channels == 3 => MaskValues::Rgb(data),
+            DecodingResult::U8(data) => MaskValues::U8(data),
+            DecodingResult::U16(data) => MaskValues::U16(data),
+            _ => unreachable!("decode() refuses others"),
+        };
+        let ((width, height), values) = match file.orientation {
+            Some(orientation) => (
+                orientation.size(file.size),
+                values.turned(file.size, orientation),
+            ),
+            None => (file.size, values),
+        };
         Ok(Mask {
-            width: file.size.0,
-            height: file.size.1,
-            values: match read {
-                DecodingResult::U8(data) if file.channels == 3 => MaskValues::Rgb(data),
-                DecodingResult::U8(data) => MaskValues::U8(data),
-                DecodingResult::U16(data) => MaskValues::U16(data),
-                _ => unreachable!("decode() refuses others"),
-            },
+            width,
+            height,
+            values,
             lossy: false,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read_image;
+
+    /// A grey TIFF of 3x2 values without compression.
+    fn file(orientation: u16) -> Vec<u8> {
+        let tags: [[u16; 2]; 9] = [
+            [256, 3],
+            [257, 2],
+            [258, 8],
+            [259, 1],
+            [262, 1],
+            [273, 8],
+            [274, orientation],
+            [277, 1],
+            [279, 6],
+        ];
+        let mut bytes = b"II*\0\x10\0\0\0abcdef\0\0".to_vec();
+        bytes.extend((tags.len() as u16).to_le_bytes());
+        for [tag, value] in tags {
+            // One value of 16 bits.
+            for word in [tag, 3, 1, 0, value, 0] {
+                bytes.extend(word.to_le_bytes());
+            }
+        }
+        bytes.extend([0; 4]);
+        bytes
+    }
+
+    #[test]
+    fn the_orientation_turns_pictures_and_masks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.tif");
+        for (orientation, width, letters) in [
+            (1, 3, "abcdef"),
+            (6, 2, "daebfc"),
+            (3, 3, "fedcba"),
+            (99, 3, "abcdef"),
+        ] {
+            std::fs::write(&path, file(orientation)).unwrap();
+            let image = read_image(&path).unwrap();
+            let first: Vec<u8> = image.data.iter().copied().step_by(3).collect();
+            assert_eq!((image.width, &*first), (width, letters.as_bytes()));
+            let mask = ImageReader::default().mask(&path).unwrap();
+            let MaskValues::U8(values) = mask.values else {
+                panic!("another kind of values");
+            };
+            assert_eq!((mask.width, &*values), (width, letters.as_bytes()));
+        }
     }
 }
