@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use halfseg_files::is_hidden;
+
 use crate::image::PendingImage;
 use crate::labels::{CLASSES, IGNORE, MAX_LABEL_ID, label_id, train_id};
 use crate::names::unique_names;
@@ -42,12 +44,12 @@ struct Item {
     instances: Option<PathBuf>,
 }
 
-/// The entries of a folder in natural order, with their names. Names that are not Unicode are
+/// The visible entries of a folder in natural order, with their names. Names that are not Unicode are
 /// refused where they would belong to the data set, and left out elsewhere.
 fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, DataError> {
     let paths = halfseg_files::entries(folder).map_err(|e| DataError::io(folder, e))?;
     let mut found = Vec::with_capacity(paths.len());
-    for path in paths {
+    for path in paths.into_iter().filter(|path| !is_hidden(path)) {
         let name = path.file_name().unwrap_or_default();
         match name.to_str() {
             Some(name) => found.push((name.to_owned(), path)),

@@ -212,7 +212,7 @@ impl CityscapesScorer {
             .map(|path| path.with_file_name(name(path).replace("labelIds", "instanceIds")))
             .collect();
         let with_instances = instances.iter().all(|path| path.exists());
-        let files = halfseg_files::walk(predictions, EvalError::io)?;
+        let files = halfseg_files::walk_visible(predictions, EvalError::io)?;
         let mut scorer = Self::new();
         let found = assign(predictions, &files, &truths, ending);
         for ((path, instance), (name, candidates)) in truths.iter().zip(&instances).zip(found) {
@@ -443,7 +443,9 @@ fn name(path: &Path) -> String {
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
-    halfseg_files::entries(folder).map_err(|e| EvalError::io(folder, e))
+    let mut found = halfseg_files::entries(folder).map_err(|e| EvalError::io(folder, e))?;
+    found.retain(|path| !halfseg_files::is_hidden(path));
+    Ok(found)
 }
 
 #[cfg(test)]

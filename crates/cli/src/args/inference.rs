@@ -138,8 +138,8 @@ pub struct PredictArgs {
     /// Weight of the colours in the overlay, 0 to 1
     #[arg(long, default_value_t = 0.5)]
     pub opacity: f32,
-    /// PNG or JPEG images, folders of them with their subfolders, or `-` for a list of paths on stdin,
-    /// one a line or each ended by a zero byte
+    /// PNG or JPEG images, folders of them with their subfolders (but for hidden files), or `-` for a list of
+    /// paths on stdin, one a line or each ended by a zero byte
     #[arg(required = true, value_name = "IMAGE|FOLDER|-")]
     pub inputs: Vec<PathBuf>,
 }

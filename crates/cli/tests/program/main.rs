@@ -6,6 +6,7 @@ mod bench;
 mod config;
 mod eval;
 mod export;
+mod hidden;
 mod manners;
 mod own;
 mod plot;

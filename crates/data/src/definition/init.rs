@@ -39,7 +39,7 @@ pub fn propose(folder: &Path, root: &Path) -> Result<String, DataError> {
         expected,
         found,
     };
-    let paths = halfseg_files::walk(folder, |path, e| DataError::io(path, e))?;
+    let paths = halfseg_files::walk_visible(folder, |path, e| DataError::io(path, e))?;
     let (mut files, mut lists) = (Vec::new(), Vec::new());
     for path in &paths {
         let Some(below) = path.strip_prefix(folder).ok().and_then(slashed) else {

@@ -234,14 +234,15 @@ impl Set {
                 findings.push(Finding::new(Kind::FolderMissing, folder.display(), message));
                 continue;
             }
-            let files =
-                match halfseg_files::walk(&folder, |path, e| format!("{}: {e}", path.display())) {
-                    Ok(files) => files,
-                    Err(message) => {
-                        findings.push(Finding::new(Kind::FolderMissing, folder.display(), message));
-                        continue;
-                    }
-                };
+            let files = match halfseg_files::walk_visible(&folder, |path, e| {
+                format!("{}: {e}", path.display())
+            }) {
+                Ok(files) => files,
+                Err(message) => {
+                    findings.push(Finding::new(Kind::FolderMissing, folder.display(), message));
+                    continue;
+                }
+            };
             for path in files {
                 let below = path.strip_prefix(&self.root).unwrap_or(&path);
                 match slashed(below) {

@@ -257,7 +257,7 @@ const TREE_ACCEPTS: [&str; 5] = [
 /// of so many classes.
 pub(super) fn cityscapes_tree(root: &Path, splits: &[&str], classes: usize) -> Text {
     let labels = root.join("gtFine");
-    let files = halfseg_files::walk(&labels, |_, e| e).unwrap_or_default();
+    let files = halfseg_files::walk_visible(&labels, |_, e| e).unwrap_or_default();
     let has = |ending: &str| {
         files
             .iter()

@@ -25,7 +25,7 @@ pub(super) fn check_masks_used(sets: &[&Set], listing: &mut Listing, splits: &[&
         let (Some(pattern), true) = (template.pattern(), folder.is_dir()) else {
             continue;
         };
-        for path in halfseg_files::walk(&folder, |_, e| e).unwrap_or_default() {
+        for path in halfseg_files::walk_visible(&folder, |_, e| e).unwrap_or_default() {
             let below = path.strip_prefix(&set.root).ok().and_then(slashed);
             let fits = below.is_some_and(|below| pattern.is_match(&below));
             if fits && !known.contains(&*path) && seen.insert(path.clone()) {

@@ -151,7 +151,7 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
     let unread = |folder: &Path, error| {
         anyhow::Error::new(error).context(format!("cannot read {}", folder.display()))
     };
-    let mut found: Vec<PathBuf> = halfseg_files::walk(folder, unread)?
+    let mut found: Vec<PathBuf> = halfseg_files::walk_visible(folder, unread)?
         .into_iter()
         .filter(is_log)
         .collect();

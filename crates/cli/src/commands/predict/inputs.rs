@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use halfseg_data::{is_own_png, short_name};
-use halfseg_files::walk;
+use halfseg_files::walk_visible;
 use serde::{Deserialize, Serialize};
 
 /// What names of written pictures end with, after the input's stem.
@@ -45,7 +45,7 @@ pub struct Inputs {
 
 impl Inputs {
     /// Takes files as they are, `-` as a list of paths on stdin, and of folders all PNG and JPEG files
-    /// below them but those that this program wrote. With `mirror`, what is made of a folder's files goes
+    /// below them but hidden ones and those that this program wrote. With `mirror`, what is made of a folder's files goes
     /// into the same subfolders below `out`, else all into `out` itself.
     pub fn find(arguments: &[PathBuf], out: &Path, mirror: bool) -> Result<Self> {
         let mut inputs = Self {
@@ -83,7 +83,7 @@ impl Inputs {
         let cannot = |folder: &Path, error: std::io::Error| {
             anyhow::Error::new(error).context(format!("cannot read {}", folder.display()))
         };
-        let mut files = walk(argument, cannot)?;
+        let mut files = walk_visible(argument, cannot)?;
         files.retain(|path| is_picture(path));
         let written = written(&files, out);
         let (before, mut own) = (self.pictures.len() + self.bad.len(), 0);
@@ -103,7 +103,8 @@ impl Inputs {
                 own => format!(" but {own} that this program wrote"),
             };
             bail!(
-                "{}: expected PNG or JPEG images in it, found none{but}",
+                "{}: expected PNG or JPEG images in it, found none{but} (names that begin with a dot do not \
+                 count)",
                 argument.display()
             );
         }
