@@ -4,6 +4,7 @@
 mod atomic;
 mod audit;
 mod error;
+mod finite;
 mod learner;
 mod machine;
 mod optimizer;

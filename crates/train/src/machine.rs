@@ -4,7 +4,7 @@ use halfseg_data::{Finding, Kind};
 use halfseg_devices::Bytes;
 use halfseg_segmentor::Cost;
 
-use crate::start::check_memory;
+use crate::start::{check_loader, check_memory};
 use crate::{OptimizerKind, Recipe};
 
 /// Bytes of a weight or of a momentum.
@@ -19,7 +19,8 @@ pub fn machine_findings(recipe: &Recipe, free: Option<Bytes>) -> Vec<Finding> {
             findings.push(Finding::new(Kind::Device, device, error));
         }
     }
-    if let Err(error) = check_memory(recipe) {
+    let memory = check_memory(recipe).and_then(|step| check_loader(recipe, step));
+    if let Err(error) = memory {
         findings.push(Finding::new(Kind::Memory, recipe.data.crop, error));
     }
     let parameters = Cost::of(&recipe.model, [64, 64]).total(true).parameters;

@@ -12,6 +12,7 @@ use halfseg_layers::resize_memory;
 use halfseg_predict::PredictorSettings;
 use halfseg_segmentor::{LoadReport, Segmentor, training_memory};
 
+use crate::finite::{REMEDY, unfit_weight};
 use crate::learner::replica;
 use crate::run::together::{check_shares, shared};
 use crate::{Error, Factors, Learner, Recipe, Splits};
@@ -45,6 +46,12 @@ impl Start {
             loaded = Some(report);
         }
         drop(alone);
+        if loaded.is_some() {
+            let weights = [&recipe.checkpoint, &recipe.backbone_weights];
+            let weights = weights.into_iter().find(|weights| !weights.is_empty());
+            let weights = Path::new(weights.map_or("", String::as_str));
+            check_weights(&model, weights, "train from others")?;
+        }
         check_factors(recipe, &model)?;
         let policy = bound_policy(recipe, &model)?;
         Ok(Self {
@@ -59,6 +66,7 @@ impl Start {
         let alone = own_generator();
         let (model, _) = halfseg_segmentor::load(weights, Some(&recipe.model), training)?;
         drop(alone);
+        check_weights(&model, weights, REMEDY)?;
         check_factors(recipe, &model)?;
         let policy = bound_policy(recipe, &model)?;
         Ok(Self {
@@ -67,6 +75,17 @@ impl Start {
             loaded: None,
         })
     }
+}
+
+/// Refuses weights of which training would make nothing but what is no number.
+fn check_weights(model: &Segmentor, path: &Path, remedy: &str) -> Result<(), Error> {
+    unfit_weight(model).map_or(Ok(()), |found| {
+        Err(Error::State {
+            path: path.to_owned(),
+            expected: "weights that are finite numbers".into(),
+            found: format!("{found}: {remedy}"),
+        })
+    })
 }
 
 /// What a run of one or several processes needs before it begins.
@@ -92,6 +111,7 @@ impl Prepared {
         recipe.check("the recipe of this run")?;
         check_shares(recipe, ranks)?;
         let memory = check_memory(recipe)?;
+        check_loader(recipe, memory)?;
         check_evaluation(recipe, data.val.as_deref(), device)?;
         let Start {
             model,
@@ -159,6 +179,50 @@ pub fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
         }),
         _ => Ok(needed),
     }
+}
+
+/// Refuses workers that would make more batches ahead of training than the host has memory for beside a step,
+/// which takes `step` in this process.
+///
+/// # Errors
+///
+/// [`Error::Value`] of `data.workers`.
+pub(crate) fn check_loader(recipe: &Recipe, step: Bytes) -> Result<(), Error> {
+    let Some(available) = available_memory() else {
+        return Ok(());
+    };
+    let step = match recipe.device {
+        DeviceChoice::Flex => step,
+        // Batches are made on the host, whatever the device.
+        _ => Bytes(0),
+    };
+    let (ranks, crop) = (Ranks::current(), recipe.data.crop);
+    // Three channels in f32 and a label for each pixel of this process's part of a batch.
+    let images = recipe.train.batch.div_ceil(ranks.size());
+    let batch = [images, crop.height, crop.width, 3 * size_of::<f32>() + 1];
+    let batch = batch
+        .map(|n| n as u64)
+        .into_iter()
+        .fold(1, u64::saturating_mul);
+    let (workers, queue) = (recipe.data.workers as u64, recipe.data.queue.max(1) as u64);
+    // Each worker has one in hand beside those that wait.
+    let ahead = (workers * (queue + 1)).min(recipe.schedule.iterations);
+    let ahead = Bytes(ahead.saturating_mul(batch));
+    let [_, here] = ranks.local();
+    let left = Bytes((available.0 / here as u64).saturating_sub(step.0));
+    if ahead <= left {
+        return Ok(());
+    }
+    Err(Error::Value {
+        key: "data.workers".into(),
+        origin: "this run".into(),
+        expected: format!(
+            "as many as keep at most {left} of batches, which is what a step leaves (each worker has up to \
+             data.queue = {queue} batches ready, {} each)",
+            Bytes(batch)
+        ),
+        found: format!("{workers} workers with {ahead}"),
+    })
 }
 
 /// Bytes that the host takes to resize the logits of a crop to its size.

@@ -270,6 +270,81 @@ fn a_crop_beyond_memory_is_refused_before_anything_is_allocated() {
 }
 
 #[test]
+fn batches_that_workers_would_pile_up_beyond_memory_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = tiny(Method::Fcn, 2_000_000, "f16");
+    // 1,049,600 batches of 1.7 MB.
+    let many = ["data.crop=256x256", "data.workers=1024", "data.queue=1024"];
+    recipe.set_all(many).unwrap();
+    let device = DeviceChoice::Flex.open().unwrap();
+    let begin =
+        |recipe: &Recipe| Trainer::new(recipe.clone(), &device, &folder.path().join("run")).err();
+    let error = begin(&recipe).unwrap().to_string();
+    for part in ["`data.workers`", "data.queue = 1024", "1024 workers with 1"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    // A short run has no use for so many.
+    recipe.set("schedule.iterations=2").unwrap();
+    assert!(begin(&recipe).is_none());
+}
+
+/// The place of the first value of the tensor `name` in the bytes of a file.
+fn place(bytes: &[u8], name: &str) -> usize {
+    let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+    file.tensor(name).unwrap().data().as_ptr().addr() - bytes.as_ptr().addr()
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_neither_saved_nor_gone_on_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = DeviceChoice::Flex.open().unwrap();
+    let out = folder.path().join("run");
+    // The first step leaves infinities behind, although its loss is a number.
+    let mut recipe = tiny(Method::Fcn, 4, "f32");
+    let steep = ["optimizer.lr=1e30", "train.checkpoint_every=1"];
+    recipe.set_all(steep).unwrap();
+    recipe.set("optimizer.lr_factors.decode_head=1e30").unwrap();
+    let mut trainer = Trainer::new(recipe, &device, &out).unwrap();
+    let error = trainer.run(&mut ()).unwrap_err();
+    assert!(
+        matches!(&error, Error::Diverged { iteration: 1, loss, found } if loss.is_finite()
+            && found.contains("the last step left") && found.contains("`decode_head.")),
+        "{error}"
+    );
+    assert!(!out.join("iter_1.safetensors").exists() && !Trainer::can_resume(&out));
+
+    let out = folder.path().join("other");
+    run(&tiny(Method::Fcn, 4, "f32"), &out, &mut StopAt(2, 0));
+    let path = out.join("iter_2.safetensors");
+    let whole = fs::read(&path).unwrap();
+    for (name, value) in [
+        ("decode_head.conv_seg.bias", f32::NAN),
+        ("backbone.layer1.0.bn1.running_var", f32::INFINITY),
+    ] {
+        let mut bytes = whole.clone();
+        let at = place(&bytes, name);
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+        let mut onward = tiny(Method::Fcn, 2, "f32");
+        onward.checkpoint = path.to_str().unwrap().to_owned();
+        for error in [
+            Trainer::resume(&out, Ok).err().unwrap(),
+            Trainer::new(onward, &device, &folder.path().join("onward"))
+                .err()
+                .unwrap(),
+        ] {
+            let (error, found) = (error.to_string(), format!("{value} in `{name}`"));
+            assert!(
+                error.contains("iter_2.safetensors") && error.contains(&found),
+                "{error}"
+            );
+        }
+    }
+    fs::write(&path, whole).unwrap();
+    assert!(matches!(resume(&out, &mut ()), Outcome::Finished(Some(_))));
+}
+
+#[test]
 fn resuming_where_nothing_is_names_the_folder() {
     let folder = tempfile::tempdir().unwrap();
     let error = Trainer::resume(folder.path(), Ok).err().unwrap();

@@ -10,9 +10,9 @@ use super::{Factors, Tracking, buffers_of, take_buffers};
 
 /// The names of its buffers begin with these, before the parameter's path.
 const FIRST: &str = "first_moment.";
-const SECOND: &str = "second_moment.";
+pub(super) const SECOND: &str = "second_moment.";
 /// The name of the number of steps.
-const STEPS: &str = "steps";
+pub(super) const STEPS: &str = "steps";
 
 /// Adam with decoupled weight decay (`torch.optim.AdamW` without `amsgrad`).
 ///

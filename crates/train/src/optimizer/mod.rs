@@ -15,6 +15,7 @@ pub use adamw::AdamW;
 pub use factors::Factors;
 pub use sgd::Sgd;
 
+use crate::finite::unfit_value;
 use crate::recipe::OptimizerRecipe;
 use crate::recipe::values::OptimizerKind;
 
@@ -64,6 +65,18 @@ impl Optimizer {
             Self::AdamW(adam) => adam.restore(model, buffers, device),
         }
     }
+}
+
+/// The first value that no step leaves in a buffer, by the names of [`Optimizer::buffers`]: numbers that are not
+/// finite, means of squares below 0, and parts of steps.
+pub(crate) fn unfit_buffer(buffers: &BTreeMap<String, TensorData>) -> Option<String> {
+    buffers.iter().find_map(|(name, data)| {
+        unfit_value(name, data, |value| match &**name {
+            name if name.starts_with(adamw::SECOND) => value.is_finite() && *value >= 0.0,
+            adamw::STEPS => value.is_finite() && *value >= 0.0 && value.fract() == 0.0,
+            _ => value.is_finite(),
+        })
+    })
 }
 
 /// How a parameter on a device with autodiff takes part in it.

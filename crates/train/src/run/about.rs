@@ -1,12 +1,16 @@
 //! What a run's notes and its manifest say of it.
 
 use std::path::Path;
+use std::thread::available_parallelism;
 
 use halfseg_data::Classes;
 use serde_json::json;
 
 use super::manifest::Best;
 use crate::{DataSource, Error, Metric, Recipe, Splits, known_classes};
+
+/// Workers that nobody is told are many: they wait for disks, too.
+const USUAL_WORKERS: usize = 16;
 
 /// What taking a batch in parts changes, beyond rounding.
 fn parts_note(recipe: &Recipe, processes: usize) -> Option<String> {
@@ -15,6 +19,17 @@ fn parts_note(recipe: &Recipe, processes: usize) -> Option<String> {
         format!(
             "loss.dice, loss.lovasz and loss.ohem_threshold look at a part of the batch at a time, of {parts}: their sum is \
              another than that of the whole batch"
+        )
+    })
+}
+
+/// More threads that load than processors, as PyTorch's loader warns of.
+pub(super) fn workers_note(recipe: &Recipe) -> Option<String> {
+    let (workers, processors) = (recipe.data.workers, available_parallelism().ok()?);
+    (workers > processors.get().max(USUAL_WORKERS)).then(|| {
+        format!(
+            "data.workers = {workers}, where {processors} threads run at a time: more than that take memory and \
+             load no faster"
         )
     })
 }

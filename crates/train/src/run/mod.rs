@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use crate::start::{Prepared, Start};
 use crate::{Error, Learner, Log, Recipe, Splits, Step, pipeline};
-use about::{beginning, out_of_patience};
+use about::{beginning, out_of_patience, workers_note};
 use folder::{Existing, Folder, can_resume, check_free, holds_run};
 use log::{LogLine, number};
 use manifest::{Best, Evaluation};
@@ -62,6 +62,8 @@ pub struct Trainer {
     loaded: Option<LoadReport>,
     memory: Bytes,
     skipped_in_a_row: u64,
+    /// That of the last iteration; no number before the first.
+    loss: f64,
     /// Sums of the iterations since the last line of the log.
     line: LogLine,
     best: Option<Best>,
@@ -141,6 +143,7 @@ impl Trainer {
             loaded,
             memory,
             skipped_in_a_row: 0,
+            loss: f64::NAN,
             line: LogLine::default(),
             best: None,
             evaluated: None,
@@ -308,6 +311,7 @@ impl Trainer {
 
     /// Gives up when numbers have left the range for good.
     fn check_finite(&mut self, step: &Step) -> Result<(), Error> {
+        self.loss = step.loss;
         let diverged = |found: String| Error::Diverged {
             iteration: step.iteration,
             loss: step.loss,
@@ -393,10 +397,11 @@ impl Trainer {
     }
 }
 
-/// What whoever runs `recipe` should know.
+/// What whoever runs `recipe` here should know.
 fn notes(recipe: &Recipe, data: &Splits, ranks: &Ranks, record: Option<&Record>) -> Vec<String> {
     let mut notes = record.map_or(Vec::new(), |record| record.folder.notes.clone());
     notes.extend(data.notes());
+    notes.extend(workers_note(recipe));
     let precision = recipe.train.exchange_precision;
     if ranks.size() == 1 && precision != ExchangePrecision::F32 {
         notes.push(format!(

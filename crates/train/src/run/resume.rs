@@ -165,6 +165,7 @@ impl Trainer {
             loaded: None,
             memory,
             skipped_in_a_row: position.skipped_in_a_row,
+            loss: f64::NAN,
             line: mark.line,
             best,
             evaluated: mark.evaluated.filter(|evaluation| evaluation.of == of),

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::TensorData;
 use halfseg_predict::PredictorSettings;
 
 use super::folder::{ITERATION_KEY, MIOU_KEY, RECIPE_KEY};
 use super::manifest::Mark;
 use super::observer::Observer;
 use super::state::{Position, RunState};
-use super::together::check_same_weights;
+use super::together::{check_same_weights, first};
 use super::{Record, Trainer};
 use crate::Error;
+use crate::finite::unfit_weight;
+use crate::optimizer::unfit_buffer;
 
 impl Trainer {
     pub(super) fn save_weights(&self, path: &Path) -> Result<(), Error> {
@@ -54,10 +57,12 @@ impl Trainer {
         }
         let what = format!("weights after iteration {iteration}");
         check_same_weights(self.learner.ranks(), self.learner.model(), &what)?;
+        // Before anything takes the place of a checkpoint that can be gone on from.
+        let momentum = first(self.learner.ranks(), || self.finite_momentum())?;
         self.mark()?;
-        if let Some(record) = &self.record {
+        if let (Some(record), Some(momentum)) = (&self.record, momentum) {
             self.save_weights(&weights)?;
-            self.save_state(&record.folder.state(iteration))?;
+            self.save_state(&record.folder.state(iteration), momentum)?;
         }
         if let Some(Record { folder, .. }) = &mut self.record {
             folder.complete(iteration)?;
@@ -83,9 +88,22 @@ impl Trainer {
         record.folder.mark(self.learner.iteration(), mark)
     }
 
-    /// Writes the training state that belongs beside the weights.
-    fn save_state(&self, path: &Path) -> Result<(), Error> {
+    /// The optimizer's buffers, if they and the weights are numbers to go on from.
+    fn finite_momentum(&self) -> Result<BTreeMap<String, TensorData>, Error> {
         let momentum = self.learner.momentum();
+        let found = unfit_weight(self.learner.model()).or_else(|| unfit_buffer(&momentum));
+        match found {
+            None => Ok(momentum),
+            Some(found) => Err(Error::Diverged {
+                iteration: self.learner.iteration(),
+                loss: self.loss,
+                found: format!("the last step left {found}"),
+            }),
+        }
+    }
+
+    /// Writes the training state that belongs beside the weights.
+    fn save_state(&self, path: &Path, momentum: BTreeMap<String, TensorData>) -> Result<(), Error> {
         let (iteration, batch) = (self.learner.iteration(), self.recipe.train.batch);
         let mut position = Position::new(iteration, self.recipe.seed, self.learner.scaler());
         position.sample = iteration * batch as u64;

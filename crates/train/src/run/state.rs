@@ -6,11 +6,15 @@ use std::path::Path;
 
 use burn::tensor::TensorData;
 use halfseg_amp::GradScaler;
+use halfseg_files::parse_json;
 use halfseg_segmentor::TensorFile;
 use safetensors::{Dtype, SafeTensors};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::finite::REMEDY;
+use crate::optimizer::unfit_buffer;
 
 /// Key of the metadata that holds everything but tensors, as JSON.
 const KEY: &str = "halfseg.state";
@@ -116,15 +120,17 @@ impl RunState {
             expected: EXPECTED.into(),
             found,
         };
-        let (_, header) =
+        let (length, header) =
             SafeTensors::read_metadata(bytes).map_err(|error| wrong(error.to_string()))?;
+        let text = &bytes[size_of::<u64>()..][..length];
+        parse_json::<IgnoredAny>(text).map_err(|error| wrong(error.to_string()))?;
         let json = header
             .metadata()
             .as_ref()
             .and_then(|metadata| metadata.get(KEY))
             .ok_or_else(|| wrong(format!("a safetensors file without `{KEY}`")))?;
         let position: Position =
-            serde_json::from_str(json).map_err(|error| wrong(format!("`{KEY}`: {error}")))?;
+            parse_json(json).map_err(|error| wrong(format!("`{KEY}`: {error}")))?;
         if position.format != FORMAT {
             return Err(wrong(format!(
                 "format {} (this is {FORMAT})",
@@ -149,6 +155,13 @@ impl RunState {
                 name.to_owned(),
                 TensorData::new(values, tensor.shape().to_vec()),
             );
+        }
+        if let Some(found) = unfit_buffer(&momentum) {
+            return Err(Error::State {
+                path: path.to_owned(),
+                expected: "buffers of the optimizer with numbers that training leaves there".into(),
+                found: format!("{found}: {REMEDY}"),
+            });
         }
         Ok(Self { position, momentum })
     }
@@ -194,6 +207,43 @@ mod tests {
             matches!(&error, Error::Write { path: named, .. } if *named == path),
             "{error}"
         );
+    }
+
+    #[test]
+    fn numbers_that_no_step_leaves_are_refused_by_the_tensor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.safetensors");
+        let load = |name: &str, value: f32| {
+            let mut saved = state();
+            let data = TensorData::new(vec![1.0, value], [2]);
+            saved.momentum.insert(name.to_owned(), data);
+            saved.save(&path).unwrap();
+            RunState::load(&path)
+        };
+        for (name, value) in [
+            ("neck.weight", f32::NAN),
+            ("neck.weight", f32::NEG_INFINITY),
+            ("first_moment.neck.weight", f32::INFINITY),
+            ("second_moment.neck.weight", -1.0),
+            ("steps", -3.0),
+            ("steps", 2.5),
+        ] {
+            let error = load(name, value).unwrap_err().to_string();
+            let found = format!("found {value} in `{name}`");
+            assert!(
+                [&found, "b.safetensors", "last_checkpoint"]
+                    .iter()
+                    .all(|part| error.contains(part)),
+                "{error}"
+            );
+        }
+        for (name, value) in [
+            ("neck.weight", -1.0),
+            ("first_moment.neck.weight", -1.0),
+            ("steps", 3.0),
+        ] {
+            assert!(load(name, value).is_ok(), "{name} {value}");
+        }
     }
 
     #[test]
