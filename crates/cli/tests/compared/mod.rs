@@ -113,10 +113,10 @@ impl Moments {
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap();
-        let given = std::env::var("HALFSEG_SEED")
-            .ok()
-            .and_then(|seed| seed.parse().ok());
-        let seed = given.unwrap_or(now.as_nanos() as u64);
+        let given = std::env::var("HALFSEG_SEED").ok();
+        let seed = given.map_or(now.as_nanos() as u64, |seed| {
+            seed.parse().expect("HALFSEG_SEED is a number")
+        });
         println!("HALFSEG_SEED={seed}");
         Self(seed)
     }
