@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use halfseg_devices::{Launched, RankFailure, Ranks};
-use halfseg_eval::{CityscapesScorer, ConfusionMatrix};
+use halfseg_eval::{BoundaryCounts, CityscapesScorer, ConfusionMatrix};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -86,6 +86,12 @@ pub trait Merge: Serialize + DeserializeOwned {
 }
 
 impl Merge for ConfusionMatrix {
+    fn merge(&mut self, other: &Self) {
+        Self::merge(self, other);
+    }
+}
+
+impl Merge for BoundaryCounts {
     fn merge(&mut self, other: &Self) {
         Self::merge(self, other);
     }

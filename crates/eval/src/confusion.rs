@@ -184,14 +184,11 @@ impl ConfusionMatrix {
                     accuracy: ratio(hit, truth),
                     precision: ratio(hit, predicted),
                     dice: ratio(2 * hit, truth + predicted),
+                    boundary_iou: None,
                     pixels: truth,
                 }
             })
             .collect();
-        let mean = |values: Vec<f64>| match values.is_empty() {
-            true => 0.0,
-            false => values.iter().sum::<f64>() / values.len() as f64,
-        };
         let total: u64 = classes.iter().map(|class| class.pixels).sum();
         let hits: u64 = (0..n).map(|k| self.counts[k * n + k]).sum();
         let constant = (0..n)
@@ -205,11 +202,21 @@ impl ConfusionMatrix {
             .fold(0.0, f64::max);
         Scores {
             pixel_accuracy: ratio(hits, total).unwrap_or(0.0),
-            mean_accuracy: mean(classes.iter().filter_map(|c| c.accuracy).collect()),
-            mean_iou: mean(classes.iter().filter_map(|c| c.iou).collect()),
+            mean_accuracy: mean(&classes, |class| class.accuracy),
+            mean_iou: mean(&classes, |class| class.iou),
+            mean_boundary_iou: None,
             constant_mean_iou: constant,
             classes,
         }
+    }
+}
+
+/// The mean of what classes have; 0 where none has any.
+fn mean(classes: &[ClassScore], of: impl Fn(&ClassScore) -> Option<f64>) -> f64 {
+    let values: Vec<f64> = classes.iter().filter_map(of).collect();
+    match values.is_empty() {
+        true => 0.0,
+        false => values.iter().sum::<f64>() / values.len() as f64,
     }
 }
 
@@ -222,8 +229,11 @@ pub struct ClassScore {
     pub accuracy: Option<f64>,
     /// Precision.
     pub precision: Option<f64>,
-    /// Dice coefficient.
+    /// Dice coefficient, which is the F-score with equal weight of precision and recall.
     pub dice: Option<f64>,
+    /// IoU near outlines, where it was measured; see [`BoundaryCounts`](crate::BoundaryCounts).
+    #[serde(default)]
+    pub boundary_iou: Option<f64>,
     /// True pixels.
     pub pixels: u64,
 }
@@ -237,6 +247,9 @@ pub struct Scores {
     pub mean_accuracy: f64,
     /// mIoU: mean IoU of the classes that occur or are predicted.
     pub mean_iou: f64,
+    /// Mean IoU near outlines, where it was measured, of the classes that have any.
+    #[serde(default)]
+    pub mean_boundary_iou: Option<f64>,
     /// The mIoU of the best prediction of one class everywhere.
     pub constant_mean_iou: f64,
     /// By class.
@@ -244,22 +257,45 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// A table in percent: a row for each class of `names`, then the means.
+    /// The mean over the classes that have this score; 0 where none has.
+    pub fn mean(&self, of: impl Fn(&ClassScore) -> Option<f64>) -> f64 {
+        mean(&self.classes, of)
+    }
+
+    /// A table in percent: a row for each class of `names` with IoU, accuracy (recall), precision and Dice
+    /// coefficient (F-score), and the boundary IoU if it was measured; then the means.
     pub fn table(&self, names: &[&str]) -> String {
         let percent = |v: Option<f64>| v.map_or("-".into(), |v| format!("{:.2}", 100.0 * v));
-        let mut out = format!("{:<16}{:>8}{:>8}{:>14}\n", "class", "IoU", "Acc", "pixels");
+        let near = self.mean_boundary_iou;
+        let boundary = |text: String| near.map_or(String::new(), |_| format!("{text:>8}"));
+        let mut out = format!(
+            "{:<16}{:>8}{:>8}{:>8}{:>8}{}{:>14}\n",
+            "class",
+            "IoU",
+            "Acc",
+            "Prec",
+            "Dice",
+            boundary("BIoU".into()),
+            "pixels"
+        );
         for (i, class) in self.classes.iter().enumerate() {
             let name = names
                 .get(i)
                 .map_or(format!("class_{i}"), ToString::to_string);
-            let (iou, accuracy) = (percent(class.iou), percent(class.accuracy));
-            out += &format!("{name:<16}{iou:>8}{accuracy:>8}{:>14}\n", class.pixels);
+            let scores = [class.iou, class.accuracy, class.precision, class.dice].map(percent);
+            let scores: String = scores.iter().map(|score| format!("{score:>8}")).collect();
+            let boundary = boundary(percent(class.boundary_iou));
+            out += &format!("{name:<16}{scores}{boundary}{:>14}\n", class.pixels);
         }
+        let boundary = near.map_or(String::new(), |iou| format!("  mBIoU {:.2}", 100.0 * iou));
         out + &format!(
-            "mIoU {:.2}  mAcc {:.2}  aAcc {:.2}  (best constant prediction: mIoU {:.2})\n",
+            "mIoU {:.2}  mAcc {:.2}  aAcc {:.2}  mPrec {:.2}  mDice {:.2}{boundary}  (best constant prediction: mIoU \
+             {:.2})\n",
             100.0 * self.mean_iou,
             100.0 * self.mean_accuracy,
             100.0 * self.pixel_accuracy,
+            100.0 * self.mean(|class| class.precision),
+            100.0 * self.mean(|class| class.dice),
             100.0 * self.constant_mean_iou
         )
     }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod boundary;
 mod cityscapes;
 mod confusion;
 mod error;
@@ -8,6 +9,7 @@ mod inference;
 mod plots;
 mod scores_json;
 
+pub use boundary::BoundaryCounts;
 pub use cityscapes::{CityscapesScore, CityscapesScorer, CityscapesScores};
 pub use confusion::{ClassScore, ConfusionMatrix, Scores};
 pub use error::EvalError;

@@ -4,26 +4,37 @@ use serde_json::{Map, Value, json};
 
 use crate::{ClassScore, Scores};
 
-/// Scores as JSON: `miou`, `macc`, `aacc`, the mIoU of the best constant prediction, and each
+/// Scores as JSON: `miou`, `macc`, `aacc`, `mprecision`, `mdice`, `mboundary_iou` if it was measured, the mIoU of
+/// the best constant prediction (`constant_miou`), and each
 /// class's numbers by its name of `names`, as [`by_class`]; shares from 0 to 1, `null` for an
 /// absent class.
 pub fn scores_json(scores: &Scores, names: &[&str]) -> Value {
     let classes = by_class(scores, names, |class| {
-        Some(json!({
+        let mut json = json!({
             "iou": class.iou,
             "accuracy": class.accuracy,
             "precision": class.precision,
             "dice": class.dice,
             "pixels": class.pixels,
-        }))
+        });
+        if scores.mean_boundary_iou.is_some() {
+            json["boundary_iou"] = class.boundary_iou.into();
+        }
+        Some(json)
     });
-    json!({
+    let mut json = json!({
         "miou": scores.mean_iou,
         "macc": scores.mean_accuracy,
         "aacc": scores.pixel_accuracy,
+        "mprecision": scores.mean(|class| class.precision),
+        "mdice": scores.mean(|class| class.dice),
         "constant_miou": scores.constant_mean_iou,
         "classes": classes,
-    })
+    });
+    if let Some(iou) = scores.mean_boundary_iou {
+        json["mboundary_iou"] = iou.into();
+    }
+    json
 }
 
 /// One value per class by its name; class `N` beyond `names` is `class_N`.

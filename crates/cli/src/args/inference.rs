@@ -97,6 +97,9 @@ pub struct EvalArgs {
     /// Pack the predictions into a ZIP file for the Cityscapes server
     #[arg(long, value_name = "FILE")]
     pub zip: Option<PathBuf>,
+    /// Score outlines, too: the boundary IoU, which takes time
+    #[arg(long)]
+    pub boundary: bool,
     /// Write the confusion matrix as SVG
     #[arg(long, value_name = "FILE")]
     pub confusion: Option<PathBuf>,

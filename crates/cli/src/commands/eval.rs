@@ -12,7 +12,8 @@ use halfseg_data::{
 };
 use halfseg_devices::{Ranks, resident_memory};
 use halfseg_eval::{
-    CityscapesScorer, CityscapesScores, ConfusionMatrix, confusion_svg, scores_json,
+    BoundaryCounts, CityscapesScorer, CityscapesScores, ConfusionMatrix, Scores, confusion_svg,
+    scores_json,
 };
 use halfseg_files::write_atomically;
 use halfseg_predict::Predictor;
@@ -29,8 +30,9 @@ use crate::progress::Progress;
 use crate::ranks;
 use crate::settings::{Loaded, require_data};
 
-/// Pictures with the lowest mIoU that the JSON lists.
+/// Pictures with the lowest mIoU that the JSON lists, and the table.
 const WORST: usize = 10;
+const NAMED: usize = 3;
 /// What the names of kept predictions end with: labelIds for the Cityscapes server, else classes.
 const SUFFIXES: [&str; 2] = ["_pred_labelIds.png", "_pred_classes.png"];
 
@@ -77,6 +79,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         predictions: Predictions::new(args, own)?,
         predictor: loaded.predictor(),
         matrix: ConfusionMatrix::new(classes),
+        boundary: args.boundary.then(|| BoundaryCounts::new(classes)),
         official,
     };
     ranks.begin();
@@ -105,7 +108,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             if !done.name.is_empty() {
                 shown.inc(&done.name);
                 scored += 1;
-                of_pictures.extend(done.miou.map(|miou| (miou, done.name)));
+                of_pictures.extend(done.scores.map(|scores| (done.name, scores)));
             }
         }
     }
@@ -114,12 +117,19 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let names_of_classes = loaded.classes.names();
     let matrix = ranks::merged(scoring.matrix)?;
     let official = scoring.official.map(ranks::merged).transpose()?;
-    let scores = matrix.scores();
+    let boundary = scoring.boundary.map(ranks::merged).transpose()?;
+    let mut scores = matrix.scores();
+    if let Some(boundary) = boundary {
+        boundary.add_to(&mut scores);
+    }
     let official = official.map(|scorer| scorer.scores());
     let total = dataset.len();
     if !ranks.is_first() {
         return ranks::together(left_out.finish(total));
     }
+    let mut worst: Vec<_> = of_pictures.iter().collect();
+    worst.sort_by(|(_, a), (_, b)| a.miou.total_cmp(&b.miou));
+    worst.truncate(WORST);
     let unlabelled = scores.classes.iter().all(|class| class.pixels == 0);
     if scored == 0 {
         message!("no picture was scored");
@@ -128,6 +138,13 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     } else {
         let mut table = scores.table(&names_of_classes);
         table += &official.as_ref().map_or(String::new(), official_table);
+        let named = worst.iter().take(NAMED);
+        let named: Vec<_> = named
+            .map(|(name, scores)| format!("{name} {:.2}", 100.0 * scores.miou))
+            .collect();
+        if of_pictures.len() > NAMED {
+            table += &format!("lowest mIoU of a picture: {}\n", named.join(", "));
+        }
         print_table(&table, args.json.as_deref())?;
         if let Some(path) = &args.confusion {
             confusion_svg(path, &matrix, &names_of_classes)?;
@@ -140,10 +157,15 @@ pub fn run(args: &EvalArgs) -> Result<()> {
                 json[key] = Value::Null;
             }
         }
-        of_pictures.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let worst = of_pictures.iter().take(WORST);
-        let worst = worst.map(|(miou, name)| json!({ "name": name, "miou": miou }));
-        json["worst"] = worst.collect();
+        let entry = |(name, scores): &(String, OfPicture)| {
+            let mut entry = json!({ "name": name, "miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc });
+            if let Some(boundary) = scores.mboundary_iou {
+                entry["mboundary_iou"] = boundary.into();
+            }
+            entry
+        };
+        json["worst"] = worst.into_iter().map(entry).collect();
+        json["pictures"] = of_pictures.iter().map(entry).collect();
         json["images"] = scored.into();
         json["split"] = split.into();
         json["data"] = loaded.recipe.data.source.to_string().into();
@@ -167,6 +189,7 @@ struct Scoring<'a> {
     predictions: Predictions,
     predictor: Predictor,
     matrix: ConfusionMatrix,
+    boundary: Option<BoundaryCounts>,
     official: Option<CityscapesScorer>,
 }
 
@@ -177,9 +200,29 @@ struct Done {
     /// Why it was left out.
     left_out: Option<String>,
     /// Of this picture alone, if it has labels.
-    miou: Option<f64>,
+    scores: Option<OfPicture>,
     /// For the archive.
     png: Vec<u8>,
+}
+
+/// The scores of one picture.
+#[derive(Serialize, Deserialize)]
+struct OfPicture {
+    miou: f64,
+    macc: f64,
+    aacc: f64,
+    mboundary_iou: Option<f64>,
+}
+
+impl From<Scores> for OfPicture {
+    fn from(scores: Scores) -> Self {
+        Self {
+            miou: scores.mean_iou,
+            macc: scores.mean_accuracy,
+            aacc: scores.pixel_accuracy,
+            mboundary_iou: scores.mean_boundary_iou,
+        }
+    }
 }
 
 impl Scoring<'_> {
@@ -193,16 +236,22 @@ impl Scoring<'_> {
                 });
             }
         };
-        let mut miou = None;
+        let mut of_picture = None;
         let png = self
             .predictions
             .write(self.args, &sample.name, &map, is_kept)?;
         if let Some(label) = &sample.label {
             let mut one = ConfusionMatrix::new(self.matrix.classes());
             one.update(&map.data, &label.data, IGNORE)?;
-            let scores = one.scores();
+            let mut scores = one.scores();
+            if let Some(boundary) = &mut self.boundary {
+                let mut one = BoundaryCounts::new(self.matrix.classes());
+                one.update(&map, label)?;
+                one.add_to(&mut scores);
+                boundary.merge(&one);
+            }
             let scored = scores.classes.iter().any(|class| class.pixels > 0);
-            miou = scored.then_some(scores.mean_iou);
+            of_picture = scored.then(|| scores.into());
             self.matrix.merge(&one);
             if let Some(scorer) = &mut self.official {
                 let instances = instances.as_ref().map(|map| map.data.as_slice());
@@ -215,7 +264,7 @@ impl Scoring<'_> {
         Ok(Done {
             name: sample.name,
             left_out: None,
-            miou,
+            scores: of_picture,
             png,
         })
     }
