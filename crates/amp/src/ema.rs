@@ -7,6 +7,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 
 use crate::StepOutcome;
+use crate::paths::parameter_paths;
 use crate::precision::is_plain;
 use crate::statistics::statistics_ids;
 
@@ -35,7 +36,8 @@ use crate::statistics::statistics_ids;
 /// # let _ = averaged;
 /// ```
 ///
-/// To go on with saved averages, make an `Ema` of the averaged model.
+/// To go on with saved averages, make an `Ema` of the averaged model, or of one that was loaded from a file by
+/// [`resumed`](Self::resumed).
 pub struct Ema {
     decay: f64,
     averages: HashMap<ParamId, Box<dyn Any + Send + Sync>>,
@@ -70,6 +72,28 @@ impl Ema {
         model.visit(&mut visitor);
         let averages = visitor.averages;
         Self { decay, averages }
+    }
+
+    /// Averages of the weights of `model` that start at those of `averaged`: another copy of the same network,
+    /// such as one from a file, whose parameters have other ids.
+    ///
+    /// # Panics
+    ///
+    /// If the two have other numbers of parameters, and as [`new`](Self::new).
+    pub fn resumed<M: Module>(model: &M, averaged: &M, decay: f64) -> Self {
+        let mut found = Self::new(averaged, decay).averages;
+        let [own, theirs] = [model, averaged].map(parameter_paths);
+        assert_eq!(
+            own.len(),
+            theirs.len(),
+            "the averages are those of another model"
+        );
+        let pairs = own.into_iter().zip(theirs);
+        let averages = pairs.filter_map(|(own, theirs)| Some((own.id, found.remove(&theirs.id)?)));
+        Self {
+            decay,
+            averages: averages.collect(),
+        }
     }
 
     /// Moves the averages towards the weights of `model`, if the step was taken.

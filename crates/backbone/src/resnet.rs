@@ -1,7 +1,7 @@
 //! ResNets with stages that may be dilated.
 
 use burn::config::Config;
-use burn::module::Module;
+use burn::module::{Flag, Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use halfseg_layers::{ConvBnAct, ConvBnActConfig, branch, recomputed, stem_max_pool};
 
@@ -216,6 +216,39 @@ impl ResNet {
     pub fn with_gradient_checkpointing(mut self, on: bool) -> Self {
         self.recompute = on;
         self
+    }
+
+    /// With the stem and the first `stages` stages as they are: their parameters get no gradients, and their
+    /// normalisations use running statistics, which stay, too; `None` freezes nothing, `Some(0)` the stem alone. As
+    /// `frozen_stages` of MMSegmentation's `ResNet`, where -1 freezes nothing.
+    pub fn with_frozen_stages(mut self, stages: Option<usize>) -> Self {
+        let Some(stages) = stages else {
+            return self;
+        };
+        self.conv1 = self.conv1.freeze();
+        self.stem = self.stem.freeze();
+        let layers = [
+            &mut self.layer1,
+            &mut self.layer2,
+            &mut self.layer3,
+            &mut self.layer4,
+        ];
+        for layer in layers.into_iter().take(stages) {
+            *layer = std::mem::take(layer).freeze();
+        }
+        self
+    }
+
+    /// With running statistics in the place of those of the batch in all normalisations, which stay as they are;
+    /// scales and shifts are trained. As `norm_eval` of MMSegmentation's `ResNet`.
+    pub fn with_frozen_statistics(self) -> Self {
+        struct Freeze;
+        impl ModuleMapper for Freeze {
+            fn map_flag(&mut self, training: Param<Flag>) -> Param<Flag> {
+                training.with_value(false)
+            }
+        }
+        self.map(&mut Freeze)
     }
 
     /// `[n, in_channels, h, w]`, normalised, to the maps of the four stages, in the dtype of the current

@@ -1,8 +1,10 @@
 //! Recipes of published models.
 
+use std::path::Path;
+
 use anyhow::Result;
 use halfseg_segmentor::{Depth, Method};
-use halfseg_train::{Recipe, RunPrecision};
+use halfseg_train::{DataSource, Recipe, RunPrecision, read_recipe};
 use halfseg_zoo::Entry;
 
 use crate::args::RecipeArgs;
@@ -81,6 +83,30 @@ pub fn warn_of_batch(name: &str, recipe: &Recipe) {
              normalisations see {at_once} images, there all {BATCH}"
         );
     }
+}
+
+/// Says where a step will see another number of images than the recipe of the checkpoint that training starts from, or
+/// else the published recipe, has.
+pub fn warn_of_other_batch(recipe: &Recipe) -> Result<()> {
+    if recipe.data.source == DataSource::Synthetic {
+        return Ok(());
+    }
+    let trained = match recipe.checkpoint.as_str() {
+        "" => None,
+        file => read_recipe(Path::new(file))?,
+    };
+    let (whose, before) = match trained {
+        Some(trained) => ("the checkpoint was trained with", trained.train.batch),
+        None => ("the published recipe has", BATCH),
+    };
+    let batch = recipe.train.batch;
+    if batch != before {
+        warning!(
+            "{whose} {before} images an iteration, here there are {batch}: learning rate and number of iterations \
+             belong to the batch; --batch {before} with --devices or --accumulate makes it the same"
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -180,7 +180,8 @@ impl Observer for Console {
             );
         }
         if let Some(report) = run.loaded {
-            message!("{}: {report}", recipe.checkpoint);
+            // One of them is given.
+            message!("{}{}: {report}", recipe.checkpoint, recipe.backbone_weights);
         }
         let shown = Progress::new(recipe.schedule.iterations, "iterations");
         self.training = Some(shown.starting_at(run.iteration));
@@ -239,6 +240,13 @@ impl Observer for Console {
             100.0 * scores.mean_accuracy,
             100.0 * scores.pixel_accuracy,
             if best { "  (best so far)" } else { "" }
+        ));
+    }
+
+    fn evaluated_plain(&mut self, iteration: u64, scores: &Scores) {
+        self.print(&format!(
+            "iteration {iteration}: mIoU {:.2} of the weights themselves, not averaged",
+            100.0 * scores.mean_iou,
         ));
     }
 

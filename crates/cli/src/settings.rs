@@ -158,6 +158,7 @@ pub fn apply(
     }
     keys.put("seed", args.seed);
     keys.put("train.eval_every", args.eval_every);
+    keys.put("train.ema", args.ema);
     keys.put("train.checkpoint_every", args.checkpoint_every);
     keys.put("train.keep", args.keep);
     let recomputes = args.gradient_checkpointing.then_some(true);
@@ -338,7 +339,10 @@ pub fn architecture(args: &ModelArgs, weights: &Path) -> Result<SegmentorConfig>
     let depth = args.backbone.unwrap_or(found.backbone);
     let mut config = match (method, depth) == (found.method, found.backbone) {
         true => found,
-        false => published_on(weights, method, depth).with_num_classes(found.num_classes),
+        false => published_on(weights, method, depth)
+            .with_num_classes(found.num_classes)
+            .with_binary(found.binary)
+            .with_threshold(found.threshold),
     };
     if let Some(classes) = args.classes {
         config.num_classes = classes;

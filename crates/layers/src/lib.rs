@@ -21,7 +21,10 @@ pub use dropout::ChannelDropout;
 pub use fork::fork;
 pub use halfseg_amp::cat;
 pub use halfseg_kernels::{Activation, Conv2dOptions, most_likely_classes};
-pub use loss::{IGNORED_LABEL, SegmentationLoss, cross_entropy, pixel_accuracy, segmentation_loss};
+pub use loss::{
+    IGNORED_LABEL, SegmentationLoss, binary_logits, cross_entropy, pixel_accuracy,
+    segmentation_loss,
+};
 pub use objective::Objective;
 pub use pool::{adaptive_avg_pool2d, avg_pool_to, stem_max_pool};
 pub use rand::Rng;

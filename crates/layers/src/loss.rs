@@ -42,6 +42,16 @@ pub fn cross_entropy(logits: Tensor<4>, labels: Tensor<3, Int>) -> Tensor<1> {
     segmentation_loss(logits, labels, false).loss
 }
 
+/// The logits of two classes of which only the second's is given: the first's is 0, so that a softmax is a sigmoid,
+/// and the cross-entropy is the binary one.
+///
+/// # Shapes
+/// - `logit`: `[n, 1, h, w]`
+/// - output: `[n, 2, h, w]`
+pub fn binary_logits(logit: Tensor<4>) -> Tensor<4> {
+    Tensor::cat(vec![logit.zeros_like(), logit], 1)
+}
+
 /// Share of pixels whose largest logit is the label's, in percent, among pixels whose label is not
 /// 255: `[n, c, h, w]`, `[n, h, w]` -> f32 `[1]`.
 pub fn pixel_accuracy(logits: Tensor<4>, labels: Tensor<3, Int>) -> Tensor<1> {

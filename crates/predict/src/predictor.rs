@@ -15,7 +15,7 @@ use halfseg_devices::Bytes;
 use halfseg_eval::{ConfusionMatrix, Prediction, Windows, argmax, multi_scale_flip};
 #[cfg(feature = "flex")]
 use halfseg_kernels::PackedWeights;
-use halfseg_layers::{most_likely_classes, resize_with};
+use halfseg_layers::{binary_logits, most_likely_classes, resize_with};
 use halfseg_segmentor::Segmentor;
 
 use crate::config::RATIOS;
@@ -106,7 +106,7 @@ impl Predictor {
     }
 
     /// Class scores at the picture's size: logits, or mean probabilities for `ms_flip`;
-    /// f32 `[1, classes, height, width]`.
+    /// f32 `[1, classes, height, width]`. Where a network has one output for two classes, the first's logit is 0.
     ///
     /// The picture is resized as 8-bit values, the logits bilinearly as f32, first by the network
     /// to its input's size, then to the picture's own, as the peer does.
@@ -151,7 +151,12 @@ impl Predictor {
         let plan = self.plan(false);
         plan.check(own)?;
         if !plan.in_bands(own) {
-            return Ok(argmax(self.all_scores(image)).swap_remove(0));
+            let threshold = match self.config().ms_flip {
+                true => self.model.config().threshold,
+                false => self.logit_threshold(),
+            };
+            let scores = self.decisive(self.all_scores(image), threshold);
+            return Ok(argmax(scores).swap_remove(0));
         }
         let mut found = Prediction {
             map: LabelMap::filled(own.0, own.1, [IGNORE]),
@@ -159,6 +164,7 @@ impl Predictor {
         };
         let window = |[rows, columns]: [Range<usize>; 2]| self.window(image, rows, columns);
         self.windows(image).for_each_band(&window, |rows, scores| {
+            let scores = self.decisive(scores, self.logit_threshold());
             let band = argmax(scores).swap_remove(0);
             let place = rows.start * own.0..rows.end * own.0;
             found.map.data[place].copy_from_slice(&band.map.data);
@@ -186,6 +192,7 @@ impl Predictor {
     pub fn segment(&self, images: Tensor<4>) -> Vec<LabelMap> {
         let [_, _, height, width] = images.dims();
         let logits = autocast(&self.settings.policy, || self.model.head_logits(images));
+        let logits = self.decisive(self.of_classes(logits), self.logit_threshold());
         let (size, align_corners) = ([height, width], self.model.config().align_corners);
         match most_likely_classes(&logits, size, align_corners) {
             Some(maps) => {
@@ -273,7 +280,33 @@ impl Predictor {
         };
         let values = TensorData::new(values, [1, 3, part.height, part.width]);
         let values = Tensor::<4>::from_data(values, &self.device);
-        autocast(&self.settings.policy, || self.model.forward(values))
+        self.of_classes(autocast(&self.settings.policy, || {
+            self.model.forward(values)
+        }))
+    }
+
+    /// The logits of all classes, of which the network may give one of two.
+    fn of_classes(&self, logits: Tensor<4>) -> Tensor<4> {
+        match self.model.config().binary {
+            true => binary_logits(logits),
+            false => logits,
+        }
+    }
+
+    /// The logit of the probability above which a pixel is of the second class.
+    fn logit_threshold(&self) -> f64 {
+        let threshold = self.model.config().threshold;
+        (threshold / (1.0 - threshold)).ln()
+    }
+
+    /// `scores` of which the largest is that of the pixel's class: where the network tells two classes apart by one
+    /// output, the second's if it is above `threshold`.
+    fn decisive(&self, scores: Tensor<4>, threshold: f64) -> Tensor<4> {
+        if !self.model.config().binary {
+            return scores;
+        }
+        let second = scores.narrow(1, 1, 1);
+        Tensor::cat(vec![second.full_like(threshold), second], 1)
     }
 
     /// Logits of the picture resized to `size` (width, height) and mirrored or not, at the

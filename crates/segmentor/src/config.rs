@@ -21,6 +21,13 @@ pub struct SegmentorConfig {
     /// Number of classes, 2 to 255.
     #[serde(default = "default_classes")]
     pub num_classes: usize,
+    /// Whether two classes are told apart by one output, the logit of the second (`out_channels=1` in
+    /// MMSegmentation), not by one for each.
+    #[serde(default)]
+    pub binary: bool,
+    /// With it, the probability above which a pixel is of the second class.
+    #[serde(default = "default_threshold")]
+    pub threshold: f64,
     /// Whether the stem is three 3x3 convolutions (ResNet V1c, V1d), not one 7x7 (V1b).
     #[serde(default = "default_true")]
     pub deep_stem: bool,
@@ -106,6 +113,10 @@ pub struct SegmentorConfig {
 fn default_classes() -> usize {
     19
 }
+/// `BaseDecodeHead` of MMSegmentation 1.2.
+pub(crate) fn default_threshold() -> f64 {
+    0.3
+}
 fn default_image() -> usize {
     3
 }
@@ -168,6 +179,8 @@ impl SegmentorConfig {
             method,
             backbone,
             num_classes: default_classes(),
+            binary: false,
+            threshold: default_threshold(),
             in_channels: default_image(),
             deep_stem: true,
             avg_down: false,
@@ -218,6 +231,8 @@ impl SegmentorConfig {
 
     setters! {
         with_num_classes: num_classes as usize,
+        with_binary: binary as bool,
+        with_threshold: threshold as f64,
         with_in_channels: in_channels as usize,
         with_deep_stem: deep_stem as bool,
         with_avg_down: avg_down as bool,
@@ -246,6 +261,14 @@ impl SegmentorConfig {
         with_dilations: dilations as Vec<usize>,
         with_dropout: dropout as f64,
         with_align_corners: align_corners as bool,
+    }
+
+    /// Channels of the logits: the number of classes, or 1.
+    pub fn outputs(&self) -> usize {
+        match self.binary {
+            true => 1,
+            false => self.num_classes,
+        }
     }
 
     /// The smallest batch that can train on images of this height and width, in pixels: where a map is

@@ -21,7 +21,7 @@ impl SegmentorConfig {
         let backbone = self.backbone_config();
         let from = backbone.stage_channels()[self.aux_index];
         let auxiliary = || {
-            FcnHeadConfig::auxiliary(from, self.aux_channels, self.num_classes)
+            FcnHeadConfig::auxiliary(from, self.aux_channels, self.outputs())
                 .with_convs(self.aux_convs)
                 .with_dilation(self.aux_dilation)
                 .with_concat_input(self.aux_concat_input)
@@ -39,7 +39,7 @@ impl SegmentorConfig {
     fn decode_head(&self, device: &Device) -> DecodeHead {
         let stages = self.backbone_config().stage_channels();
         let (c2, from) = (stages[0], stages[self.head_index]);
-        let (channels, classes) = (self.head_channels, self.num_classes);
+        let (channels, classes) = (self.head_channels, self.outputs());
         let aspp = AsppConfig::new(from, channels)
             .with_dilations(self.dilations.clone())
             .with_bottleneck_kernel(if self.refine { 1 } else { 3 })

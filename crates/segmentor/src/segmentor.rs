@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{FloatDType, Int, Tensor};
 use halfseg_backbone::ResNet;
 use halfseg_heads::{DeepLabV3Head, DeepLabV3PlusHead, FcnHead, PspHead};
-use halfseg_layers::{Objective, SegmentationLoss, resize_with};
+use halfseg_layers::{Objective, SegmentationLoss, binary_logits, resize_with};
 use rand::Rng;
 
 use crate::SegmentorConfig;
@@ -43,13 +43,13 @@ pub struct Segmentor {
     config: SegmentorConfig,
 }
 
-/// Class logits at the heads' own sizes.
+/// Class logits at the heads' own sizes, as many as [`SegmentorConfig::outputs`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TrainLogits {
-    /// `[n, classes, h', w']`, smaller than the image by [`SegmentorConfig::logits_stride`].
+    /// `[n, outputs, h', w']`, smaller than the image by [`SegmentorConfig::logits_stride`].
     pub decode: Tensor<4>,
-    /// `[n, classes, h', w']`, of the size of the stage that the head reads.
+    /// `[n, outputs, h', w']`, of the size of the stage that the head reads.
     pub aux: Option<Tensor<4>>,
 }
 
@@ -97,7 +97,18 @@ impl Segmentor {
         self
     }
 
-    /// Class logits at the image's size, f32: `[n, in_channels, h, w]`, normalised, -> `[n, classes, h, w]`.
+    /// With a backbone that training leaves as it is in parts; see [`ResNet::with_frozen_stages`] and, for
+    /// `statistics`, [`ResNet::with_frozen_statistics`].
+    pub fn with_frozen_backbone(mut self, stages: Option<usize>, statistics: bool) -> Self {
+        self.backbone = self.backbone.with_frozen_stages(stages);
+        if statistics {
+            self.backbone = self.backbone.with_frozen_statistics();
+        }
+        self
+    }
+
+    /// Class logits at the image's size, f32: `[n, in_channels, h, w]`, normalised, ->
+    /// `[n, outputs, h, w]`, see [`SegmentorConfig::outputs`].
     ///
     /// # Panics
     /// If `x` is on an autodiff device, where layers would train: use `self.valid()` and
@@ -113,7 +124,7 @@ impl Segmentor {
 
     /// Class logits at the decode head's own size, smaller than the image by
     /// [`SegmentorConfig::logits_stride`], in the dtype of the current autocast policy:
-    /// `[n, in_channels, h, w]` -> `[n, classes, h', w']`.
+    /// `[n, in_channels, h, w]` -> `[n, outputs, h', w']`.
     ///
     /// # Panics
     /// As [`forward`](Self::forward).
@@ -155,7 +166,8 @@ impl Segmentor {
     /// class or 255 where nothing counts. Dropout is drawn from `rng`.
     ///
     /// Logits are resized to the labels' size first, in f32; see
-    /// [`halfseg_layers::cross_entropy`] about the denominator.
+    /// [`halfseg_layers::cross_entropy`] about the denominator. One output is the logit of the second of two classes,
+    /// whose binary cross-entropy is the cross-entropy of it and 0.
     ///
     /// # Panics
     /// If the batch is smaller than [`SegmentorConfig::min_train_batch`].
@@ -176,11 +188,15 @@ impl Segmentor {
     ) -> Losses {
         let logits = self.forward_train(x, rng);
         let align_corners = self.config.align_corners;
+        let of_classes = |logits: Tensor<4>| match self.config.binary {
+            true => binary_logits(logits),
+            false => logits,
+        };
         let SegmentationLoss {
             loss: decode,
             accuracy,
             ..
-        } = objective.loss(logits.decode, labels.clone(), align_corners);
+        } = objective.loss(of_classes(logits.decode), labels.clone(), align_corners);
         let Some(logits) = logits.aux else {
             let aux = decode.clone().inner().zeros_like();
             return Losses {
@@ -191,7 +207,7 @@ impl Segmentor {
                 aux_accuracy: None,
             };
         };
-        let aux = objective.loss(logits, labels, align_corners);
+        let aux = objective.loss(of_classes(logits), labels, align_corners);
         let aux_loss = aux.loss * self.config.aux_weight;
         Losses {
             total: decode.clone() + aux_loss.clone(),

@@ -1,5 +1,6 @@
 //! Which values a segmentor can have.
 
+use crate::config::default_threshold;
 use crate::{Method, SegmentorConfig};
 
 /// A value that no segmentor can have.
@@ -71,6 +72,24 @@ impl SegmentorConfig {
             (2..=255).contains(&classes),
             "2 to 255 (with one there is nothing to tell apart)",
             classes,
+        )?;
+        check(
+            "binary",
+            !self.binary || classes == 2,
+            "false, but for two classes",
+            format!("{} with {classes} classes", self.binary),
+        )?;
+        check(
+            "threshold",
+            self.threshold > 0.0 && self.threshold < 1.0,
+            "a number between 0 and 1",
+            self.threshold,
+        )?;
+        check(
+            "threshold",
+            self.binary || self.threshold == default_threshold(),
+            "0.3 without binary, to which it belongs",
+            self.threshold,
         )?;
         for (key, width) in [
             ("head_channels", self.head_channels),

@@ -334,6 +334,64 @@ fn half_precision_that_pytorch_saved_becomes_f32() {
     }
 }
 
+/// The backbone and the heads that are the same are taken over, the others named.
+#[test]
+fn a_head_of_another_method_stays_as_drawn_and_is_named() {
+    let device = Device::flex();
+    let path = recording("fcn/model.pth");
+    let (source, _) = load(&path, None, &device).expect("it can be read");
+    let source = tensors(&source);
+    for method in [Method::PspNet, Method::DeepLabV3, Method::DeepLabV3Plus] {
+        let model = tiny(method).init(&device);
+        let before = tensors(&model);
+        let (model, report) = model
+            .load_pretrained(&path)
+            .unwrap_or_else(|error| panic!("{error}"));
+        for (name, data) in tensors(&model) {
+            let drawn = name.starts_with("decode_head.");
+            let expected = if drawn {
+                &before[&name]
+            } else {
+                &source[&name]
+            };
+            assert_eq!(data, *expected, "{method}: {name}");
+            assert_eq!(report.missing.contains(&name), drawn, "{method}: {name}");
+        }
+        let heads = source
+            .keys()
+            .filter(|name| name.starts_with("decode_head."));
+        assert_eq!(report.unexpected, heads.cloned().collect::<Vec<_>>());
+        let text = report.to_string();
+        assert!(
+            text.contains("missing, left as drawn: decode_head."),
+            "{text}"
+        );
+        assert!(text.contains("the file's decode_head is another"), "{text}");
+    }
+    // One of other widths, too; a head that lacks a tensor is none.
+    let mut wide = tiny(Method::Fcn);
+    wide.head_channels = 6;
+    let (_, report) = wide
+        .init(&device)
+        .load_pretrained(&path)
+        .expect("it can be read");
+    assert!(
+        report
+            .missing
+            .iter()
+            .all(|name| name.starts_with("decode_head."))
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let damaged = folder.path().join("damaged.safetensors");
+    let mut lacking = source.clone();
+    lacking.remove("decode_head.convs.1.bn.weight");
+    write(&damaged, &lacking, Dtype::F32);
+    for method in [Method::Fcn, Method::PspNet] {
+        let model = tiny(method).init(&device);
+        assert!(model.load_pretrained(&damaged).is_err(), "{method}");
+    }
+}
+
 #[test]
 fn another_number_of_classes_draws_the_classifiers_anew_and_says_so() {
     let path = recording("fcn/model.pth");

@@ -65,6 +65,7 @@ pub fn audit(recipe: &Recipe, device: &Device, scales: &[f32]) -> Result<Audit, 
         model,
         policy,
         loaded,
+        ..
     } = Start::of(recipe, &training, &Ranks::default())?;
 
     // The same channels are dropped each time.

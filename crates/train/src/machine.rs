@@ -24,12 +24,12 @@ pub fn machine_findings(recipe: &Recipe, free: Option<Bytes>) -> Vec<Finding> {
         findings.push(Finding::new(Kind::Memory, recipe.data.crop, error));
     }
     let parameters = Cost::of(&recipe.model, [64, 64]).total(true).parameters;
-    // Each checkpoint has weights and momentum; one more is there while it takes the place of the last, and the
-    // best has weights alone.
+    // Each checkpoint has weights, momentum and averages; one more is there while it takes the place of the last,
+    // and the best has weights alone.
     let values = match recipe.optimizer.kind {
         OptimizerKind::Sgd => 2,
         OptimizerKind::AdamW => 3,
-    };
+    } + u64::from(recipe.train.ema > 0.0);
     let checkpoints = values * (recipe.train.keep as u64).saturating_add(1) + 1;
     let needed = Bytes(checkpoints.saturating_mul(VALUE * parameters));
     if let Some(free) = free.filter(|free| needed > *free) {

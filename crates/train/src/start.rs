@@ -24,6 +24,8 @@ pub(crate) struct Start {
     pub policy: Policy,
     /// What came from the recipe's `checkpoint` or `backbone_weights`, if it names one.
     pub loaded: Option<LoadReport>,
+    /// The averages of the weights that a run goes on with.
+    pub averaged: Option<Segmentor>,
 }
 
 impl Start {
@@ -58,13 +60,21 @@ impl Start {
             model,
             policy,
             loaded,
+            averaged: None,
         })
     }
 
-    /// The network of a checkpoint that the recipe comes from.
-    pub fn resumed(recipe: &Recipe, weights: &Path, training: &Device) -> Result<Self, Error> {
+    /// The network of a checkpoint that the recipe comes from, and the one of its averages if it has any.
+    pub fn resumed(
+        recipe: &Recipe,
+        weights: &Path,
+        averages: Option<&Path>,
+        training: &Device,
+    ) -> Result<Self, Error> {
         let alone = own_generator();
-        let (model, _) = halfseg_segmentor::load(weights, Some(&recipe.model), training)?;
+        let load = |path| halfseg_segmentor::load(path, Some(&recipe.model), training);
+        let (model, _) = load(weights)?;
+        let averaged = averages.map(load).transpose()?;
         drop(alone);
         check_weights(&model, weights, REMEDY)?;
         check_factors(recipe, &model)?;
@@ -73,6 +83,7 @@ impl Start {
             model,
             policy,
             loaded: None,
+            averaged: averaged.map(|(averaged, _)| averaged),
         })
     }
 }
@@ -94,6 +105,7 @@ pub(crate) struct Prepared {
     policy: Policy,
     further: Vec<Device>,
     pub loaded: Option<LoadReport>,
+    averaged: Option<Segmentor>,
     /// The lower bound of what a step of this process takes.
     pub memory: Bytes,
 }
@@ -117,12 +129,14 @@ impl Prepared {
             model,
             policy,
             loaded,
+            averaged,
         } = start(&device.clone().autodiff())?;
         Ok(Self {
             model,
             policy,
             further: open_further(recipe, ranks)?,
             loaded,
+            averaged,
             memory,
         })
     }
@@ -131,8 +145,15 @@ impl Prepared {
     pub fn learner(self, recipe: &Recipe, ranks: Ranks) -> Learner {
         let seconds = recipe.train.exchange_timeout;
         ranks.set_time_out((seconds > 0).then(|| Duration::from_secs(seconds)));
+        let averaged = match ranks.any(self.averaged.is_some()) {
+            // The values are those of the first process.
+            true => self.averaged.or_else(|| Some(self.model.clone())),
+            false => None,
+        };
+        let averaged = averaged.map(|averaged| shared(averaged, &ranks));
         let model = shared(self.model, &ranks);
         Learner::new(model, self.policy, recipe)
+            .with_averages(averaged)
             .with_further_devices(self.further)
             .with_ranks(ranks)
     }

@@ -115,6 +115,49 @@ def optimizers(generator):
     }
 
 
+def run(generator):
+    """Twenty steps of everything at once: two parts of a batch with class weights, AdamW, a warm-up, a cosine, averages,
+    and a step that is left out since its gradients overflow."""
+    from torch.optim import lr_scheduler as s
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    steps, parts, left_out = 20, 2, 6
+    model = torch.nn.Linear(3, C)
+    torch.nn.init.normal_(model.weight, generator=generator)
+    torch.nn.init.normal_(model.bias, generator=generator)
+    start = [values(p) for p in model.parameters()]
+    inputs = torch.randn(steps, 8, 3, generator=generator)
+    labels = torch.randint(0, C, (steps, 8), generator=generator)
+    weights = torch.tensor([0.5, 2.0, 1.5, 3.0])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.05)
+    schedulers = [
+        s.CosineAnnealingLR(optimizer, T_max=steps - 1),
+        s.LinearLR(optimizer, start_factor=0.25, total_iters=6),
+    ]
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    after = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        for x, y in zip(inputs[step].chunk(parts), labels[step].chunk(parts)):
+            each = F.cross_entropy(model(x), y, weight=weights, reduction="none")
+            (each.mean() / parts).backward()
+        if step != left_out:
+            optimizer.step()
+            averaged.update_parameters(model)
+        for scheduler in schedulers:
+            scheduler.step()
+        after.append([[values(p) for p in of.parameters()] for of in (model, averaged)])
+    return {
+        "parts": parts,
+        "left_out": left_out,
+        "start": start,
+        "inputs": [values(x) for x in inputs],
+        "labels": labels.tolist(),
+        "class_weights": values(weights),
+        "after": after,
+    }
+
+
 def schedules():
     from torch.optim import lr_scheduler as s
 
@@ -149,6 +192,7 @@ def main():
         "losses": losses(generator),
         "optimizers": optimizers(generator),
         "schedules": schedules(),
+        "run": run(generator),
     }
     json.dump(found, sys.stdout)
     print()

@@ -397,11 +397,14 @@ fn eventful() -> Recipe {
 /// for its times.
 fn remains(out: &Path) -> Vec<(String, String)> {
     let mut all = Vec::new();
-    for name in [
+    let averages = "iter_7.ema.safetensors";
+    let averages = out.join(averages).is_file().then_some(averages);
+    let names = [
         "iter_7.safetensors",
         "iter_7.state.safetensors",
         "best.safetensors",
-    ] {
+    ];
+    for name in names.into_iter().chain(averages) {
         for (tensor, bytes) in tensors(&out.join(name)) {
             all.push((format!("{name}: {tensor}"), format!("{bytes:?}")));
         }
@@ -488,18 +491,30 @@ impl Observer for StoppedAt {
 
 #[test]
 fn a_run_that_ends_anywhere_goes_on_as_if_it_had_not() {
+    check_any_end(&eventful());
+    let mut options = eventful();
+    let settings = [
+        "train.ema=0.6",
+        "optimizer.kind=adamw",
+        "train.best_by=mdice",
+    ];
+    options.set_all(settings).unwrap();
+    check_any_end(&options);
+}
+
+fn check_any_end(recipe: &Recipe) {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
     let mut calls = KilledAt { calls: 0, at: 0 };
-    run(&eventful(), &whole, &mut calls);
+    run(recipe, &whole, &mut calls);
     let expected = remains(&whole);
     let mut stops = StoppedAt(KilledAt { calls: 0, at: 0 });
-    run(&eventful(), &folder.path().join("again"), &mut stops);
+    run(recipe, &folder.path().join("again"), &mut stops);
 
     let device = DeviceChoice::Flex.open().unwrap();
     for at in 1..=calls.calls {
         let out = folder.path().join(format!("killed-{at}"));
-        let mut trainer = Trainer::new(eventful(), &device, &out).unwrap();
+        let mut trainer = Trainer::new(recipe.clone(), &device, &out).unwrap();
         let killed = std::panic::AssertUnwindSafe(|| trainer.run(&mut KilledAt { calls: 0, at }));
         assert!(std::panic::catch_unwind(killed).is_err(), "call {at}");
         drop(trainer);
@@ -507,8 +522,8 @@ fn a_run_that_ends_anywhere_goes_on_as_if_it_had_not() {
             resume(&out, &mut ());
         } else {
             let again = Trainer::with_data(
-                eventful(),
-                Splits::open(&eventful()).unwrap(),
+                recipe.clone(),
+                Splits::open(recipe).unwrap(),
                 &device,
                 &out,
                 Existing::Replaced,
@@ -519,7 +534,7 @@ fn a_run_that_ends_anywhere_goes_on_as_if_it_had_not() {
     }
     for at in 1..=stops.0.calls {
         let out = folder.path().join(format!("stopped-{at}"));
-        let outcome = run(&eventful(), &out, &mut StoppedAt(KilledAt { calls: 0, at }));
+        let outcome = run(recipe, &out, &mut StoppedAt(KilledAt { calls: 0, at }));
         // The last question is asked when everything is done.
         if matches!(outcome, Outcome::Interrupted { .. }) {
             resume(&out, &mut ());

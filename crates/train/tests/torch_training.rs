@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use halfseg_amp::{Ema, GradScaler, ScaledGrads};
 use halfseg_train::{AdamW, Decay, Factors, Objective, PolySchedule, Schedule, Sgd};
 use serde_json::Value;
 
@@ -247,5 +248,102 @@ fn learning_rates() {
         }
         let found: Vec<f64> = (0..rates.len()).map(|i| schedule.at(i as u64)).collect();
         check_near(name, &found, &rates, 1e-9);
+    }
+}
+
+/// A linear classifier of three values.
+#[derive(Module, Debug)]
+struct Linear {
+    /// `[c, 3]`.
+    weight: Param<Tensor<2>>,
+    /// `[c]`.
+    bias: Param<Tensor<1>>,
+}
+
+impl Linear {
+    fn values(&self) -> [Vec<f64>; 2] {
+        let data = [self.weight.val().into_data(), self.bias.val().into_data()];
+        data.map(|data| data.iter::<f32>().map(f64::from).collect())
+    }
+}
+
+fn singles(value: &Value) -> Vec<f32> {
+    numbers(value).iter().map(|value| *value as f32).collect()
+}
+
+/// Twenty steps of everything at once: a batch in parts with class weights, AdamW, a warm-up and a cosine, averages of
+/// the weights, and a step that is skipped.
+#[test]
+fn a_run_with_averages_and_accumulation() {
+    let recording = recording();
+    let recorded = &recording["run"];
+    let plain = Device::flex();
+    let device = plain.clone().autodiff();
+    let bias = singles(&recorded["start"][1]);
+    let classes = bias.len();
+    let weight = TensorData::new(singles(&recorded["start"][0]), [classes, 3]);
+    let mut model = Linear {
+        weight: Param::from_tensor(Tensor::from_data(weight, &device)),
+        bias: Param::from_tensor(Tensor::from_floats(&bias[..], &device)),
+    };
+    let mut objective = Objective::default();
+    objective.class_weights = singles(&recorded["class_weights"]);
+    let steps = recorded["after"].as_array().unwrap();
+    let mut schedule = Schedule::of(PolySchedule {
+        lr: 0.05,
+        min_lr: 0.0,
+        power: 0.9,
+        iterations: steps.len() as u64,
+    });
+    schedule.decay = Decay::Cosine;
+    (schedule.warmup, schedule.warmup_factor) = (6, 0.25);
+    let mut adam = AdamW::new([0.9, 0.98], 1e-6, 0.05);
+    let mut scaler = GradScaler::fixed(512.0);
+    let mut averages: Option<Ema> = None;
+    let parts = recorded["parts"].as_u64().unwrap() as usize;
+    for (at, expected) in steps.iter().enumerate() {
+        let labels: Vec<i32> = singles(&recorded["labels"][at])
+            .iter()
+            .map(|v| *v as i32)
+            .collect();
+        let images = labels.len() / parts;
+        let inputs = TensorData::new(singles(&recorded["inputs"][at]), [labels.len(), 3]);
+        let inputs = Tensor::<2>::from_data(inputs, &device);
+        let overflows = recorded["left_out"] == at;
+        scaler.begin(&model);
+        let mut sum: Option<ScaledGrads> = None;
+        for part in 0..parts {
+            let first = part * images;
+            let x = inputs.clone().narrow(0, first, images);
+            let logits = x.matmul(model.weight.val().transpose()) + model.bias.val().unsqueeze();
+            let labels = TensorData::new(labels[first..][..images].to_vec(), [images, 1, 1]);
+            let labels = Tensor::<3, Int>::from_data(labels, &device);
+            let loss = objective.loss(logits.reshape([images, classes, 1, 1]), labels, false);
+            let loss = loss.loss / parts as f64 * if overflows { f64::INFINITY } else { 1.0 };
+            let grads = scaler.scale(loss).backward(&model);
+            sum = Some(match sum {
+                None => grads,
+                Some(before) => before.accumulate(grads),
+            });
+        }
+        let grads = scaler.unscale(sum.unwrap());
+        let lr = schedule.at(at as u64);
+        let (next, outcome) =
+            scaler.step_with(model, grads, |model, grads| adam.step(lr, model, grads));
+        model = next;
+        assert_eq!(outcome.stepped(), !overflows);
+        match &mut averages {
+            Some(averages) => averages.update(&model, &outcome),
+            None => averages = Some(Ema::new(&model, 0.9)),
+        }
+        let averaged = averages.as_ref().unwrap().averaged(&model);
+        for (found, expected) in [&model, &averaged]
+            .into_iter()
+            .zip(expected.as_array().unwrap())
+        {
+            for (found, expected) in found.values().iter().zip(expected.as_array().unwrap()) {
+                check_near(&format!("step {at}"), found, &numbers(expected), 1e-6);
+            }
+        }
     }
 }

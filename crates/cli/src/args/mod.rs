@@ -186,6 +186,10 @@ pub struct RecipeArgs {
     /// Iterations between evaluations; 0 evaluates at the end only
     #[arg(long, value_name = "N")]
     pub eval_every: Option<u64>,
+    /// Keep a moving average of the weights, with a decay such as 0.999, which is evaluated and saved beside
+    /// them; 0 for none
+    #[arg(long, value_name = "DECAY")]
+    pub ema: Option<f64>,
     /// Iterations between checkpoints, besides those before evaluations; 0 writes one at the end only
     #[arg(long, value_name = "N")]
     pub checkpoint_every: Option<u64>,

@@ -170,6 +170,7 @@ fn step(
         images,
         element_bytes: precision.element_bytes(),
         recomputes,
+        frozen_stages: None,
     }
 }
 

@@ -10,6 +10,7 @@ use halfseg_train::{Existing, Outcome, Splits, Trainer, open_device};
 use crate::args::{RecipeArgs, TrainArgs};
 use crate::failure::{Interrupted, Usage};
 use crate::output::{check_writable, write_json};
+use crate::preset;
 use crate::progress::Console;
 use crate::settings;
 use crate::shell::quoted;
@@ -43,7 +44,11 @@ fn begin(args: &TrainArgs) -> Result<Trainer> {
     settings::require_data(args.recipe.data.as_deref(), &args.recipe.sources)?;
     let recipe = settings::recipe(&args.recipe, args.policy.as_deref())?;
     detail!("{}", recipe.to_toml());
-    let device = open_device(&recipe, &Ranks::current())?;
+    let ranks = Ranks::current();
+    if args.recipe.preset.is_none() && ranks.is_first() {
+        preset::warn_of_other_batch(&recipe)?;
+    }
+    let device = open_device(&recipe, &ranks)?;
     if !args.overwrite {
         return Ok(Trainer::new(recipe, &device, &args.out)?);
     }

@@ -15,3 +15,4 @@ mod published;
 mod reference;
 mod support;
 mod train;
+mod tuning;

@@ -168,15 +168,27 @@ pub fn conv2d_act(
     activation: Activation,
     options: Conv2dOptions,
 ) -> Tensor<4> {
-    #[cfg(feature = "flex")]
-    let tracked = {
-        let maps = [Some(&x), Some(&weight), skip.as_ref()];
-        let devices = maps.into_iter().flatten().map(Tensor::device);
-        let mut devices = devices.chain([&scale, &shift].map(Tensor::device));
-        devices.any(|device| device.is_autodiff())
+    let [autodiff, tracked] = {
+        let maps = || {
+            [Some(&x), Some(&weight), skip.as_ref()]
+                .into_iter()
+                .flatten()
+        };
+        let affine = [&scale, &shift];
+        let mut devices = maps().map(Tensor::device).chain(affine.map(Tensor::device));
+        let autodiff = devices.any(|device| device.is_autodiff());
+        let tracked = maps().any(Tensor::is_tracked) || affine.into_iter().any(Tensor::is_tracked);
+        [autodiff, tracked]
     };
+    if autodiff && !tracked {
+        // What is frozen needs no graph.
+        let (x, weight) = (plain(x), plain(weight));
+        let (affine, skip) = ([plain(scale), plain(shift)], skip.map(plain));
+        let y = conv2d_act(x, weight, affine, skip, activation, options);
+        return Tensor::from_inner(y);
+    }
     #[cfg(feature = "flex")]
-    if crate::cpu::tensor::handles(&x) && !tracked {
+    if crate::cpu::tensor::handles(&x) && !autodiff {
         let relu = activation == Activation::Relu;
         return ops::conv2d_act(x, weight, [scale, shift], skip, relu, options);
     }
@@ -191,5 +203,13 @@ pub fn conv2d_act(
     match activation {
         Activation::Relu => relu(y),
         Activation::None => y,
+    }
+}
+
+/// `tensor` without autodiff.
+fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    match tensor.device().is_autodiff() {
+        true => tensor.inner(),
+        false => tensor,
     }
 }

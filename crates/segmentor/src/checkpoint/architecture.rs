@@ -56,6 +56,7 @@ impl CheckpointFile {
                 ("method", config.method.to_string()),
                 ("backbone", config.backbone.to_string()),
                 ("num_classes", config.num_classes.to_string()),
+                ("binary", config.binary.to_string()),
                 ("in_channels", config.in_channels.to_string()),
                 ("deep_stem", config.deep_stem.to_string()),
                 ("avg_down", config.avg_down.to_string()),
@@ -183,8 +184,9 @@ impl CheckpointFile {
                 return Ok(remarks);
             }
         };
-        for ((key, ours), (_, theirs)) in unseen(config).into_iter().zip(unseen(&theirs)) {
-            if ours != theirs {
+        for ((key, ours), (other, theirs)) in unseen(config).into_iter().zip(unseen(&theirs)) {
+            // Another method has other keys.
+            if key == other && ours != theirs {
                 remarks.push(format!("{key} is {ours}, the file's was {theirs}"));
             }
         }
@@ -192,7 +194,7 @@ impl CheckpointFile {
     }
 
     /// What the tensors show; the rest is as published.
-    fn architecture_from_shapes(&self) -> Result<SegmentorConfig, CheckpointError> {
+    pub(crate) fn architecture_from_shapes(&self) -> Result<SegmentorConfig, CheckpointError> {
         let backbone = self.backbone()?;
         let method = self.method()?;
         let mut config = SegmentorConfig::new(method, backbone.depth);
@@ -202,7 +204,10 @@ impl CheckpointFile {
         config.avg_down = backbone.avg_down;
         config.stem_channels = backbone.stem_channels;
         config.base_channels = backbone.base_channels;
-        config.num_classes = self.extent("decode_head.conv_seg.weight", 0)?;
+        (config.num_classes, config.binary) = match self.extent("decode_head.conv_seg.weight", 0)? {
+            1 => (2, true),
+            classes => (classes, false),
+        };
         config.head_channels = self.extent("decode_head.conv_seg.weight", 1)?;
         config.aux_head = self.has("auxiliary_head.conv_seg.weight");
         if config.aux_head {
@@ -383,5 +388,8 @@ fn unseen(config: &SegmentorConfig) -> Vec<(&'static str, String)> {
         }
     }
     settings.push(("align_corners", config.align_corners.to_string()));
+    if config.binary {
+        settings.push(("threshold", config.threshold.to_string()));
+    }
     settings
 }

@@ -135,11 +135,16 @@ pub(crate) fn compare(
     mode: Mode,
 ) -> Result<LoadReport, CheckpointError> {
     let shapes = tensor_shapes(config);
+    let others = match mode {
+        Mode::Whole => Vec::new(),
+        Mode::Pretrained => other_heads(file, &shapes),
+    };
+    let left_out = |name: &str| others.contains(&part(name));
     let mut report = LoadReport::default();
     let mut adapted = None;
     let mut wrong = Vec::new();
     for (name, expected) in &shapes {
-        let Some(stored) = file.tensors.get(name) else {
+        let Some(stored) = file.tensors.get(name).filter(|_| !left_out(name)) else {
             report.missing.push(name.clone());
             continue;
         };
@@ -166,17 +171,18 @@ pub(crate) fn compare(
     let unexpected = file
         .tensors
         .keys()
-        .filter(|name| !shapes.contains_key(*name));
+        .filter(|name| !shapes.contains_key(*name) || left_out(name));
     report.unexpected = unexpected.cloned().collect();
 
     // Parts that the file has must be there in full; a segmentor needs those that infer.
     let parts: BTreeSet<&str> = file.tensors.keys().map(|name| part(name)).collect();
     let required = |name: &str| match (part(name), mode) {
         ("backbone", _) | ("decode_head", Mode::Whole) => true,
-        (part, _) => parts.contains(part),
+        (part, _) => parts.contains(part) && !left_out(name),
     };
     // A neck changes what heads read.
-    let in_model = |name: &str| matches!(part(name), "backbone" | "neck" | "decode_head");
+    let in_model =
+        |name: &str| matches!(part(name), "backbone" | "neck" | "decode_head") && !left_out(name);
     let missing = first(report.missing.iter().filter(|name| required(name)));
     let unexpected = first(report.unexpected.iter().filter(|name| in_model(name)));
     if !missing.is_empty() || !unexpected.is_empty() {
@@ -207,7 +213,36 @@ pub(crate) fn compare(
     }
     report.remarks = file.remarks(config, mode)?;
     report.remarks.extend(adapted);
+    report.remarks.extend(others.iter().map(|head| {
+        format!("the file's {head} is another than this network's, which begins as drawn")
+    }));
     Ok(report)
+}
+
+/// The heads of a file that are whole, but those of another network than one of these shapes: of another method, or
+/// of other widths.
+fn other_heads(file: &CheckpointFile, shapes: &BTreeMap<String, Vec<usize>>) -> Vec<&'static str> {
+    let Ok(shown) = file.architecture_from_shapes() else {
+        return Vec::new();
+    };
+    let theirs = tensor_shapes(&shown);
+    let is_other = |head: &&str| {
+        let of_head = |name: &&String| part(name) == *head;
+        let has = |expected: &BTreeMap<String, Vec<usize>>, classes: bool| {
+            let fits = |name: &String| match (expected.get(name), file.tensors.get(name)) {
+                (Some(expected), Some(found)) => {
+                    *expected == found.shape
+                        || classes && classes_differ(name, expected, &found.shape)
+                }
+                _ => false,
+            };
+            let names = expected.keys().chain(file.tensors.keys());
+            names.filter(of_head).all(fits)
+        };
+        file.tensors.keys().any(|name| of_head(&name)) && !has(shapes, true) && has(&theirs, false)
+    };
+    let heads = ["decode_head", "auxiliary_head"];
+    heads.into_iter().filter(is_other).collect()
 }
 
 /// Whether a network of these shapes can come from a file of this size: tensors may repeat values, and

@@ -171,10 +171,16 @@ fn read_head(
     };
     head.is("type", &format!("'{class}'"), class)?;
     check_convolutions(head)?;
+    if head.text("out_channels", "None") == "1" {
+        head.agrees("out_channels", 1, config.outputs())?;
+    }
     head.agrees("in_index", head.stage(stages)?, config.head_index)?;
     config.align_corners = head.flag("align_corners", false)?;
     if let Some(Value::Number(ratio)) = head.value.get("dropout_ratio") {
         config.dropout = *ratio;
+    }
+    if let (true, Some(Value::Number(threshold))) = (config.binary, head.value.get("threshold")) {
+        config.threshold = *threshold;
     }
     match config.method {
         Method::Fcn => {
@@ -204,8 +210,8 @@ fn check_convolutions(head: &Part<'_>) -> Result<(), Unsupported> {
     head.is("conv_cfg", "None", "None")?;
     head.is("input_transform", "None", "None")?;
     let out = head.text("out_channels", "None");
-    if out != "None" && out != head.text("num_classes", "None") {
-        return Err(head.unsupported("out_channels", "as many as classes", &out));
+    if !["None", "1"].contains(&out.as_str()) && out != head.text("num_classes", "None") {
+        return Err(head.unsupported("out_channels", "1, or as many as classes", &out));
     }
     if let Some(activation) = head.value.get("act_cfg") {
         Part::new("act_cfg", activation).is("type", "'ReLU'", "'ReLU'")?;
@@ -242,7 +248,9 @@ pub(crate) fn other_ways(model: &Value) -> Vec<String> {
         let sigmoid = loss
             .and_then(|loss| loss.get("use_sigmoid"))
             .map(Value::to_string);
-        if several || !cross_entropy || sigmoid.as_deref() == Some("True") {
+        // The cross-entropy of one output is that of a sigmoid.
+        let one = head.text("out_channels", "None") == "1";
+        if several || !cross_entropy || (sigmoid.as_deref() == Some("True")) != one {
             let found = head.text("loss_decode", "None");
             let name = head.name;
             ways.push(format!(

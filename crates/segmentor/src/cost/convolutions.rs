@@ -9,6 +9,8 @@ use crate::{Method, SegmentorConfig};
 
 pub(super) const DECODE: &str = "decode_head";
 pub(super) const AUXILIARY: &str = "auxiliary_head";
+/// The parts of the backbone.
+pub(super) const BACKBONE: [&str; 5] = ["stem", "layer1", "layer2", "layer3", "layer4"];
 
 /// A convolution and what follows it, for one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -210,7 +212,7 @@ pub(super) fn layers(model: &SegmentorConfig, size: [usize; 2]) -> Vec<Layer> {
             area: areas[stage],
         };
         if part == AUXILIARY {
-            let (aux, classes) = (model.aux_channels as u64, model.num_classes as u64);
+            let (aux, classes) = (model.aux_channels as u64, model.outputs() as u64);
             fcn(
                 &mut walk,
                 from,
@@ -324,7 +326,7 @@ fn fcn(walk: &mut Walk, from: Map, head: u64, convs: usize, concat_input: bool) 
 }
 
 fn decode_head(walk: &mut Walk, model: &SegmentorConfig, low_level: Map, from: Map) {
-    let (head, classes) = (model.head_channels as u64, model.num_classes as u64);
+    let (head, classes) = (model.head_channels as u64, model.outputs() as u64);
     let Map { channels, area } = from;
     let mut last_area = area;
     match model.method {

@@ -1,6 +1,6 @@
 //! How much memory a training step will take.
 
-use super::convolutions::{AUXILIARY, Layer, layers};
+use super::convolutions::{AUXILIARY, BACKBONE, Layer, layers};
 use crate::{Method, SegmentorConfig};
 
 /// A training step, as far as its memory depends on it.
@@ -15,6 +15,9 @@ pub struct TrainingStep {
     /// Whether residual blocks are recomputed in the backward pass, see
     /// [`Segmentor::with_gradient_checkpointing`](crate::Segmentor::with_gradient_checkpointing).
     pub recomputes: bool,
+    /// Stages of the backbone that are not trained, behind a stem that is not; see
+    /// [`Segmentor::with_frozen_backbone`](crate::Segmentor::with_frozen_backbone).
+    pub frozen_stages: Option<usize>,
 }
 
 impl TrainingStep {
@@ -22,6 +25,12 @@ impl TrainingStep {
     fn pixels(&self) -> u64 {
         let [height, width] = self.size;
         (height as u64).saturating_mul(width as u64)
+    }
+
+    /// Whether `layer` is not trained, so that neither gradients nor maps are kept for it.
+    fn freezes(&self, layer: &Layer) -> bool {
+        let frozen = self.frozen_stages.map_or(0, |stages| stages + 1);
+        BACKBONE.iter().take(frozen).any(|part| *part == layer.part)
     }
 
     /// Images of a batch, so many that nothing in this file overflows.
@@ -38,8 +47,12 @@ impl TrainingStep {
 /// step recomputes, only one map is counted for each residual block. Measured peaks lie above it; see
 /// [`MemoryPlan`] for what is expected. In bytes.
 pub fn training_memory(model: &SegmentorConfig, step: &TrainingStep) -> u64 {
-    let (mut parameters, mut maps) = (0, 0);
+    let (mut parameters, mut frozen, mut maps) = (0, 0, 0);
     for layer in layers(model, step.size) {
+        if step.freezes(&layer) {
+            frozen += u128::from(layer.parameters());
+            continue;
+        }
         parameters += u128::from(layer.parameters());
         if !(step.recomputes && layer.block.is_some_and(|block| !block.last)) {
             maps += u128::from(layer.output);
@@ -49,7 +62,7 @@ pub fn training_memory(model: &SegmentorConfig, step: &TrainingStep) -> u64 {
     let image = maps * u128::from(step.element_bytes) + model.in_channels as u128 * F32 * pixels;
     // Logits at label size, their exponentials and their gradient, one image at a time.
     let loss = 3 * F32 * model.num_classes as u128 * pixels;
-    let bytes = step.images() * image + 3 * F32 * parameters + loss;
+    let bytes = step.images() * image + F32 * (3 * parameters + frozen) + loss;
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
@@ -130,10 +143,12 @@ impl Walk<'_> {
         let image_pixels = u128::from(self.step.pixels());
         let pixels = images * image_pixels;
         let parameters: u64 = layers.iter().map(Layer::parameters).sum();
+        let trained = layers.iter().filter(|layer| !self.step.freezes(layer));
+        let trained: u64 = trained.map(Layer::parameters).sum();
         let kept: Vec<Kept> = (0..layers.len()).map(|i| self.kept(&layers, i)).collect();
         let total = |field: fn(&Kept) -> u128| kept.iter().map(field).sum::<u128>();
 
-        let weights = F32 * u128::from(parameters);
+        let [weights, trained] = [parameters, trained].map(|count| F32 * u128::from(count));
         let channels = self.model.in_channels as u128;
         let batch = pixels * (channels * F32 + LABEL);
         let image = match element {
@@ -144,8 +159,12 @@ impl Walk<'_> {
         let [height, width] = self.step.size.map(|side| side.div_ceil(4) as u64);
         let quarter = u128::from(height.saturating_mul(width));
         let pooled = images * self.model.stem_channels as u128 * quarter;
-        let saved = total(|kept| kept.saved) + image + pooled * (element + INDEX);
-        let always = 2 * weights + batch;
+        let stem = match self.step.frozen_stages {
+            None => image + pooled * (element + INDEX),
+            Some(_) => 0,
+        };
+        let saved = total(|kept| kept.saved) + stem;
+        let always = weights + trained + batch;
 
         // Of one image at a time: the class maps at the labels' size, and what the loss makes of them.
         let loss = LOSS_MAPS * F32 * self.model.num_classes as u128 * image_pixels;
@@ -164,13 +183,13 @@ impl Walk<'_> {
         }
         // Gradients are all f32 in the end, and their squares are summed one by one.
         let largest = layers.iter().map(Layer::weight).max().unwrap_or(0);
-        at(always + weights, F32 * u128::from(largest));
+        at(always + trained, F32 * u128::from(largest));
 
         let bytes = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
         MemoryPlan {
             weights: bytes(weights),
-            momentum: bytes(weights),
-            gradients: bytes(weights),
+            momentum: bytes(trained),
+            gradients: bytes(trained),
             batch: bytes(batch),
             saved: bytes(saved),
             workspace: bytes(workspace),
@@ -180,6 +199,15 @@ impl Walk<'_> {
 
     fn kept(&self, layers: &[Layer], index: usize) -> Kept {
         let layer = &layers[index];
+        if self.step.freezes(layer) {
+            // The first layer that is trained reads the last map.
+            let next = layers.get(index + 1);
+            let read = next.is_some_and(|next| !self.step.freezes(next));
+            return Kept {
+                saved: u128::from(read) * self.map * u128::from(layer.output),
+                ..Kept::default()
+            };
+        }
         let [input, output] = [layer.input, layer.output].map(u128::from);
         let gradient = F32 * u128::from(layer.weight());
         let mut kept = Kept {
@@ -238,6 +266,7 @@ mod tests {
                 images,
                 element_bytes,
                 recomputes: false,
+                frozen_stages: None,
             };
             training_memory(&model, &step)
         };
@@ -257,6 +286,7 @@ mod tests {
             images: usize::MAX,
             element_bytes: 4,
             recomputes: false,
+            frozen_stages: None,
         };
         for method in Method::ALL {
             let model = SegmentorConfig::new(method, crate::Depth::R101);

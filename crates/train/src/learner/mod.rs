@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use halfseg_amp::{GradScaler, Policy, ScaledGrads, StepOutcome};
+use halfseg_amp::{Ema, GradScaler, Policy, ScaledGrads, StepOutcome};
 use halfseg_devices::{ExchangePrecision, Ranks, Route};
 use halfseg_layers::Objective;
 use halfseg_segmentor::Segmentor;
@@ -43,6 +43,9 @@ pub struct Learner {
     exchange_precision: ExchangePrecision,
     /// Equal parts that each batch is taken in, one after the other.
     accumulate: usize,
+    /// Of the averages; 0 for none.
+    ema_decay: f64,
+    averages: Option<Ema>,
 }
 
 /// What one iteration did.
@@ -74,7 +77,9 @@ impl Learner {
     /// (one that was read from text is not).
     pub fn new(model: Segmentor, policy: Policy, recipe: &Recipe) -> Self {
         let scaler = GradScaler::new(recipe.precision.scaling());
-        let model = model.with_gradient_checkpointing(recipe.train.gradient_checkpointing);
+        let model = model
+            .with_gradient_checkpointing(recipe.train.gradient_checkpointing)
+            .with_frozen_backbone(recipe.train.frozen(), recipe.train.norm_eval);
         let OptimizerRecipe {
             lr_factors,
             decay_factors,
@@ -97,7 +102,17 @@ impl Learner {
             ranks: Ranks::default(),
             exchange_precision: recipe.train.exchange_precision,
             accumulate: recipe.train.accumulate,
+            ema_decay: recipe.train.ema,
+            averages: None,
         }
+    }
+
+    /// Goes on with the averages that `averaged` holds, if the recipe wants any.
+    pub(crate) fn with_averages(mut self, averaged: Option<Segmentor>) -> Self {
+        let averaged = averaged.filter(|_| self.ema_decay > 0.0);
+        let resumed = averaged.map(|from| Ema::resumed(self.model(), &from, self.ema_decay));
+        self.averages = resumed;
+        self
     }
 
     /// Shares each batch with `devices` (with autodiff), in equal parts: each trains a copy of the
@@ -197,6 +212,7 @@ impl Learner {
         let (model, outcome) = scaler.step_with(model, grads, |model, grads| {
             optimizer.step(lr, model, grads)
         });
+        self.average(&model, &outcome);
         self.model = Some(model);
         self.iteration += 1;
 
@@ -210,6 +226,18 @@ impl Learner {
             aux,
             accuracy,
             outcome,
+        }
+    }
+
+    /// Moves the averages after a step that was taken, of which the first begins them, as in PyTorch's
+    /// `AveragedModel`.
+    fn average(&mut self, model: &Segmentor, outcome: &StepOutcome) {
+        match &mut self.averages {
+            Some(averages) => averages.update(model, outcome),
+            None if self.ema_decay > 0.0 && outcome.stepped() => {
+                self.averages = Some(Ema::new(model, self.ema_decay));
+            }
+            None => {}
         }
     }
 
@@ -300,6 +328,18 @@ impl Learner {
     /// A copy of the network for inference; it shares the weights' memory.
     pub fn inference(&self) -> Segmentor {
         self.model().valid()
+    }
+
+    /// The network for inference with the averages of its weights that the recipe's `train.ema` asks for, from the
+    /// first step on that was taken. Running statistics are those of the network.
+    pub fn averaged(&self) -> Option<Segmentor> {
+        let averages = self.averages.as_ref();
+        averages.map(|averages| averages.averaged(self.model()))
+    }
+
+    /// Whether there are such averages.
+    pub(crate) fn has_averages(&self) -> bool {
+        self.averages.is_some()
     }
 
     /// How operations are cast.

@@ -171,6 +171,16 @@ impl Recipe {
     }
 }
 
+/// The modules that are not trained.
+fn frozen_modules(stages: Option<usize>) -> Vec<String> {
+    let stem = ["backbone.conv1", "backbone.stem"].map(str::to_owned);
+    let Some(stages) = stages else {
+        return Vec::new();
+    };
+    let stages = (1..=stages).map(|stage| format!("backbone.layer{stage}"));
+    stem.into_iter().chain(stages).collect()
+}
+
 type Refuse<'a> = dyn Fn(&str, &str, String) -> Result<(), Error> + 'a;
 
 impl Recipe {
@@ -191,10 +201,10 @@ impl Recipe {
             .class_weights
             .iter()
             .map(|weight| ("loss.class_weights", *weight));
-        let factors = factors
+        let values = factors
             .iter()
             .flat_map(|(key, factors)| factors.values().map(|factor| (*key, *factor)));
-        for (key, value) in parts.into_iter().chain(weights).chain(factors) {
+        for (key, value) in parts.into_iter().chain(weights).chain(values) {
             if !(value >= 0.0 && (value as f32).is_finite()) {
                 return refuse(key, "numbers of at least 0", value.to_string());
             }
@@ -219,6 +229,10 @@ impl Recipe {
         if !(0.0..=1.0).contains(&loss.ohem_threshold) {
             let found = loss.ohem_threshold.to_string();
             return refuse("loss.ohem_threshold", "a number from 0 to 1", found);
+        }
+        if loss.sigmoid && self.model.binary {
+            let expected = "false with model.binary, whose one output has a sigmoid already";
+            return refuse("loss.sigmoid", expected, "true".into());
         }
         let of_softmax = [
             ("loss.label_smoothing", loss.label_smoothing != 0.0),
@@ -255,6 +269,7 @@ impl Recipe {
         for (key, beta) in [
             ("optimizer.beta1", optimizer.beta1),
             ("optimizer.beta2", optimizer.beta2),
+            ("train.ema", self.train.ema),
         ] {
             if !(0.0..1.0).contains(&beta) {
                 return refuse(key, "a number from 0 to below 1", beta.to_string());
@@ -263,6 +278,23 @@ impl Recipe {
         if !(optimizer.epsilon > 0.0 && (optimizer.epsilon as f32).is_normal()) {
             let expected = "a positive number that f32 holds";
             return refuse("optimizer.epsilon", expected, optimizer.epsilon.to_string());
+        }
+        let frozen = self.train.frozen_stages;
+        if !(-1..=4).contains(&frozen) {
+            let expected = "-1 (nothing), 0 (the stem) or 1 to 4 stages of the backbone";
+            return refuse("train.frozen_stages", expected, frozen.to_string());
+        }
+        let within = |module: &str, path: &str| {
+            let rest = path.strip_prefix(module);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let parts = frozen_modules(self.train.frozen());
+        for (key, factors) in factors {
+            let frozen = |path: &&String| parts.iter().any(|part| within(part, path));
+            if let Some(path) = factors.keys().find(frozen) {
+                let expected = "none for modules that train.frozen_stages leaves as they are";
+                return refuse(key, expected, format!("`{path}`"));
+            }
         }
         if self.train.patience > 0 && self.train.eval_every == 0 {
             let expected = "0 where train.eval_every is 0: evaluations are what it counts";

@@ -207,10 +207,14 @@ pub struct TrainRecipe {
     pub accumulate: usize,
     /// Iterations between evaluations; 0 evaluates at the end only.
     pub eval_every: u64,
-    /// Which score tells the best weights: `miou`, `macc`, `aacc`, `mdice` or `mprecision`.
+    /// Which score tells the best weights: `miou`, `macc`, `aacc`, `mdice` (the mean F-score), `mprecision` or
+    /// `mboundary_iou`.
     pub best_by: Metric,
     /// Ends the run after so many evaluations in a row without a better score; 0 never does. Resuming goes on.
     pub patience: u64,
+    /// Decay of a moving average of the weights, such as 0.999, that is evaluated and saved beside them; 0 keeps
+    /// none.
+    pub ema: f64,
     /// Iterations between checkpoints, besides those before evaluations; 0 writes one at the end only.
     pub checkpoint_every: u64,
     /// Checkpoints that are kept, the last of them.
@@ -221,6 +225,12 @@ pub struct TrainRecipe {
     pub pictures: usize,
     /// Gives up after this many skipped steps in a row.
     pub max_skipped: u64,
+    /// Stages of the backbone that are not trained, with the stem before them: their weights and running statistics
+    /// stay as they are; 0 is the stem alone, -1 nothing.
+    pub frozen_stages: i64,
+    /// Normalises by running statistics, which stay as they are, in the whole backbone; scales and shifts are
+    /// trained.
+    pub norm_eval: bool,
     /// Recomputes each residual block in the backward pass instead of keeping its inner maps: less
     /// memory for one more forward pass, and the same results.
     pub gradient_checkpointing: bool,
@@ -260,6 +270,7 @@ impl Recipe {
             images: self.train.batch.div_ceil(self.train.accumulate.max(1)),
             element_bytes: self.precision.dtype.element_bytes(),
             recomputes: self.train.gradient_checkpointing,
+            frozen_stages: self.train.frozen(),
         }
     }
 
@@ -268,10 +279,24 @@ impl Recipe {
         let (old_method, old_depth) = (self.model.method, self.model.backbone);
         let (method, depth) = (method.unwrap_or(old_method), depth.unwrap_or(old_depth));
         if (method, depth) != (old_method, old_depth) {
-            let classes = self.model.num_classes;
-            self.model = SegmentorConfig::new(method, depth);
-            self.model.num_classes = classes;
+            let SegmentorConfig {
+                num_classes,
+                binary,
+                threshold,
+                ..
+            } = self.model;
+            self.model = SegmentorConfig::new(method, depth)
+                .with_num_classes(num_classes)
+                .with_binary(binary)
+                .with_threshold(threshold);
         }
+    }
+}
+
+impl TrainRecipe {
+    /// Stages that are not trained, if the stem is not.
+    pub(crate) fn frozen(&self) -> Option<usize> {
+        usize::try_from(self.frozen_stages).ok()
     }
 }
 

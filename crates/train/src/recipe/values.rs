@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use halfseg_amp::{Policy, Scaling};
 use halfseg_data::is_definition;
-use halfseg_eval::{ClassScore, Scores};
+use halfseg_eval::Scores;
 use serde::{Deserialize, Serialize};
 
 /// A text that is not a value of this kind.
@@ -66,21 +66,21 @@ pub enum Metric {
     Mdice,
     /// Mean precision.
     Mprecision,
+    /// Mean boundary IoU, which is measured for this alone.
+    #[serde(rename = "mboundary_iou")]
+    MboundaryIou,
 }
 
 impl Metric {
     /// What it is of `scores`, from 0 to 1.
     pub fn of(self, scores: &Scores) -> f64 {
-        let mean = |of: fn(&ClassScore) -> Option<f64>| {
-            let values: Vec<f64> = scores.classes.iter().filter_map(of).collect();
-            values.iter().sum::<f64>() / values.len().max(1) as f64
-        };
         match self {
             Self::Miou => scores.mean_iou,
             Self::Macc => scores.mean_accuracy,
             Self::Aacc => scores.pixel_accuracy,
-            Self::Mdice => mean(|class| class.dice),
-            Self::Mprecision => mean(|class| class.precision),
+            Self::Mdice => scores.mean(|class| class.dice),
+            Self::Mprecision => scores.mean(|class| class.precision),
+            Self::MboundaryIou => scores.mean(|class| class.boundary_iou),
         }
     }
 }

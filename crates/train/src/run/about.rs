@@ -41,8 +41,15 @@ pub(super) fn beginning(
     processes: usize,
 ) -> Result<Vec<String>, Error> {
     let mut notes: Vec<_> = parts_note(recipe, processes).into_iter().collect();
-    let own = matches!(recipe.data.source, DataSource::Definition(_));
-    if own && recipe.checkpoint.is_empty() && recipe.backbone_weights.is_empty() {
+    let random = recipe.checkpoint.is_empty() && recipe.backbone_weights.is_empty();
+    if random && recipe.train.frozen().is_some() {
+        notes.push(
+            "train.frozen_stages leaves random weights as they are: name trained ones (--checkpoint or \
+             --backbone-weights)"
+                .to_owned(),
+        );
+    }
+    if random && recipe.data.source != DataSource::Synthetic {
         notes.push(
             "training starts from random weights: few pictures get further from a trained network \
              (--checkpoint) or backbone (--backbone-weights)"

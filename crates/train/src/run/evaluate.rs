@@ -4,8 +4,11 @@ use std::time::Instant;
 
 use halfseg_data::{Dataset, IGNORE, check_labels};
 use halfseg_devices::Ranks;
-use halfseg_eval::{ConfusionMatrix, by_class};
+use halfseg_eval::{BoundaryCounts, ConfusionMatrix, by_class};
 use halfseg_predict::Predictor;
+use halfseg_segmentor::Segmentor;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::Trainer;
@@ -38,14 +41,17 @@ impl Trainer {
         };
         let ranks = self.learner.ranks().clone();
         let iteration = self.learner.iteration();
-        let predictor = self.predictor();
         let begun = Instant::now();
-        let classes = self.recipe.model.num_classes;
-        let (mut matrix, mut not_finite) = (ConfusionMatrix::new(classes), 0);
+        let network = self.evaluated_network();
+        let mut scorers = vec![self.scorer(&network)];
+        if self.learner.has_averages() {
+            scorers.push(self.scorer(&self.learner.inference()));
+        }
+        let mut not_finite = 0;
         for first in (0..val.len()).step_by(ranks.size()) {
             let index = first + ranks.rank();
             let own = match index < val.len() {
-                true => score(&predictor, &*val, index, &mut matrix),
+                true => score(&mut scorers, &*val, index),
                 false => Ok(0),
             };
             let own = together(&ranks, own)?;
@@ -61,27 +67,34 @@ impl Trainer {
                 return Ok(false);
             }
         }
-        drop(predictor);
-        let matrix = merged(&ranks, matrix);
-        let scores = matrix.scores();
+        let mut evaluations = scorers.into_iter().map(|scorer| Evaluation {
+            iteration,
+            of: scored(&self.recipe, &self.data),
+            matrix: Some(merged(&ranks, scorer.matrix, ConfusionMatrix::merge)),
+            boundary: scorer
+                .boundary
+                .map(|counts| merged(&ranks, counts, BoundaryCounts::merge)),
+        });
+        let evaluation = evaluations.next().expect("there is a network");
+        let plain = evaluations.next().and_then(|plain| plain.scores());
+        let scores = evaluation.scores().expect("a matrix was counted");
         let so_far = self.best.as_ref();
         let metric = self.recipe.train.best_by;
         let score = metric.of(&scores);
         let best = so_far.is_none_or(|best| score > best.score());
-        let of = scored(&self.recipe, &self.data);
         let names = &self.classes.names();
         if best {
             self.best = Some(Best {
                 miou: scores.mean_iou,
                 score: (metric != Metric::Miou).then_some(score),
                 iteration,
-                of: Some(of.clone()),
+                of: Some(evaluation.of.clone()),
             });
             if let Some(record) = &self.record {
-                self.save_weights(&record.folder.best())?;
+                self.save_weights(&network, true, &record.folder.best())?;
             }
         }
-        self.log(&json!({
+        let mut line = json!({
             "event": "eval",
             "iteration": iteration,
             "miou": scores.mean_iou,
@@ -92,41 +105,71 @@ impl Trainer {
             "not_finite": not_finite,
             "seconds": begun.elapsed().as_secs_f64(),
             "best": best,
-        }))?;
-        self.evaluated = Some(Evaluation {
-            iteration,
-            of,
-            matrix: Some(matrix),
         });
+        if let Some(plain) = &plain {
+            line["plain"] = json!({
+                "miou": plain.mean_iou,
+                "macc": plain.mean_accuracy,
+                "aacc": plain.pixel_accuracy,
+            });
+        }
+        self.log(&line)?;
+        self.evaluated = Some(evaluation);
         if self.saved == Some(iteration) {
             self.mark()?;
         }
         observer.evaluated(iteration, &scores, best);
+        if let Some(plain) = &plain {
+            observer.evaluated_plain(iteration, plain);
+        }
         Ok(true)
     }
 
-    pub(super) fn predictor(&self) -> Predictor {
+    pub(super) fn predictor(&self, network: &Segmentor) -> Predictor {
         let policy = self.learner.policy().clone();
-        Predictor::new(self.learner.model(), policy, self.recipe.eval.clone())
+        Predictor::new(network, policy, self.recipe.eval.clone())
+    }
+
+    fn scorer(&self, network: &Segmentor) -> Scorer {
+        let classes = self.recipe.model.num_classes;
+        let outlines = self.recipe.train.best_by == Metric::MboundaryIou;
+        Scorer {
+            predictor: self.predictor(network),
+            matrix: ConfusionMatrix::new(classes),
+            boundary: outlines.then(|| BoundaryCounts::new(classes)),
+        }
     }
 }
 
-/// Adds a picture to the matrix; how many of its pixels have scores that are not finite.
-fn score(
-    predictor: &Predictor,
-    val: &dyn Dataset,
-    index: usize,
-    matrix: &mut ConfusionMatrix,
-) -> Result<usize, Error> {
+/// A network and what it was found to predict.
+struct Scorer {
+    predictor: Predictor,
+    matrix: ConfusionMatrix,
+    /// Where outlines are scored, too.
+    boundary: Option<BoundaryCounts>,
+}
+
+/// Adds a picture to the matrices; of how many of its pixels the first network's scores are not finite.
+fn score(scorers: &mut [Scorer], val: &dyn Dataset, index: usize) -> Result<usize, Error> {
     let sample = val.get(index)?;
-    let prediction = predictor.predict(&sample.image);
-    let prediction = prediction.map_err(|error| error.of(&val.source(index)))?;
-    if let Some(label) = &sample.label {
-        let name = || format!("the label map of {}", val.source(index));
-        check_labels(&label.data, matrix.classes(), name)?;
-        matrix.update(&prediction.map.data, &label.data, IGNORE)?;
+    let mut not_finite = None;
+    for scorer in scorers {
+        let prediction = scorer.predictor.predict(&sample.image);
+        let prediction = prediction.map_err(|error| error.of(&val.source(index)))?;
+        if let Some(label) = &sample.label {
+            let name = || format!("the label map of {}", val.source(index));
+            let Scorer {
+                matrix, boundary, ..
+            } = &mut *scorer;
+            check_labels(&label.data, matrix.classes(), name)?;
+            matrix.update(&prediction.map.data, &label.data, IGNORE)?;
+            if let Some(boundary) = boundary {
+                boundary.update(&prediction.map, label)?;
+            }
+        }
+        not_finite.get_or_insert(prediction.not_finite);
     }
-    Ok(prediction.not_finite)
+    Ok(not_finite.unwrap_or(0))
 }
 
 fn all_counts(ranks: &Ranks, own: usize) -> Vec<usize> {
@@ -138,15 +181,17 @@ fn all_counts(ranks: &Ranks, own: usize) -> Vec<usize> {
     all.into_iter().map(count).collect()
 }
 
-/// The counts of all processes.
-fn merged(ranks: &Ranks, own: ConfusionMatrix) -> ConfusionMatrix {
+/// The counts of all processes, which `add` adds up.
+fn merged<T: Serialize + DeserializeOwned>(ranks: &Ranks, own: T, add: fn(&mut T, &T)) -> T {
     if ranks.size() == 1 {
         return own;
     }
     let json = serde_json::to_vec(&own).expect("counts are JSON");
-    let mut sum = ConfusionMatrix::new(own.classes());
-    for one in ranks.gather(&json) {
-        sum.merge(&serde_json::from_slice(&one).expect("another process wrote it"));
-    }
-    sum
+    let parts = ranks.gather(&json).into_iter();
+    let parts = parts.map(|one| serde_json::from_slice(&one).expect("another process wrote it"));
+    let sum = parts.reduce(|mut sum, part| {
+        add(&mut sum, &part);
+        sum
+    });
+    sum.expect("there is a process")
 }

@@ -13,13 +13,14 @@
 //! |---|---|---|
 //! | free | none of a run's files, or, with `run.json`, those of a run that ended before its first log line and left no weights | [`Folder::claim`] makes it *begun* |
 //! | begun | `run.json`, `config.toml` and `log.jsonl`, perhaps `best.safetensors` | the first checkpoint makes it *resumable*; a new run must be told to replace this one |
-//! | resumable | `last_checkpoint` names a checkpoint whose two files are whole | [`Folder::open`] continues from there, as often as need be |
+//! | resumable | `last_checkpoint` names a checkpoint whose files are whole | [`Folder::open`] continues from there, as often as need be |
 //! | finished | the mark of the last checkpoint says so | resuming writes the results again, or goes on if more iterations are asked for |
 //!
 //! A checkpoint of iteration N takes four steps, each of which leaves a folder to resume from:
 //!
 //! 1. the log is flushed to the disk, and `run.json` lists N with its mark;
-//! 2. `iter_N.safetensors` and `iter_N.state.safetensors` appear, each whole;
+//! 2. `iter_N.safetensors`, `iter_N.state.safetensors` and, if the mark says that there are averages,
+//!    `iter_N.ema.safetensors` appear, each whole;
 //! 3. `last_checkpoint` is renamed into place and names N;
 //! 4. checkpoints beyond the last `train.keep` go.
 //!
@@ -144,11 +145,10 @@ impl Folder {
         Ok((folder, iteration, mark))
     }
 
-    /// Whether both files of the last checkpoint are there.
+    /// Whether all files of the last checkpoint are there.
     fn check_complete(&self, iteration: u64) -> Result<(), Error> {
-        let weights = self.weights(iteration);
-        let state = self.state(iteration);
-        let Some(missing) = [weights, state].into_iter().find(|path| !path.is_file()) else {
+        let mut files = self.files(iteration).into_iter();
+        let Some(missing) = files.find(|path| !path.is_file()) else {
             return Ok(());
         };
         let others = self.manifest.checkpoints.keys().copied();
@@ -174,6 +174,20 @@ impl Folder {
 
     pub fn state(&self, iteration: u64) -> PathBuf {
         state_path(&self.weights(iteration))
+    }
+
+    pub fn averages(&self, iteration: u64) -> PathBuf {
+        averages_path(&self.weights(iteration))
+    }
+
+    /// Those of a checkpoint.
+    fn files(&self, iteration: u64) -> Vec<PathBuf> {
+        let mark = self.manifest.checkpoints.get(&iteration);
+        let averaged = mark.is_some_and(|mark| mark.averaged);
+        let averages = averaged.then(|| self.averages(iteration));
+        let mut files = vec![self.weights(iteration), self.state(iteration)];
+        files.extend(averages);
+        files
     }
 
     pub fn best(&self) -> PathBuf {
@@ -245,11 +259,12 @@ impl Folder {
     /// What is left behind here costs space, nothing else.
     fn remove_checkpoint(&self, iteration: u64) {
         let _ = fs::remove_file(self.state(iteration));
+        let _ = fs::remove_file(self.averages(iteration));
         let _ = fs::remove_file(self.weights(iteration));
     }
 
     fn is_whole(&self, iteration: u64) -> bool {
-        self.weights(iteration).is_file() && self.state(iteration).is_file()
+        self.files(iteration).iter().all(|path| path.is_file())
     }
 
     /// Removes what processes that were killed left behind: checkpoints after the last, those of
@@ -407,7 +422,7 @@ pub(crate) fn holds_run(out: &Path) -> bool {
 }
 
 /// The weights that a path means: itself, or for the folder of a run its best checkpoint, else its
-/// last.
+/// last, as averages if the run has them.
 ///
 /// # Errors
 ///
@@ -419,7 +434,11 @@ pub fn resolve_checkpoint(path: &Path) -> Result<PathBuf, Error> {
     let best = path.join(BEST);
     match best.is_file() {
         true => Ok(best),
-        false => last_checkpoint(path),
+        false => {
+            let last = last_checkpoint(path)?;
+            let averages = averages_path(&last);
+            Ok(if averages.is_file() { averages } else { last })
+        }
     }
 }
 
@@ -485,10 +504,16 @@ fn state_path(weights: &Path) -> PathBuf {
     weights.with_extension("state.safetensors")
 }
 
+fn averages_path(weights: &Path) -> PathBuf {
+    weights.with_extension("ema.safetensors")
+}
+
 /// The iteration of the checkpoint that a file of this name belongs to.
 fn checkpoint_of(name: &str) -> Option<u64> {
     let stem = name.strip_prefix("iter_")?.strip_suffix(".safetensors")?;
-    let digits = stem.strip_suffix(".state").unwrap_or(stem);
+    let kinds = [".state", ".ema"];
+    let digits = kinds.iter().find_map(|kind| stem.strip_suffix(kind));
+    let digits = digits.unwrap_or(stem);
     let iteration = digits.parse().ok()?;
     // No sign and no leading zeros.
     (digits == format!("{iteration}")).then_some(iteration)
@@ -509,6 +534,7 @@ mod tests {
     fn only_names_that_checkpoints_get_are_theirs() {
         assert_eq!(checkpoint_of("iter_0.safetensors"), Some(0));
         assert_eq!(checkpoint_of("iter_8000.state.safetensors"), Some(8000));
+        assert_eq!(checkpoint_of("iter_8000.ema.safetensors"), Some(8000));
         for iteration in [7, u64::MAX] {
             assert_eq!(checkpoint_of(&weights_name(iteration)), Some(iteration));
         }
@@ -517,6 +543,7 @@ mod tests {
             "iter_08.safetensors",
             "iter_+8.safetensors",
             "iter_8.state.state.safetensors",
+            "iter_8.ema.state.safetensors",
             "iter_8-copy.safetensors",
             "iter_8.safetensors.old",
             "iter_18446744073709551616.safetensors",

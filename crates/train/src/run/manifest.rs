@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use halfseg_eval::ConfusionMatrix;
+use halfseg_eval::{BoundaryCounts, ConfusionMatrix, Scores};
 use halfseg_files::parse_json;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +43,9 @@ pub(crate) struct Mark {
     pub evaluated: Option<Evaluation>,
     /// Whether everything of the run is done.
     pub finished: bool,
+    /// Whether the checkpoint has averages of the weights, too.
+    #[serde(default)]
+    pub averaged: bool,
 }
 
 /// The best score of a run.
@@ -72,6 +75,20 @@ pub(crate) struct Evaluation {
     pub of: String,
     /// Unknown of runs that earlier versions wrote.
     pub matrix: Option<ConfusionMatrix>,
+    /// Where outlines were scored, too.
+    #[serde(default)]
+    pub boundary: Option<BoundaryCounts>,
+}
+
+impl Evaluation {
+    /// The scores, where they are known.
+    pub fn scores(&self) -> Option<Scores> {
+        let mut scores = self.matrix.as_ref()?.scores();
+        if let Some(boundary) = &self.boundary {
+            boundary.add_to(&mut scores);
+        }
+        Some(scores)
+    }
 }
 
 impl Manifest {

@@ -355,7 +355,7 @@ impl Trainer {
         let evaluated = self.evaluated.as_ref();
         let evaluated = evaluated.filter(|evaluation| evaluation.iteration == iteration);
         let matrix = evaluated.and_then(|evaluation| evaluation.matrix.as_ref());
-        let scores = matrix.map(|matrix| Box::new(matrix.scores()));
+        let scores = evaluated.and_then(Evaluation::scores).map(Box::new);
         let Some(Record { folder, .. }) = &self.record else {
             return Ok(Outcome::Finished(scores));
         };
@@ -371,7 +371,7 @@ impl Trainer {
         }
         if let Some(val) = &self.data.val {
             let pictures = folder.pictures();
-            let predictor = self.predictor();
+            let predictor = self.predictor(&self.evaluated_network());
             for index in results::spread(val.len(), self.recipe.train.pictures) {
                 let sample = val.get(index)?;
                 let map = predictor.predict(&sample.image)?.map;

@@ -21,6 +21,8 @@ pub trait Observer {
     fn not_finite(&mut self, _name: &str, _pixels: usize) {}
     /// An evaluation is over; `best` tells whether it is the best so far.
     fn evaluated(&mut self, _iteration: u64, _scores: &Scores, _best: bool) {}
+    /// The scores of the weights themselves, where those of their averages are the run's.
+    fn evaluated_plain(&mut self, _iteration: u64, _scores: &Scores) {}
     /// A checkpoint is on the disk.
     fn saved(&mut self, _path: &Path) {}
     /// Whether to save and stop now; asked after every iteration and evaluated picture.

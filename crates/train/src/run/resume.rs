@@ -1,6 +1,6 @@
 //! How a run goes on from its last checkpoint.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use halfseg_amp::GradScaler;
@@ -98,7 +98,9 @@ impl Trainer {
             let device = open_device(&recipe, &ranks)?;
             let start = |training: &Device| match &opened {
                 Some(opened) => {
-                    Start::resumed(&recipe, &opened.folder.weights(iteration), training)
+                    let weights = opened.folder.weights(iteration);
+                    let averages = opened.averages(&recipe);
+                    Start::resumed(&recipe, &weights, averages.as_deref(), training)
                 }
                 // With the weights of the first process in place of these.
                 None => Start::of(&recipe, training, &ranks),
@@ -142,6 +144,12 @@ impl Trainer {
         let (record, mark) = opened.unzip();
         let mark: Mark = from_first(&ranks, mark);
         let mut notes = notes(&recipe, &data, &ranks, record.as_ref());
+        let moved = iteration > learner.scaler().skips();
+        if recipe.train.ema > 0.0 && moved && !learner.has_averages() {
+            notes.push(
+                "train.ema: no averages were kept so far, they begin with the next step".to_owned(),
+            );
+        }
         let classes = data.classes(recipe.model.num_classes);
         let best = mark.best.filter(|best| {
             let comparable = best.of.as_ref().is_none_or(|what| *what == of);
@@ -207,6 +215,13 @@ impl Opened {
             began,
             state,
         })
+    }
+
+    /// The file of the averages that a run with `recipe` goes on with.
+    fn averages(&self, recipe: &Recipe) -> Option<PathBuf> {
+        let mark = self.mark.as_ref();
+        let averaged = recipe.train.ema > 0.0 && mark.is_some_and(|mark| mark.averaged);
+        averaged.then(|| self.folder.averages(self.iteration))
     }
 
     /// The record of the run, from where its last checkpoint left it, and what is known at that.
@@ -334,6 +349,7 @@ fn continue_log(
         iteration,
         of: of.to_owned(),
         matrix: None,
+        boundary: None,
     });
     let mark = Mark {
         best,

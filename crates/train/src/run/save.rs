@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use halfseg_predict::PredictorSettings;
+use halfseg_segmentor::Segmentor;
 
 use super::folder::{ITERATION_KEY, MIOU_KEY, RECIPE_KEY};
 use super::manifest::Mark;
@@ -17,7 +18,13 @@ use crate::finite::unfit_weight;
 use crate::optimizer::unfit_buffer;
 
 impl Trainer {
-    pub(super) fn save_weights(&self, path: &Path) -> Result<(), Error> {
+    /// Writes `network`, this run's or that of its averages; `evaluated` says whether scores are those of it.
+    pub(super) fn save_weights(
+        &self,
+        network: &Segmentor,
+        evaluated: bool,
+        path: &Path,
+    ) -> Result<(), Error> {
         let policy = self.learner.policy().clone();
         let settings = PredictorSettings::new(policy, self.recipe.eval.clone());
         // Nothing is known of those that are numbered.
@@ -38,12 +45,18 @@ impl Trainer {
         if let Some(best) = self
             .best
             .as_ref()
-            .filter(|best| best.iteration == iteration)
+            .filter(|best| evaluated && best.iteration == iteration)
         {
             metadata.insert(MIOU_KEY.to_owned(), best.miou.to_string());
         }
-        self.learner.inference().save_safetensors(path, metadata)?;
+        network.save_safetensors(path, metadata)?;
         Ok(())
+    }
+
+    /// The network that is evaluated: that of the averages, if the run has any.
+    pub(super) fn evaluated_network(&self) -> Segmentor {
+        let averaged = self.learner.averaged();
+        averaged.unwrap_or_else(|| self.learner.inference())
     }
 
     /// Writes a checkpoint, unless this iteration's is there already: the first process does, for all. Its path
@@ -61,8 +74,12 @@ impl Trainer {
         let momentum = first(self.learner.ranks(), || self.finite_momentum())?;
         self.mark()?;
         if let (Some(record), Some(momentum)) = (&self.record, momentum) {
-            self.save_weights(&weights)?;
+            let averaged = self.learner.averaged();
+            self.save_weights(&self.learner.inference(), averaged.is_none(), &weights)?;
             self.save_state(&record.folder.state(iteration), momentum)?;
+            if let Some(averaged) = averaged {
+                self.save_weights(&averaged, true, &record.folder.averages(iteration))?;
+            }
         }
         if let Some(Record { folder, .. }) = &mut self.record {
             folder.complete(iteration)?;
@@ -84,6 +101,7 @@ impl Trainer {
             best: self.best.clone(),
             evaluated: self.evaluated.clone(),
             finished: self.finished,
+            averaged: self.learner.has_averages(),
         };
         record.folder.mark(self.learner.iteration(), mark)
     }

@@ -65,12 +65,15 @@ impl Batch {
     }
 }
 
+/// Values by module path.
+pub type Values = BTreeMap<String, Vec<f32>>;
+
 /// Parameters and running statistics by module path.
-pub fn values(model: &Segmentor) -> BTreeMap<String, Vec<f32>> {
+pub fn values(model: &Segmentor) -> Values {
     #[derive(Default)]
     struct Visitor {
         path: Vec<String>,
-        found: BTreeMap<String, Vec<f32>>,
+        found: Values,
     }
     impl ModuleVisitor for Visitor {
         fn enter_module(&mut self, name: &str, _: &str) {
