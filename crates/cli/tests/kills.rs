@@ -19,7 +19,7 @@ use support::{changed, halfseg, text};
 use tempfile::TempDir;
 
 /// A run of about a second, with checkpoints, evaluations and lines of the log out of step.
-const RUN: [&str; 38] = [
+const RUN: [&str; 40] = [
     "--method",
     "fcn",
     "--data",
@@ -50,6 +50,8 @@ const RUN: [&str; 38] = [
     "train.log_every=4",
     "--loss-scale",
     "torch",
+    "--ema",
+    "0.9",
     "--eval-every",
     "6",
     "--checkpoint-every",

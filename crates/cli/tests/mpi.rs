@@ -43,7 +43,7 @@ const NARROW: [&str; 18] = [
     "32x32",
 ];
 /// Evaluations, checkpoints and lines of the log out of step.
-const RUN: [&str; 22] = [
+const RUN: [&str; 24] = [
     "--data",
     "synthetic",
     "--set",
@@ -58,6 +58,8 @@ const RUN: [&str; 22] = [
     "data.workers=1",
     "--loss-scale",
     "torch",
+    "--ema",
+    "0.9",
     "--eval-every",
     "6",
     "--checkpoint-every",

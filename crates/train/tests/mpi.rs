@@ -267,6 +267,7 @@ fn body_of_bits() {
             &*exchanged,
             "schedule.iterations=200",
             "optimizer.clip_norm=10",
+            "train.ema=0.9",
         ];
         let recipe = recipe(Method::DeepLabV3Plus, precision, &settings);
         let learner = Learner::new(drawn(&recipe), recipe.precision.policy(), &recipe);
@@ -280,6 +281,8 @@ fn body_of_bits() {
             losses.push(step.loss);
         }
         check_same_everywhere(&learner, "weights after 200 steps");
+        let averaged = learner.averaged().unwrap();
+        check_same_weights(learner.ranks(), &averaged, "averages after 200 steps").unwrap();
         let mut hasher = DefaultHasher::new();
         for loss in &losses {
             loss.to_bits().hash(&mut hasher);

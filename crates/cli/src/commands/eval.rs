@@ -1,31 +1,29 @@
 //! `halfseg eval`.
 
-use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use halfseg_data::{
     CLASSES, Cityscapes, Dataset, DefinedData, Definition, IGNORE, InstanceMap, LabelMap, Sample,
-    check_labels, encode_label, label_id, read_label, short_name, train_id,
+    check_labels,
 };
 use halfseg_devices::{Ranks, resident_memory};
 use halfseg_eval::{
     BoundaryCounts, CityscapesScorer, CityscapesScores, ConfusionMatrix, Scores, confusion_svg,
     scores_json,
 };
-use halfseg_files::write_atomically;
 use halfseg_predict::Predictor;
 use halfseg_train::{DataSource, check_classes, check_same, check_same_weights, open_split};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::archive::Archive;
+use super::kept::{Predictions, file_name, label_ids, read_kept};
 use super::left_out::{LeftOut, class_map};
 use crate::args::EvalArgs;
 use crate::failure::Usage;
-use crate::output::{check_replaceable, check_writable, print_table, write_json};
+use crate::output::{check_writable, print_table, write_json};
 use crate::progress::Progress;
 use crate::ranks;
 use crate::settings::{Loaded, require_data};
@@ -33,8 +31,6 @@ use crate::settings::{Loaded, require_data};
 /// Pictures with the lowest mIoU that the JSON lists, and the table.
 const WORST: usize = 10;
 const NAMED: usize = 3;
-/// What the names of kept predictions end with: labelIds for the Cityscapes server, else classes.
-const SUFFIXES: [&str; 2] = ["_pred_labelIds.png", "_pred_classes.png"];
 
 /// Scores a checkpoint on a split, and keeps its predictions if asked to.
 pub fn run(args: &EvalArgs) -> Result<()> {
@@ -350,11 +346,6 @@ impl Split {
     }
 }
 
-/// A map of classes as labelIds; what is no class becomes 0, which the scorer ignores.
-fn label_ids(map: &[u8]) -> Vec<u8> {
-    map.iter().map(|&id| label_id(id)).collect()
-}
-
 /// A score in percent, or a dash where there is none.
 pub fn percent(score: Option<f64>) -> String {
     score.map_or("-".into(), |score| format!("{:.2}", 100.0 * score))
@@ -373,93 +364,4 @@ pub fn official_table(scores: &CityscapesScores) -> String {
         percent(scores.mean_category_instance_iou),
         percent(scores.mean_instance_iou)
     )
-}
-
-/// Where predictions are kept, if anywhere.
-struct Predictions {
-    folder: Option<PathBuf>,
-    /// Whether an archive is to hold them.
-    archived: bool,
-    /// Whether they are classes, not labelIds.
-    own: bool,
-}
-
-impl Predictions {
-    fn new(args: &EvalArgs, own: bool) -> Result<Self> {
-        let folder = args.save_predictions.clone();
-        if let Some(folder) = &folder {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make {}", folder.display()))?;
-        }
-        let archived = args.zip.is_some();
-        Ok(Self {
-            folder,
-            archived,
-            own,
-        })
-    }
-
-    /// What an earlier run has kept of an image, if that is to serve.
-    fn kept(&self, args: &EvalArgs, sample: &Sample) -> Option<PathBuf> {
-        let folder = self.folder.as_ref().filter(|_| args.batch.skip_existing)?;
-        Some(folder.join(file_name(&sample.name, self.own))).filter(|path| path.is_file())
-    }
-
-    /// Keeps the labelIds, or the classes, of one image, where they are not kept already; gives its PNG, if an
-    /// archive is to hold it.
-    fn write(&self, args: &EvalArgs, name: &str, map: &LabelMap, is_kept: bool) -> Result<Vec<u8>> {
-        let mut png = Vec::new();
-        if self.folder.is_none() && !self.archived {
-            return Ok(png);
-        }
-        let name = file_name(name, self.own);
-        let label = LabelMap {
-            data: match self.own {
-                true => map.data.clone(),
-                false => label_ids(&map.data),
-            },
-            ..*map
-        };
-        encode_label(&mut png, &label).with_context(|| name.clone())?;
-        if let Some(folder) = self.folder.as_ref().filter(|_| !is_kept) {
-            let path = folder.join(&name);
-            check_replaceable(&path, args.batch.overwrite)?;
-            write_atomically(&path, |out| out.write_all(&png))
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        if !self.archived {
-            png.clear();
-        }
-        Ok(png)
-    }
-}
-
-/// The classes that an earlier run has kept of an image, as such if they are `own`, else as labelIds.
-fn read_kept(path: &Path, sample: &Sample, own: bool) -> Result<LabelMap> {
-    let mut map = read_label(path)?;
-    if (map.width, map.height) != (sample.image.width, sample.image.height) {
-        bail!(
-            "{}: expected {}x{} pixels as the image has, found {}x{}",
-            path.display(),
-            sample.image.width,
-            sample.image.height,
-            map.width,
-            map.height
-        );
-    }
-    if !own {
-        for id in &mut map.data {
-            *id = train_id(*id).unwrap_or(IGNORE);
-        }
-    }
-    Ok(map)
-}
-
-/// The name of an image's prediction: it begins with the image's own, by which the official scorer
-/// and the benchmark's server find it.
-fn file_name(image: &str, own: bool) -> String {
-    const LONGEST: usize = 255;
-    let names = [SUFFIXES[usize::from(own)], ".png"].map(|end| format!("{image}{end}"));
-    let name = names.into_iter().find(|name| name.len() <= LONGEST);
-    name.unwrap_or_else(|| format!("{}.png", short_name(image, LONGEST - ".png".len())))
 }

@@ -12,6 +12,7 @@ mod doctor;
 mod eval;
 mod export;
 pub mod info;
+mod kept;
 mod left_out;
 mod man;
 mod plot;
