@@ -35,25 +35,42 @@ fn measured(recipe: &Recipe) -> (u64, u64) {
 #[test]
 fn a_steps_memory_is_what_was_predicted() {
     let cases = [
-        (Method::Fcn, Depth::R18, RunPrecision::F32, false),
-        (Method::Fcn, Depth::R18, RunPrecision::F32, true),
-        (Method::Fcn, Depth::R50, RunPrecision::F16, false),
-        (Method::Fcn, Depth::R50, RunPrecision::Bf16, true),
-        (Method::PspNet, Depth::R18, RunPrecision::F32, false),
-        (Method::PspNet, Depth::R18, RunPrecision::Bf16, true),
-        (Method::DeepLabV3, Depth::R18, RunPrecision::F16, false),
-        (Method::DeepLabV3Plus, Depth::R18, RunPrecision::F32, true),
-        (Method::DeepLabV3Plus, Depth::R50, RunPrecision::Bf16, false),
+        (Method::Fcn, Depth::R18, RunPrecision::F32, false, -1),
+        (Method::Fcn, Depth::R18, RunPrecision::F32, true, -1),
+        (Method::Fcn, Depth::R50, RunPrecision::F16, false, -1),
+        (Method::Fcn, Depth::R50, RunPrecision::Bf16, true, -1),
+        (Method::PspNet, Depth::R18, RunPrecision::F32, false, -1),
+        (Method::PspNet, Depth::R18, RunPrecision::Bf16, true, -1),
+        (Method::DeepLabV3, Depth::R18, RunPrecision::F16, false, -1),
+        (
+            Method::DeepLabV3Plus,
+            Depth::R18,
+            RunPrecision::F32,
+            true,
+            -1,
+        ),
+        (
+            Method::DeepLabV3Plus,
+            Depth::R50,
+            RunPrecision::Bf16,
+            false,
+            -1,
+        ),
+        (Method::Fcn, Depth::R18, RunPrecision::F32, false, 2),
+        (Method::PspNet, Depth::R50, RunPrecision::F16, false, 1),
+        (Method::DeepLabV3, Depth::R18, RunPrecision::F16, true, 3),
     ];
-    for (method, depth, precision, checkpointing) in cases {
+    for (method, depth, precision, checkpointing, frozen) in cases {
         let mut recipe = Recipe::published(method, depth);
         recipe.precision.dtype = precision;
         let (height, width) = (96, 192);
         recipe.data.crop = Crop { height, width };
         recipe.train.gradient_checkpointing = checkpointing;
+        recipe.train.frozen_stages = frozen;
         let plan = MemoryPlan::of(&recipe.model, &recipe.training_step());
         let (saved, peak) = measured(&recipe);
-        let case = format!("{method} {depth} {precision}, checkpointing {checkpointing}");
+        let case =
+            format!("{method} {depth} {precision}, checkpointing {checkpointing}, frozen {frozen}");
         for (name, found, predicted) in [("kept", saved, plan.saved), ("peak", peak, plan.peak)] {
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
             let ratio = mib(found) / mib(predicted);
