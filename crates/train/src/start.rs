@@ -75,15 +75,19 @@ impl Start {
         let load = |path| halfseg_segmentor::load(path, Some(&recipe.model), training);
         let (model, _) = load(weights)?;
         let averaged = averages.map(load).transpose()?;
+        let averaged = averaged.map(|(averaged, _)| averaged);
         drop(alone);
         check_weights(&model, weights, REMEDY)?;
+        if let (Some(path), Some(averaged)) = (averages, &averaged) {
+            check_weights(averaged, path, REMEDY)?;
+        }
         check_factors(recipe, &model)?;
         let policy = bound_policy(recipe, &model)?;
         Ok(Self {
             model,
             policy,
             loaded: None,
-            averaged: averaged.map(|(averaged, _)| averaged),
+            averaged,
         })
     }
 }
