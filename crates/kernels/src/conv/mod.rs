@@ -149,7 +149,7 @@ pub fn rounds_weight(x: &Tensor<4>) -> bool {
 /// A convolution and what follows it in a network that is not trained:
 /// `activation(conv2d(x, scale * weight) + shift + skip)`. Differentiable.
 ///
-/// On the CPU, where no operand is on a device with autodiff, this is one operation that rounds once and makes no map
+/// On the CPU, where no operand takes part in a graph, this is one operation that rounds once and makes no map
 /// but its output, and no copy of the weight but the packed one. Elsewhere it is composed, and each
 /// step rounds.
 ///

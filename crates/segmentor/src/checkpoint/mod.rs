@@ -103,9 +103,10 @@ impl Segmentor {
     /// Starts training from a checkpoint: of a whole segmentor, or of a backbone alone (ImageNet
     /// weights of OpenMMLab, torchvision or timm, with or without `backbone.` before their names).
     ///
-    /// What the file lacks stays as drawn, and so do classifiers whose number of classes differs, and heads where the
-    /// file's are whole but of another method or of other widths. The convolution that reads the image is averaged over the file's three colours if the network has
-    /// another number of channels. The report names all of these.
+    /// What the file lacks stays as drawn, and so do classifiers whose number of classes differs, and heads
+    /// where the file's are whole but of another method or of other widths. The convolution that reads the
+    /// image is averaged over the file's three colours if the network has another number of channels. The
+    /// report names all of these.
     ///
     /// # Errors
     /// If the file cannot be read, is no checkpoint, its backbone is of another architecture, or a head lacks tensors.

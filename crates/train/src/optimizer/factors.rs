@@ -5,6 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use burn::module::{Module, ParamId};
 use halfseg_amp::parameter_paths;
 
+/// Whether `path` is that of `module`, or of something in it.
+pub(crate) fn within(module: &str, path: &str) -> bool {
+    let rest = path.strip_prefix(module);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// By what learning rate and weight decay of some parameters are multiplied.
 #[derive(Clone, Debug, Default)]
 pub struct Factors {
@@ -21,10 +27,6 @@ impl Factors {
         decay: &BTreeMap<String, f64>,
     ) -> (Self, Vec<String>) {
         let parameters: Vec<_> = parameter_paths(model);
-        let within = |module: &str, path: &str| {
-            let rest = path.strip_prefix(module);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
         let factor = |factors: &BTreeMap<String, f64>, path: &str| {
             let fitting = factors.iter().filter(|(module, _)| within(module, path));
             let longest = fitting.max_by_key(|(module, _)| module.len());

@@ -13,6 +13,7 @@ use halfseg_amp::parameter_paths;
 
 pub use adamw::AdamW;
 pub use factors::Factors;
+pub(crate) use factors::within;
 pub use sgd::Sgd;
 
 use crate::finite::unfit_value;

@@ -1,6 +1,7 @@
 //! Whether a run could use a recipe's values.
 
 use super::Recipe;
+use crate::optimizer::within;
 use crate::{Decay, Error};
 
 /// Of a resized picture, in pixels: products of two stay within 64 bits.
@@ -284,10 +285,6 @@ impl Recipe {
             let expected = "-1 (nothing), 0 (the stem) or 1 to 4 stages of the backbone";
             return refuse("train.frozen_stages", expected, frozen.to_string());
         }
-        let within = |module: &str, path: &str| {
-            let rest = path.strip_prefix(module);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
         let parts = frozen_modules(self.train.frozen());
         for (key, factors) in factors {
             let frozen = |path: &&String| parts.iter().any(|part| within(part, path));
