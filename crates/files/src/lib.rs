@@ -5,8 +5,10 @@ mod atomic;
 mod folder;
 mod json;
 mod open;
+mod python;
 
 pub use atomic::{move_into_place, sweep, write_atomically};
 pub use folder::{entries, is_hidden, walk, walk_visible};
 pub use json::parse_json;
 pub use open::{open_regular, read_text};
+pub use python::PythonValue;

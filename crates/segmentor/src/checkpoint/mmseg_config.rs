@@ -9,8 +9,8 @@ use halfseg_backbone::Style;
 use pytorch_reader::{PickleValue, PytorchReader};
 
 use super::part::{Part, Unsupported};
-use super::python::Value;
 use crate::{Method, SegmentorConfig};
+use halfseg_files::PythonValue as Value;
 
 /// The configuration in a checkpoint.
 #[derive(Debug)]

@@ -10,7 +10,6 @@ mod names;
 mod naming;
 mod part;
 mod prefix;
-mod python;
 mod save;
 mod tensors;
 

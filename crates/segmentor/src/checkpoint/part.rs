@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::python::Value;
+use halfseg_files::PythonValue as Value;
 
 /// A setting that this crate's networks do not have, or that a file's tensors contradict.
 #[derive(Debug, PartialEq)]

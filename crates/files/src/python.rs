@@ -1,13 +1,15 @@
-//! Python's literals, as configurations are printed with them.
+//! Python's literals, as configurations are written with them.
 
-/// A value of a configuration.
+/// A value of a configuration in Python.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Value {
+pub enum PythonValue {
     /// `dict(key=value)` or `{'key': value}`.
-    Dict(Vec<(String, Value)>),
+    Dict(Vec<(String, PythonValue)>),
     /// A list or a tuple.
-    List(Vec<Value>),
+    List(Vec<PythonValue>),
+    /// A text.
     Text(String),
+    /// A number.
     Number(f64),
     /// `True`, `False`, `None`, and names that nothing is known of.
     Word(String),
@@ -16,10 +18,10 @@ pub(crate) enum Value {
 /// How deep values may be within each other.
 const MAX_DEPTH: usize = 64;
 
-impl Value {
+impl PythonValue {
     /// The value that `name` has in the last line of `text` that begins with `name =`. `None` if there
     /// is no such line, or what follows is not made of literals.
-    pub(crate) fn assigned(text: &str, name: &str) -> Option<Self> {
+    pub fn assigned(text: &str, name: &str) -> Option<Self> {
         let value = |line: &'_ str| -> Option<usize> {
             let rest = line.strip_prefix(name)?.trim_start().strip_prefix('=')?;
             (!rest.starts_with('=')).then(|| line.len() - rest.len())
@@ -38,7 +40,7 @@ impl Value {
     }
 
     /// What a dictionary holds under `key`.
-    pub(crate) fn get(&self, key: &str) -> Option<&Self> {
+    pub fn get(&self, key: &str) -> Option<&Self> {
         match self {
             Self::Dict(entries) => entries
                 .iter()
@@ -49,13 +51,13 @@ impl Value {
     }
 
     /// Whether it says that there is nothing.
-    pub(crate) fn is_none(&self) -> bool {
+    pub fn is_none(&self) -> bool {
         matches!(self, Self::Word(word) if word == "None")
     }
 }
 
 /// As Python writes it, lists as tuples.
-impl std::fmt::Display for Value {
+impl std::fmt::Display for PythonValue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Dict(entries) => {
@@ -80,7 +82,7 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    fn value(&mut self) -> Option<Value> {
+    fn value(&mut self) -> Option<PythonValue> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             return None;
@@ -90,9 +92,9 @@ impl<'a> Parser<'a> {
             '{' => self.braces()?,
             '(' => self.list('(', ')')?,
             '[' => self.list('[', ']')?,
-            '\'' | '"' => Value::Text(self.texts()?),
+            '\'' | '"' => PythonValue::Text(self.texts()?),
             c if c.is_ascii_digit() || matches!(c, '-' | '+' | '.') => {
-                Value::Number(self.number()?)
+                PythonValue::Number(self.number()?)
             }
             c if c.is_alphabetic() || c == '_' => self.word()?,
             _ => return None,
@@ -102,14 +104,14 @@ impl<'a> Parser<'a> {
     }
 
     /// A name, or the arguments of a call.
-    fn word(&mut self) -> Option<Value> {
+    fn word(&mut self) -> Option<PythonValue> {
         let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
         let word = self.take_while(is_part);
         if matches!(word, "r" | "b" | "u" | "f") && self.rest.starts_with(['\'', '"']) {
-            return Some(Value::Text(self.texts()?));
+            return Some(PythonValue::Text(self.texts()?));
         }
         if !self.eat('(') {
-            return Some(Value::Word(word.to_owned()));
+            return Some(PythonValue::Word(word.to_owned()));
         }
         let mut entries = Vec::new();
         while !self.eat(')') {
@@ -125,17 +127,17 @@ impl<'a> Parser<'a> {
         }
         // Only `dict` says what its arguments mean.
         match word {
-            "dict" | "ConfigDict" => Some(Value::Dict(entries)),
-            _ => Some(Value::Word(word.to_owned())),
+            "dict" | "ConfigDict" => Some(PythonValue::Dict(entries)),
+            _ => Some(PythonValue::Word(word.to_owned())),
         }
     }
 
-    fn braces(&mut self) -> Option<Value> {
+    fn braces(&mut self) -> Option<PythonValue> {
         self.eat('{');
         let mut entries = Vec::new();
         while !self.eat('}') {
             let key = match self.value()? {
-                Value::Text(key) | Value::Word(key) => key,
+                PythonValue::Text(key) | PythonValue::Word(key) => key,
                 other => other.to_string(),
             };
             if !self.eat(':') {
@@ -144,11 +146,11 @@ impl<'a> Parser<'a> {
             entries.push((key, self.value()?));
             self.separator('}')?;
         }
-        Some(Value::Dict(entries))
+        Some(PythonValue::Dict(entries))
     }
 
     /// A list or tuple; without a comma, round brackets only hold a value together.
-    fn list(&mut self, open: char, close: char) -> Option<Value> {
+    fn list(&mut self, open: char, close: char) -> Option<PythonValue> {
         self.eat(open);
         let mut values = Vec::new();
         let mut commas = 0;
@@ -159,7 +161,7 @@ impl<'a> Parser<'a> {
         if open == '(' && commas == 0 && values.len() == 1 {
             return values.pop();
         }
-        Some(Value::List(values))
+        Some(PythonValue::List(values))
     }
 
     /// Texts that follow each other are one.
@@ -231,7 +233,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Option<String> {
-        Value::assigned(text, "model").map(|value| value.to_string())
+        PythonValue::assigned(text, "model").map(|value| value.to_string())
     }
 
     #[test]
