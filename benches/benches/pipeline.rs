@@ -9,8 +9,8 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use halfseg_data::{
-    Choices, Cityscapes, CropBox, Dataset, Photometric, Pipeline, Sample, SyntheticStreets,
-    normalize, write_cityscapes_layout,
+    Augmented, Choices, Cityscapes, CropBox, Dataset, Photometric, Pipeline, Sample,
+    SyntheticStreets, normalize, write_cityscapes_layout,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -82,6 +82,7 @@ fn parts(c: &mut Criterion) {
             },
             flip: true,
             photometric: Photometric::default(),
+            augmented: Augmented::default(),
         };
         group.bench_function(format!("replay/u8/ratio-{ratio}"), |b| {
             b.iter(|| black_box(pipeline.replay(&sample.image, label, &choices)))
@@ -96,7 +97,9 @@ fn parts(c: &mut Criterion) {
     let crop = SyntheticStreets::new(1024, 512, 1, 0)
         .get(0)
         .expect("generated")
-        .image;
+        .image
+        .into_rgb()
+        .expect("scenes are RGB of 8 bits");
     group.bench_function("photometric/u8/512x1024", |b| {
         b.iter_batched(
             || crop.clone(),

@@ -1,15 +1,18 @@
 //! Times the training pipeline and the confusion matrix for `vs_pytorch.sh`, whose peer does the same
 //! work on the same files. Prints one JSON line.
 
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use halfseg_benches::Times;
 use halfseg_data::{
-    CLASSES, Cityscapes, Dataset, IGNORE, LabelMap, Loader, LoaderConfig, Pipeline,
-    SyntheticStreets, write_cityscapes_layout, write_label,
+    CLASSES, Cityscapes, Dataset, Definition, IGNORE, LabelMap, Loader, LoaderConfig, Pipeline,
+    SurveyOptions, SyntheticStreets, write_cityscapes_layout, write_label,
 };
 use halfseg_eval::ConfusionMatrix;
 use serde_json::{Value, json};
@@ -44,6 +47,13 @@ enum Command {
         #[arg(long)]
         data: PathBuf,
     },
+    /// What `halfseg doctor` does with all pictures and masks, in turns with the `png` crate alone decoding the same
+    /// files, both on all cores
+    Doctor {
+        /// The root of a Cityscapes layout
+        #[arg(long)]
+        data: PathBuf,
+    },
     /// The confusion matrix of one pair of class maps, on one thread
     Confusion {
         /// Height of the maps
@@ -64,6 +74,7 @@ fn main() -> Result<()> {
     let row = match &cli.command {
         Command::Write { data, count } => write(data, *count)?,
         Command::Pipeline { data } => pipeline(&cli, data)?,
+        Command::Doctor { data } => doctor(&cli, data)?,
         Command::Confusion { height, width } => confusion(&cli, *height, *width)?,
     };
     println!("{row}");
@@ -120,6 +131,89 @@ fn pipeline(cli: &Cli, root: &Path) -> Result<Value> {
         "images_per_s": times.rate(),
         "seconds": times.seconds,
     }))
+}
+
+fn doctor(cli: &Cli, root: &Path) -> Result<Value> {
+    let definition = Definition::of_cityscapes(root, &["train"], CLASSES)?;
+    let files = |folder: &str, ending: &str| -> Result<Vec<PathBuf>> {
+        let folder = root.join(folder).join("train/town");
+        let all = std::fs::read_dir(&folder)
+            .with_context(|| format!("cannot read {}", folder.display()))?;
+        let all = all
+            .map(|file| Ok(file?.path()))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(all
+            .into_iter()
+            .filter(|path| path.to_string_lossy().ends_with(ending))
+            .collect())
+    };
+    let pictures = files("leftImg8bit", ".png")?;
+    let masks = files("gtFine", "_labelIds.png")?;
+    let both = [&pictures[..], &masks[..]].concat();
+    let mut seconds: [Vec<f64>; 3] = Default::default();
+    for pass in 0..cli.warmup + cli.iterations {
+        let measured = [
+            timed(|| decode(&pictures))?,
+            timed(|| decode(&both))?,
+            timed(|| {
+                let report = definition.survey(&["train"], &SurveyOptions::default());
+                let read = report.splits[0].read;
+                anyhow::ensure!(read == pictures.len(), "read {read} of {}", pictures.len());
+                Ok(())
+            })?,
+        ];
+        if pass >= cli.warmup {
+            seconds
+                .iter_mut()
+                .zip(measured)
+                .for_each(|(all, one)| all.push(one));
+        }
+    }
+    let [of_pictures, of_both, doctor] = seconds.map(|mut all| {
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    });
+    Ok(json!({
+        "program": "halfseg",
+        "mode": "doctor",
+        "threads": std::thread::available_parallelism()?.get(),
+        "pictures": pictures.len(),
+        "png_pictures_s": of_pictures,
+        "png_pictures_and_masks_s": of_both,
+        "doctor_s": doctor,
+        "share_of_png": of_both / doctor,
+        "share_of_png_without_masks": of_pictures / doctor,
+    }))
+}
+
+fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Decodes PNG files with the `png` crate, on all cores.
+fn decode(files: &[PathBuf]) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        let mut data = Vec::new();
+        while let Some(path) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let file = BufReader::with_capacity(1 << 16, std::fs::File::open(path)?);
+            let mut reader = png::Decoder::new(file).read_info()?;
+            data.resize(
+                reader.output_buffer_size().context("a picture that fits")?,
+                0,
+            );
+            reader.next_frame(&mut data)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism()?.get();
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        all.into_iter()
+            .try_for_each(|thread| thread.join().expect("it returns errors"))
+    })
 }
 
 fn confusion(cli: &Cli, height: usize, width: usize) -> Result<Value> {

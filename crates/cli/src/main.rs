@@ -7,6 +7,7 @@ mod output;
 mod args;
 mod commands;
 mod failure;
+mod fitting;
 mod interrupt;
 mod preset;
 mod progress;

@@ -4,9 +4,9 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use halfseg_amp::Policy;
-use halfseg_data::{Classes, Crop, Definition};
+use halfseg_data::{Classes, Crop, PictureFormat};
 use halfseg_devices::{DeviceChoice, Ranks};
 use halfseg_predict::{EvalMode, Predictor, PredictorSettings};
 use halfseg_segmentor::{
@@ -19,6 +19,7 @@ use halfseg_train::{
 
 use crate::args::{ConfigSources, InferenceArgs, ModelArgs, RecipeArgs};
 use crate::failure::Usage;
+use crate::fitting::{fit, left_to_data};
 use crate::values::Mode;
 use crate::{preset, published};
 
@@ -48,18 +49,14 @@ pub fn recipe(args: &RecipeArgs, policy: Option<&Path>) -> Result<Recipe> {
         ),
     };
     let mut recipe = recipe;
-    let fits = !names_classes(args)?;
-    if fits {
-        // Before values that belong to classes, such as their weights, are held against their number.
-        let data = args.data.as_deref().map(DataSource::from);
-        let data = data.unwrap_or_else(|| recipe.data.source.clone());
-        fit_classes(&data, &mut recipe)?;
-    }
+    let left = left_to_data(args)?;
+    // Before values that belong to classes, such as their weights, are held against their number.
+    let data = args.data.as_deref().map(DataSource::from);
+    let data = data.unwrap_or_else(|| recipe.data.source.clone());
+    fit(&data, left, &mut recipe)?;
     let mut recipe = apply(args, policy, recipe)?;
-    if fits {
-        let data = recipe.data.source.clone();
-        fit_classes(&data, &mut recipe)?;
-    }
+    let data = recipe.data.source.clone();
+    fit(&data, left, &mut recipe)?;
     // Of a file or a preset.
     for weights in [&mut recipe.checkpoint, &mut recipe.backbone_weights] {
         if published::name(Path::new(weights.as_str())).is_some() {
@@ -71,27 +68,6 @@ pub fn recipe(args: &RecipeArgs, policy: Option<&Path>) -> Result<Recipe> {
         preset::warn_of_batch(name, &recipe);
     }
     Ok(recipe)
-}
-
-/// Whether the number of classes is asked for, rather than left to the data.
-fn names_classes(args: &RecipeArgs) -> Result<bool> {
-    const KEY: &str = "model.num_classes";
-    let is_set = |set: &String| set.split('=').next().unwrap_or_default().trim() == KEY;
-    let table = config_text(&args.sources)?.map(|(_, text)| text.parse::<toml::Table>());
-    let in_file = table.and_then(Result::ok).is_some_and(|table| {
-        let model = table.get("model");
-        model.is_some_and(|model| model.get("num_classes").is_some())
-    });
-    Ok(args.model.classes.is_some() || args.sources.set.iter().any(is_set) || in_file)
-}
-
-/// Gives the network as many outputs as the definition of the data has classes.
-fn fit_classes(data: &DataSource, recipe: &mut Recipe) -> Result<()> {
-    if let DataSource::Definition(path) = data {
-        let definition = Definition::read(Path::new(path)).map_err(Error::from)?;
-        recipe.model.num_classes = definition.classes().len();
-    }
-    Ok(())
 }
 
 /// The network that training from `weights` begins with: that of the file, or the published one on
@@ -202,7 +178,7 @@ impl Assignments {
 }
 
 /// The path and the text of `--config`.
-fn config_text(sources: &ConfigSources) -> Result<Option<(&Path, &str)>, Error> {
+pub fn config_text(sources: &ConfigSources) -> Result<Option<(&Path, &str)>, Error> {
     let Some(path) = &sources.config else {
         return Ok(None);
     };
@@ -358,6 +334,8 @@ pub struct Loaded {
     pub model: Segmentor,
     /// What its classes are called and shown in.
     pub classes: Classes,
+    /// What its pictures hold, and what they are normalised by.
+    pub pictures: PictureFormat,
     /// What it is cast by, bound to it.
     pub policy: Policy,
     /// The checkpoint's recipe (else the published one, in f32) under `--config`, flags and `--set`.
@@ -410,6 +388,17 @@ impl Loaded {
         let device = open_device(&recipe, &Ranks::current())?;
         let (model, report) = halfseg_segmentor::load(&weights, Some(&recipe.model), &device)?;
         let policy = bound_policy(&recipe, &model)?;
+        let settings = PredictorSettings::read(&weights)?;
+        let pictures = settings
+            .map(|settings| settings.pictures)
+            .unwrap_or_default();
+        let (channels, taken) = (pictures.channels(), recipe.model.in_channels);
+        if channels != taken {
+            let file = weights.display();
+            bail!(
+                "{file}: expected a network for pictures of {pictures}, found one of {taken} channels"
+            );
+        }
         let outputs = recipe.model.num_classes;
         let known = known_classes(&weights)?.filter(|classes| classes.len() == outputs);
         let classes = known.unwrap_or_else(|| Classes::cityscapes().of_network(outputs));
@@ -426,6 +415,7 @@ impl Loaded {
             weights,
             model,
             classes,
+            pictures,
             policy,
             recipe,
         })
@@ -445,6 +435,7 @@ impl Loaded {
     /// The network as the recipe runs it.
     pub fn predictor(&self) -> Predictor {
         let eval = self.recipe.eval.clone();
-        Predictor::new(&self.model, self.policy.clone(), eval)
+        let predictor = Predictor::new(&self.model, self.policy.clone(), eval);
+        predictor.with_pictures(self.pictures.clone())
     }
 }

@@ -395,7 +395,7 @@ impl Dataset for Cityscapes {
         Ok(Sample {
             name: item.name.clone(),
             label: self.label(item, size)?,
-            image: image.all()?,
+            image: image.all()?.into(),
         })
     }
 
@@ -436,7 +436,7 @@ pub fn write_cityscapes_layout(
         let sample = dataset.get(index)?;
         let name = format!("{city}_{index:06}_000000");
         let image = images.join(format!("{name}{}", IMAGE_ENDINGS[0]));
-        write_rgb(&image, &sample.image)?;
+        write_rgb(&image, &dataset.format().shown(&sample.image))?;
         if let Some(mut label) = sample.label {
             create(&labels)?;
             label.data.iter_mut().for_each(|id| *id = label_id(*id));

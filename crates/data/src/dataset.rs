@@ -1,6 +1,6 @@
 //! What a data set is.
 
-use crate::{Classes, CropBox, DataError, LabelMap, PartialImage, RgbImage};
+use crate::{Classes, CropBox, DataError, LabelMap, PartialImage, Picture, PictureFormat};
 
 /// One image with its label map.
 #[derive(Clone, Debug)]
@@ -8,7 +8,7 @@ pub struct Sample {
     /// Name without extension, unique within the data set.
     pub name: String,
     /// The picture.
-    pub image: RgbImage,
+    pub image: Picture,
     /// trainIds, or nothing for splits without labels.
     pub label: Option<LabelMap>,
 }
@@ -49,6 +49,14 @@ pub trait Dataset: Send + Sync {
     /// What the classes of its label maps are called and shown in; those of Cityscapes unless it says.
     fn classes(&self) -> Classes {
         Classes::cityscapes()
+    }
+    /// What its pictures hold, and what they are normalised by; RGB and ImageNet's unless it says.
+    fn format(&self) -> PictureFormat {
+        PictureFormat::default()
+    }
+    /// The text of the [`Definition`](crate::Definition) that it comes from, if one does.
+    fn definition_text(&self) -> Option<&str> {
+        None
     }
     /// What whoever trains on it or scores it should know, such as that nearly all pixels are ignored.
     fn notes(&self) -> Vec<String> {

@@ -92,6 +92,16 @@ pub enum DataError {
         /// The decoder's words.
         found: String,
     },
+    /// A picture has other channels than it should.
+    #[error("{path}: expected {expected}, found {found}", path = path.display())]
+    Channels {
+        /// The file, or the sample.
+        path: PathBuf,
+        /// Number and bits of channels that were expected, and what says so.
+        expected: String,
+        /// Number and bits of its channels.
+        found: String,
+    },
     /// A picture or map is larger than what is read.
     #[error("{path}: expected at most {max_pixels} pixels, found {width}x{height}", path = path.display())]
     TooManyPixels {
@@ -171,6 +181,18 @@ pub enum DataError {
         origin: String,
         /// What is wrong, with the line.
         message: String,
+    },
+    /// Another program's description of a data set says what cannot be converted.
+    #[error("`{key}` in {path}: expected {expected}, found {found}", path = path.display())]
+    Description {
+        /// The description.
+        path: PathBuf,
+        /// What of it.
+        key: String,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
     },
     /// A folder holds nothing that a data set could be made of.
     #[error("{path}: expected {expected}, found {found}", path = path.display())]

@@ -18,6 +18,9 @@ macro_rules! vectorized {
     };
 }
 
+mod augment;
+mod bands;
+mod choices;
 mod cityscapes;
 mod classes;
 mod dataset;
@@ -30,18 +33,21 @@ mod names;
 mod natural;
 mod orientation;
 mod photometric;
+mod picture;
 mod resize;
 mod scanlines;
 mod size;
 mod synthetic;
 mod transform;
 
+pub use augment::{Augment, Augmented, Noise};
+pub use choices::Choices;
 pub use cityscapes::{Cityscapes, write_cityscapes_layout};
 pub use classes::{Classes, class_color};
 pub use dataset::{Dataset, PartialSample, Sample};
 pub use definition::{
-    DefinedData, Definition, Finding, Kind, Report, Severity, SplitReport, SurveyOptions,
-    is_definition, propose,
+    Conversion, DefinedData, Definition, Finding, Kind, Report, Severity, SplitReport,
+    SurveyOptions, convert, is_definition, propose,
 };
 pub use error::DataError;
 pub use image::{
@@ -55,7 +61,8 @@ pub use labels::{
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use names::{short_name, unique_names};
 pub use photometric::{Photometric, bgr_from_hsv, hsv_from_rgb};
+pub use picture::{Bands, MEAN, Picture, PictureFormat, PictureRef, STD};
 pub use resize::{ratio_size, resize_bilinear, resize_nearest, scaled_size};
 pub use size::{Crop, CropBox, ParseSizeError, Scale};
 pub use synthetic::SyntheticStreets;
-pub use transform::{Choices, MEAN, Pipeline, STD, Transformed, crop, flip, normalize, pad};
+pub use transform::{Pipeline, Transformed, crop, flip, normalize, pad};

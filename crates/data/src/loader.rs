@@ -11,7 +11,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Crop, CropBox, DataError, Dataset, IGNORE, LabelMap, Pipeline, check_labels};
+use crate::{
+    Crop, CropBox, DataError, Dataset, IGNORE, LabelMap, PictureRef, Pipeline, check_labels,
+};
 
 /// How a [`Loader`] reads.
 #[derive(Clone, Debug)]
@@ -32,7 +34,7 @@ pub struct LoaderConfig {
 /// One batch.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// `n * 3 * height * width`, normalised.
+    /// `n * channels * height * width`, normalised.
     pub images: Vec<f32>,
     /// `n * height * width` trainIds.
     pub labels: Vec<u8>,
@@ -47,7 +49,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Images `[n, 3, h, w]` in f32 and labels `[n, h, w]` on `device`.
+    /// Images `[n, channels, h, w]` in f32 and labels `[n, h, w]` on `device`.
     pub fn to_tensors(&self, device: &Device) -> (Tensor<4>, Tensor<3, Int>) {
         self.clone().into_tensors(device)
     }
@@ -69,7 +71,8 @@ impl Batch {
     /// [`Self::to_tensors`] without a copy of the images.
     pub fn into_tensors(self, device: &Device) -> (Tensor<4>, Tensor<3, Int>) {
         let [n, h, w] = self.shape;
-        let images = TensorData::new(self.images, [n, 3, h, w]);
+        let channels = self.images.len() / (n * h * w).max(1);
+        let images = TensorData::new(self.images, [n, channels, h, w]);
         let labels: Vec<i32> = self.labels.iter().map(|&id| id as i32).collect();
         let labels = TensorData::new(labels, [n, h, w]);
         (
@@ -106,7 +109,7 @@ impl Loader {
     /// pass [`Pipeline::check`].
     pub fn new(dataset: Arc<dyn Dataset>, pipeline: Pipeline, config: LoaderConfig) -> Self {
         // Before a list of so many places is made.
-        check_size(&pipeline.crop, config.batch);
+        check_size(&pipeline, config.batch);
         let all = (0..config.batch).collect();
         Self::of_places(dataset, pipeline, config, all)
     }
@@ -132,7 +135,7 @@ impl Loader {
         if let Err(error) = pipeline.check() {
             panic!("{error}");
         }
-        check_size(&pipeline.crop, places.len());
+        check_size(&pipeline, places.len());
         let places: Arc<[usize]> = places.into();
         let (mut queues, mut workers) = (Vec::new(), Vec::new());
         let stop = Arc::new(AtomicBool::new(false));
@@ -189,9 +192,9 @@ impl Loader {
 }
 
 /// Panics if so many samples are larger than any memory.
-fn check_size(crop: &Crop, samples: usize) {
-    let Crop { height, width } = *crop;
-    let mut values = [3, height, width, size_of::<f32>()].into_iter();
+fn check_size(pipeline: &Pipeline, samples: usize) {
+    let Crop { height, width } = pipeline.crop;
+    let mut values = [pipeline.format.channels(), height, width, size_of::<f32>()].into_iter();
     let bytes = values.try_fold(samples, usize::checked_mul);
     assert!(
         bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok()),
@@ -250,11 +253,12 @@ impl Task {
         let (batch, area) = (places.len(), height * width);
         let first = iteration * self.config.batch as u64;
         // Filled with the padding, which each sample overwrites as far as it reaches.
-        let mut images = vec![0.0; batch * 3 * area];
+        let channels = self.pipeline.format.channels();
+        let mut images = vec![0.0; batch * channels * area];
         let mut labels = vec![IGNORE; batch * area];
         let mut sources = Vec::with_capacity(batch);
         let parts = images
-            .chunks_exact_mut(3 * area)
+            .chunks_exact_mut(channels * area)
             .zip(labels.chunks_exact_mut(area));
         for (place, (planes, map)) in places.iter().zip(parts) {
             if self.stop.load(Ordering::Relaxed) {
@@ -287,13 +291,20 @@ impl Task {
         let sample = self
             .dataset
             .get_part(index, &mut |label: &LabelMap| -> CropBox {
-                let chosen = self.pipeline.choose(label, &mut rng);
-                choices = Some(chosen);
+                let chosen = choices.insert(self.pipeline.choose(label, &mut rng));
                 chosen.source_region((label.width, label.height))
             })?;
         let (Some(label), Some(choices)) = (&sample.label, choices) else {
             return Err(DataError::Unlabelled { name: sample.name });
         };
+        let (format, found) = (&self.pipeline.format, PictureRef::from(&sample.image.image));
+        if found.channels() != format.channels() {
+            return Err(DataError::Channels {
+                path: self.dataset.source(index).into(),
+                expected: format!("{format}, as the pipeline is for"),
+                found: format!("{} channels", found.channels()),
+            });
+        }
         self.pipeline
             .replay_part_into(&sample.image, label, &choices, planes, map);
         Ok(index)
@@ -495,7 +506,7 @@ mod tests {
         let unlabelled = Always(|| {
             Ok(Sample {
                 name: "frame_7".into(),
-                image: crate::RgbImage::filled(16, 8, [0; 3]),
+                image: crate::RgbImage::filled(16, 8, [0; 3]).into(),
                 label: None,
             })
         });

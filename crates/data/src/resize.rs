@@ -33,15 +33,21 @@ struct Tap {
     weights: [i32; 2],
 }
 
-fn tap(i: usize, from: usize, to: usize) -> Tap {
+/// The two neighbours of an output position among `from` values, and the weight of the second.
+pub(crate) fn neighbours(i: usize, from: usize, to: usize) -> (usize, usize, f32) {
     let scale = from as f64 / to as f64;
     let position = ((i as f64 + 0.5) * scale - 0.5) as f32;
     let floor = position.floor();
-    let fraction = position - floor;
     let (at, last) = (floor as i64, from as i64 - 1);
+    let (at, next) = (at.clamp(0, last), (at + 1).clamp(0, last));
+    (at as usize, next as usize, position - floor)
+}
+
+fn tap(i: usize, from: usize, to: usize) -> Tap {
+    let (at, next, fraction) = neighbours(i, from, to);
     Tap {
-        at: at.clamp(0, last) as usize,
-        next: (at + 1).clamp(0, last) as usize,
+        at,
+        next,
         weights: [
             ((1.0 - fraction) * 2048.0).round_ties_even() as i32,
             (fraction * 2048.0).round_ties_even() as i32,
@@ -58,12 +64,12 @@ pub(crate) fn source_range(from: usize, to: usize, wanted: Range<usize>) -> Rang
 }
 
 /// Positions of `range`, from the last one down where `mirrored`.
-fn positions(range: Range<usize>, mirrored: bool) -> impl Iterator<Item = usize> {
+pub(crate) fn positions(range: Range<usize>, mirrored: bool) -> impl Iterator<Item = usize> {
     let (start, end) = (range.start, range.end);
     range.map(move |i| if mirrored { start + end - 1 - i } else { i })
 }
 
-fn check_region(region: CropBox, to: (usize, usize)) {
+pub(crate) fn check_region(region: CropBox, to: (usize, usize)) {
     assert!(
         region.left + region.width <= to.0 && region.top + region.height <= to.1,
         "the region {region:?} lies outside the size {to:?}"

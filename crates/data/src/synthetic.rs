@@ -62,7 +62,7 @@ impl Dataset for SyntheticStreets {
         let (image, label) = Scene::draw(self.width, self.height, rng);
         Ok(Sample {
             name: format!("street_{index:06}"),
-            image,
+            image: image.into(),
             label: Some(label),
         })
     }

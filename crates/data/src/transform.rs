@@ -3,16 +3,13 @@
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-use crate::resize::{Bilinear, count_nearest, resize_nearest_into, source_range};
+use crate::augment::{Augment, Value, crop_around_class};
+use crate::bands::BandRows;
+use crate::resize::count_nearest;
 use crate::{
-    Crop, CropBox, DataError, IGNORE, LabelMap, PartialImage, Photometric, Plane, RgbImage, Sample,
-    Scale, scaled_size,
+    Choices, Crop, CropBox, DataError, IGNORE, LabelMap, PartialImage, Photometric, PictureFormat,
+    PictureRef, Plane, RgbImage, Sample, Scale, scaled_size,
 };
-
-/// Mean of each channel of ImageNet, RGB, on values from 0 to 255.
-pub const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
-/// Standard deviation of each channel of ImageNet, RGB.
-pub const STD: [f32; 3] = [58.395, 57.12, 57.375];
 
 /// Pixels of the longest side that pictures are resized to, so that areas stay below 2^63.
 const MAX_SIDE: f64 = (1u64 << 31) as f64;
@@ -41,37 +38,10 @@ pub fn flip<const C: usize>(plane: &mut Plane<C>) {
     }
 }
 
-/// `(value - mean) / std` of each channel in f32, channel by channel: `[3, height, width]`.
+/// `(value - mean) / std` of each channel in f32, with mean and standard deviation of ImageNet, channel by
+/// channel: `[3, height, width]`. [`PictureFormat::normalize`] takes others.
 pub fn normalize(image: &RgbImage) -> Vec<f32> {
-    let size = (image.width, image.height);
-    let mut planes = vec![0.0; 3 * size.0 * size.1];
-    for y in 0..image.height {
-        normalize_row_into(image.row(y), y, &mut planes, size);
-    }
-    planes
-}
-
-/// [`normalize`] of one row, into the row `y` of three planes of `size` (width, height).
-fn normalize_row_into(row: &[u8], y: usize, planes: &mut [f32], size: (usize, usize)) {
-    let (red, rest) = planes.split_at_mut(size.0 * size.1);
-    let (green, blue) = rest.split_at_mut(size.0 * size.1);
-    let out = y * size.0..y * size.0 + row.len() / 3;
-    let out = [
-        &mut red[out.clone()],
-        &mut green[out.clone()],
-        &mut blue[out],
-    ];
-    vectorized!(move out => normalize_row(row, out));
-}
-
-#[inline(always)]
-fn normalize_row(row: &[u8], [red, green, blue]: [&mut [f32]; 3]) {
-    let pixels = row.as_chunks::<3>().0;
-    for (((pixel, r), g), b) in pixels.iter().zip(red).zip(green).zip(blue) {
-        *r = (pixel[0] as f32 - MEAN[0]) / STD[0];
-        *g = (pixel[1] as f32 - MEAN[1]) / STD[1];
-        *b = (pixel[2] as f32 - MEAN[2]) / STD[2];
-    }
+    PictureFormat::default().normalize(image)
 }
 
 /// Extends `channels` planes of `from` (width, height) to `to` with `value`, at right and bottom.
@@ -93,98 +63,40 @@ pub fn pad<T: Copy>(
     out
 }
 
+/// The part of a picture of `size` (width, height) that begins at `origin`.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    image: PictureRef<'a>,
+    origin: (usize, usize),
+    size: (usize, usize),
+}
+
+/// Computes one row of `region` after the other and gives each to `put`.
+fn each_row<V: Value>(
+    region: CropBox,
+    channels: usize,
+    mut rows: impl FnMut(usize, &mut [V]),
+    mut put: impl FnMut(usize, &[V]),
+) {
+    let mut row = vec![V::default(); region.width * channels];
+    for y in 0..region.height {
+        rows(y, &mut row);
+        put(y, &row);
+    }
+}
+
+/// What gives the rows of a crop that there is already.
+fn rows_of<V: Copy>(crop: &[V]) -> impl FnMut(usize, &mut [V]) + '_ {
+    |y, row| row.copy_from_slice(&crop[y * row.len()..][..row.len()])
+}
+
 /// A sample as the network takes it.
 #[derive(Clone, Debug)]
 pub struct Transformed {
-    /// `[3, height, width]`, normalised, padded with 0.
+    /// `[channels, height, width]`, normalised, padded with 0.
     pub image: Vec<f32>,
     /// `[height, width]` trainIds, padded with 255.
     pub label: Vec<u8>,
-}
-
-/// Every random choice of one pass through a [`Pipeline`]: the same choices give the same values.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Choices {
-    /// Width and height after the resize, in pixels.
-    pub size: (usize, usize),
-    /// What is kept of it.
-    pub region: CropBox,
-    /// Whether it is mirrored left to right.
-    pub flip: bool,
-    /// How its colours change; the default leaves them.
-    pub photometric: Photometric,
-}
-
-impl Choices {
-    /// Resizes, cuts, mirrors and distorts: the 8-bit half of the pipeline.
-    ///
-    /// # Panics
-    /// If the region does not lie inside the size.
-    pub fn apply(&self, image: &RgbImage, label: &LabelMap) -> (RgbImage, LabelMap) {
-        let mut map = LabelMap::filled(self.region.width, self.region.height, [0]);
-        let stride = map.width;
-        resize_nearest_into(
-            label,
-            self.size,
-            self.region,
-            self.flip,
-            &mut map.data,
-            stride,
-        );
-        let mut out = RgbImage::filled(map.width, map.height, [0; 3]);
-        let size = (image.width, image.height);
-        let mut rows = self.image_rows(image, (0, 0), size);
-        for (y, out) in out
-            .data
-            .chunks_exact_mut((map.width * 3).max(1))
-            .enumerate()
-        {
-            rows(y, out);
-        }
-        (out, map)
-    }
-
-    /// What computes a row of the 8-bit picture, from the part of a picture of `size` that begins at
-    /// `origin`.
-    fn image_rows(
-        &self,
-        image: &RgbImage,
-        origin: (usize, usize),
-        size: (usize, usize),
-    ) -> impl FnMut(usize, &mut [u8]) {
-        let part = CropBox {
-            left: origin.0,
-            top: origin.1,
-            width: image.width,
-            height: image.height,
-        };
-        let needed = self.source_region(size);
-        assert!(
-            part.contains(needed),
-            "the part {part:?} of a picture lacks some of {needed:?}"
-        );
-        let mut rows = Bilinear::new(image, origin, size, self.size, self.region, self.flip);
-        move |y, out| {
-            rows.row(y, out);
-            self.photometric.apply_row(out);
-        }
-    }
-
-    /// The part of a picture of `size` (width, height) that these choices read.
-    pub fn source_region(&self, size: (usize, usize)) -> CropBox {
-        let region = self.region;
-        let columns = region.left..region.left + region.width;
-        let rows = region.top..region.top + region.height;
-        let columns = source_range(size.0, self.size.0, columns);
-        let rows = source_range(size.1, self.size.1, rows);
-        CropBox {
-            left: columns.start,
-            top: rows.start,
-            width: columns.len(),
-            height: rows.len(),
-        }
-    }
 }
 
 /// The published training pipeline (mmsegmentation `configs/_base_/datasets/cityscapes.py`).
@@ -201,8 +113,15 @@ pub struct Pipeline {
     pub max_category_share: f64,
     /// Probability of mirroring.
     pub flip: f64,
-    /// Whether brightness, contrast, saturation and hue are distorted.
+    /// Whether brightness, contrast, saturation and hue of RGB of 8 bits are distorted; other pictures stay as they
+    /// are.
     pub photometric: bool,
+    /// What pictures hold, and what they are normalised by.
+    #[serde(default)]
+    pub format: PictureFormat,
+    /// What else is done.
+    #[serde(default)]
+    pub augment: Augment,
 }
 
 impl Default for Pipeline {
@@ -220,6 +139,8 @@ impl Default for Pipeline {
             max_category_share: 0.75,
             flip: 0.5,
             photometric: true,
+            format: PictureFormat::default(),
+            augment: Augment::default(),
         }
     }
 }
@@ -257,6 +178,9 @@ impl Pipeline {
         if !(0.0..=1.0).contains(&self.flip) {
             return refused("flip", "a probability from 0 to 1", &self.flip);
         }
+        if let Some((name, expected, found)) = self.augment.wrong() {
+            return refused(name, expected, &found);
+        }
         Ok(())
     }
 
@@ -278,15 +202,23 @@ impl Pipeline {
             size,
             region,
             flip: rng.random_bool(self.flip),
-            photometric: match self.photometric {
+            photometric: match self.photometric && self.format.is_rgb() {
                 true => Photometric::sample(rng),
                 false => Photometric::default(),
             },
+            augmented: self.augment.choose((region.width, region.height), rng),
         }
     }
 
     fn choose_region(&self, label: &LabelMap, size: (usize, usize), rng: &mut impl Rng) -> CropBox {
         let (width, height) = (self.crop.width.min(size.0), self.crop.height.min(size.1));
+        let around = self.augment.class_crop;
+        if around > 0.0
+            && rng.random_bool(around)
+            && let Some(region) = crop_around_class(label, size, (width, height), rng)
+        {
+            return region;
+        }
         let mut draw = || CropBox {
             top: rng.random_range(0..=size.1 - height),
             left: rng.random_range(0..=size.0 - width),
@@ -318,11 +250,21 @@ impl Pipeline {
     /// Applies `choices`, normalises and pads to the crop.
     ///
     /// # Panics
-    /// If the region of `choices` is larger than the crop or leaves the resized image.
-    pub fn replay(&self, image: &RgbImage, label: &LabelMap, choices: &Choices) -> Transformed {
-        let (whole, size) = ((0, 0), (image.width, image.height));
-        let rows = choices.image_rows(image, whole, size);
-        self.transformed(|planes, map| self.fill(rows, label, choices, planes, map))
+    /// If the region of `choices` is larger than the crop or leaves the resized image, or the picture has other
+    /// channels than the pipeline.
+    pub fn replay<'a>(
+        &self,
+        image: impl Into<PictureRef<'a>>,
+        label: &LabelMap,
+        choices: &Choices,
+    ) -> Transformed {
+        let image = image.into();
+        let part = Part {
+            image,
+            origin: (0, 0),
+            size: image.size(),
+        };
+        self.transformed(|planes, map| self.fill(part, label, choices, planes, map))
     }
 
     /// [`Self::replay`] of a picture of which only a part was read.
@@ -347,15 +289,19 @@ impl Pipeline {
         planes: &mut [f32],
         map: &mut [u8],
     ) {
-        let rows = choices.image_rows(&image.image, image.origin, image.size);
-        self.fill(rows, label, choices, planes, map);
+        let part = Part {
+            image: (&image.image).into(),
+            origin: image.origin,
+            size: image.size,
+        };
+        self.fill(part, label, choices, planes, map);
     }
 
     /// What `fill` makes of the padding.
     fn transformed(&self, fill: impl FnOnce(&mut [f32], &mut [u8])) -> Transformed {
         let area = self.crop.height * self.crop.width;
         let mut out = Transformed {
-            image: vec![0.0; 3 * area],
+            image: vec![0.0; self.format.channels() * area],
             label: vec![IGNORE; area],
         };
         fill(&mut out.image, &mut out.label);
@@ -365,7 +311,7 @@ impl Pipeline {
     /// Row by row, so that all steps find a row in the cache.
     fn fill(
         &self,
-        mut rows: impl FnMut(usize, &mut [u8]),
+        part: Part<'_>,
         label: &LabelMap,
         choices: &Choices,
         planes: &mut [f32],
@@ -377,12 +323,43 @@ impl Pipeline {
             region.width <= width && region.height <= height,
             "the region {region:?} is larger than the crop of {width}x{height}"
         );
-        let mut row = vec![0; region.width * 3];
-        for y in 0..region.height {
-            rows(y, &mut row);
-            normalize_row_into(&row, y, planes, (width, height));
+        let Part {
+            image,
+            origin,
+            size,
+        } = part;
+        let channels = self.format.channels();
+        assert_eq!(image.channels(), channels, "channels of a picture");
+        let (format, to) = (&self.format, (width, height));
+        let plain = choices.augmented.is_none();
+        match image {
+            PictureRef::Rgb(image) => {
+                let rows = choices.image_rows(image, origin, size);
+                let put = |y, row: &[u8]| format.normalize_rgb(row, y, planes, to);
+                match plain {
+                    true => each_row(region, 3, rows, put),
+                    false => {
+                        let crop = choices.augmented_rgb(rows);
+                        each_row(region, 3, rows_of(&crop), put);
+                    }
+                }
+            }
+            PictureRef::Bands(bands) => {
+                let (new, flip) = (choices.size, choices.flip);
+                let mut rows = BandRows::new(bands, origin, size, new, region, flip);
+                let rows = |y, row: &mut [u16]| rows.row(y, row);
+                let put = |y, row: &[u16]| format.normalize_row(row, y, planes, to);
+                match plain {
+                    true => each_row(region, channels, rows, put),
+                    false => {
+                        let largest = format.largest();
+                        let crop = choices.augmented_crop(channels, largest, rows, |_| ());
+                        each_row(region, channels, rows_of(&crop), put);
+                    }
+                }
+            }
         }
-        resize_nearest_into(label, choices.size, region, choices.flip, map, width);
+        choices.label_into(label, map, width);
     }
 
     /// Draws every choice from `rng` and applies it.
@@ -403,7 +380,7 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dataset, SyntheticStreets};
+    use crate::{Augmented, Dataset, SyntheticStreets};
     use rand::SeedableRng;
 
     #[test]
@@ -434,7 +411,7 @@ mod tests {
             let choices = pipeline.choose(&label, &mut rng);
             let region = choices.source_region((128, 64));
             let part = PartialImage {
-                image: crop(&sample.image, region),
+                image: PictureRef::from(&sample.image).cropped(region),
                 origin: (region.left, region.top),
                 size: (128, 64),
             };
@@ -455,9 +432,10 @@ mod tests {
             region: CropBox::whole((1024, 512)),
             flip: false,
             photometric: Photometric::default(),
+            augmented: Augmented::default(),
         };
         let part = PartialImage {
-            image: RgbImage::filled(1024, 511, [0; 3]),
+            image: RgbImage::filled(1024, 511, [0; 3]).into(),
             origin: (0, 0),
             size: (2048, 1024),
         };

@@ -130,7 +130,8 @@ fn damage_below_the_part_that_is_wanted_is_refused() {
     };
     let part = read().unwrap().image;
     assert_eq!((part.origin, part.size), ((0, 0), (32, 16)));
-    assert_eq!(part.image.data, dataset.get(1).unwrap().image.row(0));
+    let whole = dataset.get(1).unwrap().image.into_rgb().unwrap();
+    assert_eq!(part.image.into_rgb().unwrap().data, whole.row(0));
 
     let whole = std::fs::read(&image).unwrap();
     let mut bytes = whole.clone();

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use files::{Png, chunk, exif, flat_jpeg, progressive_jpeg};
 use halfseg_data::{
-    Cityscapes, CropBox, DataError, Dataset, LabelMap, read_image, read_instances, read_label,
+    Cityscapes, CropBox, DataError, Dataset, LabelMap, Picture, read_image, read_instances,
+    read_label,
 };
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -174,7 +175,8 @@ fn read_all(root: &Path, damaged: &Path) -> usize {
     let whole = dataset.get(0).map_err(says);
     if let (Ok(part), Ok(whole)) = (&part, &whole) {
         let (x, y) = (20 - part.image.origin.0, 11 - part.image.origin.1);
-        let (part, whole) = (&part.image.image, &whole.image);
+        let rgb = |picture: &'_ Picture| picture.rgb().expect("RGB of 8 bits").clone();
+        let (part, whole) = (rgb(&part.image.image), rgb(&whole.image));
         for row in 0..5 {
             let ours = &part.row(y + row)[3 * x..][..27];
             assert_eq!(

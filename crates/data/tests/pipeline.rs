@@ -7,8 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use halfseg_data::{
-    Choices, Crop, CropBox, LabelMap, Photometric, Pipeline, RgbImage, Scale, bgr_from_hsv, flip,
-    hsv_from_rgb, normalize, pad, resize_bilinear, resize_nearest, scaled_size,
+    Augmented, Choices, Crop, CropBox, LabelMap, Photometric, Pipeline, RgbImage, Scale,
+    bgr_from_hsv, flip, hsv_from_rgb, normalize, pad, resize_bilinear, resize_nearest, scaled_size,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -340,6 +340,7 @@ fn chains(recording: &Recording<'_>, image: &RgbImage, label: &LabelMap, report:
             },
             flip: chain["flip"].as_bool().expect("flip"),
             photometric: photometric(&chain["photo"]),
+            augmented: Augmented::default(),
         };
         let name = |part: &str| format!("chain.{i}.{part}");
         let (made, map) = choices.apply(image, label);

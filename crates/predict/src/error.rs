@@ -28,7 +28,7 @@ pub enum PredictError {
     },
     /// A picture that is none.
     #[error(
-        "expected a picture of at least one pixel with three values each, found {width}x{height} \
+        "expected a picture of at least one pixel with a value for each channel, found {width}x{height} \
          pixels with {values} values"
     )]
     Picture {
@@ -38,6 +38,14 @@ pub enum PredictError {
         height: usize,
         /// Number of values.
         values: usize,
+    },
+    /// A picture has other channels than the network takes.
+    #[error("expected a picture of {expected} channels, as the network takes them, found {found}")]
+    Channels {
+        /// Channels that the network takes.
+        expected: usize,
+        /// Channels of the picture.
+        found: usize,
     },
     /// A picture would need more memory than there is.
     #[error(

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use halfseg_data::{LabelMap, RgbImage, Sample, write_label, write_rgb};
+use halfseg_data::{LabelMap, PictureRef, RgbImage, Sample, write_label, write_rgb};
 
 use crate::PredictError;
 
@@ -68,17 +68,24 @@ pub fn panel(pictures: &[&RgbImage], gap: usize) -> RgbImage {
 /// panel `<name>.png` of picture, prediction and truth, in the colours of `palette`.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// When a file cannot be written, and a picture that is no RGB: [`halfseg_data::PictureFormat::shown`] makes one
+/// of it.
 pub fn draw_prediction(
     folder: &Path,
     sample: &Sample,
     map: &LabelMap,
     palette: &[[u8; 3]],
 ) -> Result<(), PredictError> {
-    write_maps(folder, &sample.name, &sample.image, map, (palette, 0.5))?;
+    let PictureRef::Rgb(image) = (&sample.image).into() else {
+        return Err(PredictError::Channels {
+            expected: 3,
+            found: PictureRef::from(&sample.image).channels(),
+        });
+    };
+    write_maps(folder, &sample.name, image, map, (palette, 0.5))?;
     let colors = colorize(map, palette);
     let truth = sample.label.as_ref().map(|label| colorize(label, palette));
-    let parts = [&sample.image, &colors].into_iter().chain(&truth);
+    let parts = [image, &colors].into_iter().chain(&truth);
     let joined = panel(&parts.collect::<Vec<_>>(), GAP_PX);
     Ok(write_rgb(
         &folder.join(format!("{}.png", sample.name)),

@@ -8,8 +8,8 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::{Policy, autocast};
 use halfseg_data::{
-    CropBox, Dataset, IGNORE, LabelMap, RgbImage, check_labels, crop, flip, normalize, ratio_size,
-    resize_bilinear,
+    CropBox, Dataset, IGNORE, LabelMap, Picture, PictureFormat, PictureRef, check_labels,
+    ratio_size,
 };
 use halfseg_devices::Bytes;
 use halfseg_eval::{ConfusionMatrix, Prediction, Windows, argmax, multi_scale_flip};
@@ -78,7 +78,26 @@ impl Predictor {
                 ),
             });
         }
-        Ok(Self::new(&model, policy, settings.config))
+        let (channels, taken) = (settings.pictures.channels(), model.config().in_channels);
+        if channels != taken {
+            return Err(PredictError::Settings {
+                path: path.to_owned(),
+                key: PredictorSettings::KEY,
+                message: format!(
+                    "pictures of {channels} channels for a network that takes {taken}"
+                ),
+            });
+        }
+        let predictor = Self::new(&model, policy, settings.config);
+        Ok(predictor.with_pictures(settings.pictures))
+    }
+
+    /// The same for such pictures, in place of RGB that is normalised by ImageNet's mean and standard deviation.
+    pub fn with_pictures(self, pictures: PictureFormat) -> Self {
+        Self {
+            settings: self.settings.with_pictures(pictures),
+            ..self
+        }
     }
 
     /// The network.
@@ -100,6 +119,11 @@ impl Predictor {
         &self.settings.policy
     }
 
+    /// What pictures hold, and what they are normalised by.
+    pub fn pictures(&self) -> &PictureFormat {
+        &self.settings.pictures
+    }
+
     /// How pictures pass through the network.
     pub fn config(&self) -> &PredictorConfig {
         &self.settings.config
@@ -108,18 +132,23 @@ impl Predictor {
     /// Class scores at the picture's size: logits, or mean probabilities for `ms_flip`;
     /// f32 `[1, classes, height, width]`. Where a network has one output for two classes, the first's logit is 0.
     ///
-    /// The picture is resized as 8-bit values, the logits bilinearly as f32, first by the network
+    /// The picture is resized in whole numbers of its own depth, the logits bilinearly as f32, first by the network
     /// to its input's size, then to the picture's own, as the peer does.
     ///
     /// # Errors
-    /// A picture without pixels, or whose values do not fit its size, and one that memory cannot hold.
-    pub fn scores(&self, image: &RgbImage) -> Result<Tensor<4>, PredictError> {
-        self.plan(true).check(picture_size(image)?)?;
-        Ok(self.all_scores(image))
+    /// A picture without pixels, whose values do not fit its size, or of other channels than the network takes, and
+    /// one that memory cannot hold.
+    pub fn scores<'a>(
+        &self,
+        picture: impl Into<PictureRef<'a>>,
+    ) -> Result<Tensor<4>, PredictError> {
+        let picture = picture.into();
+        self.plan(true).check(self.picture_size(picture)?)?;
+        Ok(self.all_scores(picture))
     }
 
-    fn all_scores(&self, image: &RgbImage) -> Tensor<4> {
-        let fitted = fitted(self.config(), (image.width, image.height));
+    fn all_scores(&self, image: PictureRef<'_>) -> Tensor<4> {
+        let fitted = fitted(self.config(), image.size());
         if !self.config().ms_flip {
             return self.view(image, fitted, false);
         }
@@ -131,8 +160,11 @@ impl Predictor {
     ///
     /// # Errors
     /// As [`scores`](Self::scores).
-    pub fn probabilities(&self, image: &RgbImage) -> Result<Tensor<4>, PredictError> {
-        let scores = self.scores(image)?;
+    pub fn probabilities<'a>(
+        &self,
+        picture: impl Into<PictureRef<'a>>,
+    ) -> Result<Tensor<4>, PredictError> {
+        let scores = self.scores(picture)?;
         Ok(match self.config().ms_flip {
             true => scores,
             false => softmax(scores, 1),
@@ -146,8 +178,12 @@ impl Predictor {
     ///
     /// # Errors
     /// As [`scores`](Self::scores).
-    pub fn predict(&self, image: &RgbImage) -> Result<Prediction, PredictError> {
-        let own = picture_size(image)?;
+    pub fn predict<'a>(
+        &self,
+        picture: impl Into<PictureRef<'a>>,
+    ) -> Result<Prediction, PredictError> {
+        let image = picture.into();
+        let own = self.picture_size(image)?;
         let plan = self.plan(false);
         plan.check(own)?;
         if !plan.in_bands(own) {
@@ -163,7 +199,7 @@ impl Predictor {
             not_finite: 0,
         };
         let window = |[rows, columns]: [Range<usize>; 2]| self.window(image, rows, columns);
-        self.windows(image).for_each_band(&window, |rows, scores| {
+        self.windows(own).for_each_band(&window, |rows, scores| {
             let scores = self.decisive(scores, self.logit_threshold());
             let band = argmax(scores).swap_remove(0);
             let place = rows.start * own.0..rows.end * own.0;
@@ -184,7 +220,7 @@ impl Predictor {
         Plan::new(self.model.config(), &self.settings, &self.device, scores)
     }
 
-    /// The most likely class of each pixel of a batch that is normalised already: `[n, 3, h, w]` on
+    /// The most likely class of each pixel of a batch that is normalised already: `[n, channels, h, w]` on
     /// the network's device -> `n` maps of `h * w` classes.
     ///
     /// The whole of inference but for reading pictures: network, logits at the input's size, argmax.
@@ -255,30 +291,53 @@ impl Predictor {
         Ok(matrix)
     }
 
-    /// The windows over `image`.
-    fn windows(&self, image: &RgbImage) -> Windows {
+    /// Width and height of a picture that has pixels, and a value for each channel that the network takes.
+    fn picture_size(&self, picture: PictureRef<'_>) -> Result<(usize, usize), PredictError> {
+        let ((width, height), found) = (picture.size(), picture.channels());
+        let expected = self.pictures().channels();
+        if found != expected {
+            return Err(PredictError::Channels { expected, found });
+        }
+        let pixels = width.checked_mul(height).unwrap_or(0);
+        match pixels > 0 && pixels.checked_mul(found) == Some(picture.values()) {
+            true => Ok((width, height)),
+            false => Err(PredictError::Picture {
+                width,
+                height,
+                values: picture.values(),
+            }),
+        }
+    }
+
+    /// The windows over a picture of `size` (width, height).
+    fn windows(&self, size: (usize, usize)) -> Windows {
         let (crop, stride) = (self.config().slide_crop, self.config().slide_stride);
         Windows {
-            size: [image.height, image.width],
+            size: [size.1, size.0],
             crop: [crop.height, crop.width],
             stride: [stride.height, stride.width],
         }
     }
 
     /// Logits of some rows and columns of `image`, of which only these are normalised.
-    fn window(&self, image: &RgbImage, rows: Range<usize>, columns: Range<usize>) -> Tensor<4> {
+    fn window(
+        &self,
+        image: PictureRef<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) -> Tensor<4> {
         let part = CropBox {
             left: columns.start,
             top: rows.start,
             width: columns.len(),
             height: rows.len(),
         };
-        let all = (part.width, part.height) == (image.width, image.height);
-        let values = match all {
-            true => normalize(image),
-            false => normalize(&crop(image, part)),
+        let format = self.pictures();
+        let values = match part == CropBox::whole(image.size()) {
+            true => format.normalize(image),
+            false => format.normalize(&image.cropped(part)),
         };
-        let values = TensorData::new(values, [1, 3, part.height, part.width]);
+        let values = TensorData::new(values, [1, format.channels(), part.height, part.width]);
         let values = Tensor::<4>::from_data(values, &self.device);
         self.of_classes(autocast(&self.settings.policy, || {
             self.model.forward(values)
@@ -311,43 +370,23 @@ impl Predictor {
 
     /// Logits of the picture resized to `size` (width, height) and mirrored or not, at the
     /// picture's size.
-    fn view(&self, image: &RgbImage, size: (usize, usize), mirror: bool) -> Tensor<4> {
-        let own = (image.width, image.height);
-        let all = CropBox {
-            left: 0,
-            top: 0,
-            width: size.0,
-            height: size.1,
-        };
-        let mut input = (size != own || mirror).then(|| resize_bilinear(image, size, all));
+    fn view(&self, image: PictureRef<'_>, size: (usize, usize), mirror: bool) -> Tensor<4> {
+        let own = image.size();
+        let mut input = (size != own || mirror).then(|| image.resized(size));
         if let Some(input) = input.as_mut().filter(|_| mirror) {
-            flip(input);
+            input.flip();
         }
-        let input = input.as_ref().unwrap_or(image);
+        let input = input.as_ref().map_or(image, PictureRef::from);
         let window = |[rows, columns]: [Range<usize>; 2]| self.window(input, rows, columns);
         let logits = match self.config().mode {
             EvalMode::Whole => window([0..size.1, 0..size.0]),
-            EvalMode::Slide => self.windows(input).logits(&window),
+            EvalMode::Slide => self.windows(size).logits(&window),
         };
         if size == own {
             return logits;
         }
         let align_corners = self.model.config().align_corners;
         resize_with(logits, [own.1, own.0], align_corners)
-    }
-}
-
-/// Width and height of a picture that has pixels, and a value for each.
-fn picture_size(image: &RgbImage) -> Result<(usize, usize), PredictError> {
-    let size = (image.width, image.height);
-    let pixels = size.0.checked_mul(size.1).unwrap_or(0);
-    match pixels > 0 && pixels.checked_mul(3) == Some(image.data.len()) {
-        true => Ok(size),
-        false => Err(PredictError::Picture {
-            width: size.0,
-            height: size.1,
-            values: image.data.len(),
-        }),
     }
 }
 
@@ -359,7 +398,7 @@ pub struct Evaluated<'a> {
     /// Its name.
     pub name: &'a str,
     /// The picture.
-    pub image: &'a RgbImage,
+    pub image: &'a Picture,
     /// The class of each pixel.
     pub map: &'a LabelMap,
     /// The true classes, where the data set has them.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use halfseg_amp::Policy;
-use halfseg_data::Classes;
+use halfseg_data::{Classes, PictureFormat};
 use halfseg_files::parse_json;
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +21,16 @@ pub struct PredictorSettings {
     pub policy: Policy,
     /// How pictures pass through the network.
     pub config: PredictorConfig,
+    /// What pictures hold, and what they are normalised by; RGB and ImageNet's where nothing is said.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pictures: PictureFormat,
     /// What the network's classes are called and shown in, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<Classes>,
+}
+
+fn is_default(pictures: &PictureFormat) -> bool {
+    *pictures == PictureFormat::default()
 }
 
 impl PredictorSettings {
@@ -35,8 +42,14 @@ impl PredictorSettings {
         Self {
             policy,
             config,
+            pictures: PictureFormat::default(),
             classes: None,
         }
+    }
+
+    /// The same, of a network that takes such pictures.
+    pub fn with_pictures(self, pictures: PictureFormat) -> Self {
+        Self { pictures, ..self }
     }
 
     /// The same, of a network with these classes.

@@ -26,7 +26,7 @@ fn network(method: Method) -> Segmentor {
 
 fn picture(seed: u64, width: usize, height: usize) -> RgbImage {
     let sample = SyntheticStreets::new(width, height, 1, seed).get(0);
-    sample.unwrap().image
+    sample.unwrap().image.into_rgb().unwrap()
 }
 
 fn values(scores: Tensor<4>) -> Vec<f32> {
@@ -131,7 +131,10 @@ fn threads_that_share_a_predictor_find_what_one_finds() {
     let together: Vec<_> = thread::scope(|threads| {
         let started: Vec<_> = images
             .iter()
-            .map(|image| threads.spawn(|| predictor.predict(image).unwrap()))
+            .map(|image| {
+                let predictor = &predictor;
+                threads.spawn(move || predictor.predict(image).unwrap())
+            })
             .collect();
         started.into_iter().map(|t| t.join().unwrap()).collect()
     });

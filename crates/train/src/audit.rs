@@ -9,7 +9,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::start::{Start, check_memory};
-use crate::{Error, Recipe, RunPrecision, open_split, pipeline};
+use crate::{Error, Recipe, RunPrecision, check_channels, open_split, pipeline_for};
 
 /// The result of an [`audit`].
 #[derive(Clone, Debug)]
@@ -106,7 +106,9 @@ fn first_batch(recipe: &Recipe, device: &Device) -> Result<(Tensor<4>, Tensor<3,
         start_at: 0,
     };
     let train = open_split(recipe, &recipe.data.train_split)?;
-    let mut loader = Loader::new(train, pipeline(recipe), config);
+    check_channels(recipe, &*train)?;
+    let pipeline = pipeline_for(recipe, &*train);
+    let mut loader = Loader::new(train, pipeline, config);
     let batch = loader.next().expect("a loader has no end")?;
     batch.check_labels(recipe.model.num_classes)?;
     Ok(batch.into_tensors(device))

@@ -43,12 +43,14 @@ pub use recipe::{
 };
 pub use run::Trainer;
 pub use run::folder::{
-    Existing, RECIPE_KEY, is_of_run, is_run_name, read_recipe, resolve_checkpoint,
+    DEFINITION_KEY, Existing, RECIPE_KEY, is_of_run, is_run_name, read_recipe, resolve_checkpoint,
 };
 pub use run::log::Log;
 pub use run::observer::{Observer, Outcome, Started, Timing};
 pub use run::results::draw_curves;
 pub use run::together::{check_same, check_same_weights};
 pub use schedule::{Decay, Schedule};
-pub use source::{Splits, check_classes, known_classes, open_split, pipeline};
+pub use source::{
+    Splits, check_channels, check_classes, known_classes, open_split, pipeline, pipeline_for,
+};
 pub use start::{bound_policy, check_memory, open_device};

@@ -127,7 +127,29 @@ pub fn open_split(recipe: &Recipe, split: &str) -> Result<Arc<dyn Dataset>, Erro
     Ok(Arc::new(dataset))
 }
 
-/// The training pipeline that a recipe describes.
+/// Refuses pictures of other channels than the recipe's network takes.
+///
+/// # Errors
+///
+/// [`Error::Value`] of `model.in_channels`.
+pub fn check_channels(recipe: &Recipe, data: &dyn Dataset) -> Result<(), Error> {
+    let (format, found) = (data.format(), recipe.model.in_channels);
+    if format.channels() == found {
+        return Ok(());
+    }
+    Err(Error::Value {
+        key: "model.in_channels".into(),
+        origin: "this configuration".into(),
+        expected: format!(
+            "{}, since pictures of {} have {format}",
+            format.channels(),
+            recipe.data.source
+        ),
+        found: found.to_string(),
+    })
+}
+
+/// The training pipeline that a recipe describes, for RGB pictures.
 pub fn pipeline(recipe: &Recipe) -> Pipeline {
     let data = &recipe.data;
     Pipeline {
@@ -137,6 +159,16 @@ pub fn pipeline(recipe: &Recipe) -> Pipeline {
         max_category_share: data.category_limit,
         flip: data.flip,
         photometric: data.photometric,
+        augment: data.augment(),
+        ..Pipeline::default()
+    }
+}
+
+/// The same, for the pictures of `data`.
+pub fn pipeline_for(recipe: &Recipe, data: &dyn Dataset) -> Pipeline {
+    Pipeline {
+        format: data.format(),
+        ..pipeline(recipe)
     }
 }
 

@@ -15,7 +15,7 @@ use halfseg_segmentor::{LoadReport, Segmentor, training_memory};
 use crate::finite::{REMEDY, unfit_weight};
 use crate::learner::replica;
 use crate::run::together::{check_shares, shared};
-use crate::{Error, Factors, Learner, Recipe, Splits};
+use crate::{Error, Factors, Learner, Recipe, Splits, check_channels};
 
 /// A network ready to be trained as a recipe says.
 pub(crate) struct Start {
@@ -126,6 +126,7 @@ impl Prepared {
     ) -> Result<Self, Error> {
         recipe.check("the recipe of this run")?;
         check_shares(recipe, ranks)?;
+        check_channels(recipe, &*data.train)?;
         let memory = check_memory(recipe)?;
         check_loader(recipe, memory)?;
         check_evaluation(recipe, data.val.as_deref(), device)?;
@@ -272,7 +273,8 @@ fn check_evaluation(
         return Ok(());
     };
     let settings = PredictorSettings::new(recipe.precision.policy(), recipe.eval.clone());
-    let checked = settings.check_memory(&recipe.model, device, image.width, image.height);
+    let (width, height) = image.size();
+    let checked = settings.check_memory(&recipe.model, device, width, height);
     Ok(checked.map_err(|error| error.of(&val.source(0)))?)
 }
 

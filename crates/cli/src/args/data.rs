@@ -56,6 +56,41 @@ pub struct DataArgs {
 pub enum DataCommand {
     /// Propose the definition of a folder of pictures and masks
     Init(InitArgs),
+    /// Convert the description that Ultralytics (data.yaml) or MMSegmentation (a configuration) has of a data set
+    Convert(ConvertArgs),
+    /// Write the definition that a checkpoint was trained with
+    Extract(ExtractArgs),
+}
+
+/// Flags of `data convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// data.yaml, or a configuration in Python, which is read and not run
+    #[arg(value_name = "FILE")]
+    pub description: PathBuf,
+    /// The definition to write; one that is there stays
+    #[arg(long, value_name = "FILE.toml")]
+    pub out: PathBuf,
+    /// The folder of the data, in place of the one that the description names
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// The Python file of the data set's class, whose METAINFO has classes and colours that the configuration lacks
+    #[arg(long, value_name = "FILE.py")]
+    pub classes: Option<PathBuf>,
+}
+
+/// Flags of `data extract`.
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    /// The checkpoint, or the folder of a run
+    #[arg(value_name = "CHECKPOINT")]
+    pub checkpoint: PathBuf,
+    /// The definition to write; one that is there stays
+    #[arg(long, value_name = "FILE.toml")]
+    pub out: PathBuf,
+    /// The folder of the data, in place of the one that the definition names
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
 }
 
 /// Flags of `data init`.

@@ -108,13 +108,25 @@ pub struct EvalArgs {
 /// Flags of `score`.
 #[derive(Debug, Args)]
 pub struct ScoreArgs {
-    /// Folder with one labelId PNG for each image of the split, whose name begins with the image's
+    /// Folder with one PNG for each image of the split, whose name begins with the image's: of labelIds for --truth,
+    /// of classes for --data, as `eval` keeps them and `predict` writes them
     #[arg(long, value_name = "DIR")]
     pub predictions: PathBuf,
     /// A split's labels, such as gtFine/val: CITY/*_gtFine_labelIds.png, and *_instanceIds.png
     /// for instance scores
-    #[arg(long, value_name = "DIR")]
-    pub truth: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "data",
+        conflicts_with = "data"
+    )]
+    pub truth: Option<PathBuf>,
+    /// The definition of the data set that the predictions are for
+    #[arg(long, value_name = "FILE.toml")]
+    pub data: Option<PathBuf>,
+    /// Its split
+    #[arg(long, value_name = "NAME", requires = "data", default_value = "val")]
+    pub split: String,
     /// Write the scores as JSON (`-`: to stdout)
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,

@@ -15,7 +15,9 @@ use halfseg_devices::{DeviceChoice, ExchangePrecision};
 use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{LossScale, RunPrecision};
 
-pub use self::data::{BrowseArgs, DataArgs, DataCommand, DoctorArgs, InitArgs};
+pub use self::data::{
+    BrowseArgs, ConvertArgs, DataArgs, DataCommand, DoctorArgs, ExtractArgs, InitArgs,
+};
 pub use self::inference::{EvalArgs, ExportArgs, InferenceArgs, PredictArgs, ScoreArgs};
 pub use self::published::{PlotArgs, ZooArgs};
 use crate::values::{DEPTHS, DEVICES, LOSS_SCALES, METHODS, PRECISIONS, listed};
@@ -67,7 +69,7 @@ pub enum Command {
     Data(DataArgs),
     /// Score a checkpoint on a labelled split
     Eval(Box<EvalArgs>),
-    /// Score a folder of predictions as the official Cityscapes scorer does
+    /// Score a folder of predictions, as the official Cityscapes scorer does or by a definition
     Score(ScoreArgs),
     /// Segment images
     Predict(Box<PredictArgs>),

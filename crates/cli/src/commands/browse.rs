@@ -5,11 +5,11 @@ use std::io::Write;
 
 use anyhow::{Context, Result, bail};
 use halfseg_data::{
-    Batch, Classes, IGNORE, LabelMap, Loader, LoaderConfig, MEAN, RgbImage, STD, write_rgb,
+    Batch, Classes, IGNORE, LabelMap, Loader, LoaderConfig, PictureFormat, RgbImage, write_rgb,
 };
 use halfseg_files::write_atomically;
 use halfseg_predict::{overlay, panel};
-use halfseg_train::{Splits, pipeline};
+use halfseg_train::{Splits, check_channels, pipeline_for};
 
 use super::doctor::escaped;
 use crate::args::BrowseArgs;
@@ -42,7 +42,10 @@ pub fn run(args: &BrowseArgs) -> Result<()> {
         queue: recipe.data.queue.max(1),
         start_at: args.start,
     };
-    let loader = Loader::new(splits.train.clone(), pipeline(&recipe), config);
+    check_channels(&recipe, &*splits.train)?;
+    let pipeline = pipeline_for(&recipe, &*splits.train);
+    let format = pipeline.format.clone();
+    let loader = Loader::new(splits.train.clone(), pipeline, config);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     let mut rows = String::new();
     let mut shown = Progress::new(args.batches as u64, "batches");
@@ -53,7 +56,7 @@ pub fn run(args: &BrowseArgs) -> Result<()> {
         let batch = batch?;
         batch.check_labels(classes.len())?;
         let name = format!("iteration_{}.png", batch.iteration);
-        write_rgb(&args.out.join(&name), &sheet(&batch, &classes))?;
+        write_rgb(&args.out.join(&name), &sheet(&batch, &format, &classes))?;
         rows += &row(&batch, &name, &classes);
         shown.inc(&name);
     }
@@ -66,20 +69,12 @@ pub fn run(args: &BrowseArgs) -> Result<()> {
 }
 
 /// A sample of a batch as pictures have it.
-fn sample(batch: &Batch, index: usize) -> (RgbImage, LabelMap) {
+fn sample(batch: &Batch, format: &PictureFormat, index: usize) -> (RgbImage, LabelMap) {
     let [_, height, width] = batch.shape;
     let area = height * width;
-    let planes = &batch.images[index * 3 * area..(index + 1) * 3 * area];
-    let value = |pixel: usize, c: usize| {
-        let value = planes[c * area + pixel] * STD[c] + MEAN[c];
-        value.round().clamp(0.0, 255.0) as u8
-    };
-    let data = (0..area).flat_map(|pixel| [0, 1, 2].map(|c| value(pixel, c)));
-    let image = RgbImage {
-        width,
-        height,
-        data: data.collect(),
-    };
+    let values = format.channels() * area;
+    let planes = &batch.images[index * values..(index + 1) * values];
+    let image = format.shown_normalized(planes, width, height);
     let map = LabelMap {
         width,
         height,
@@ -89,9 +84,9 @@ fn sample(batch: &Batch, index: usize) -> (RgbImage, LabelMap) {
 }
 
 /// The samples of a batch below each other, each beside its classes.
-fn sheet(batch: &Batch, classes: &Classes) -> RgbImage {
+fn sheet(batch: &Batch, format: &PictureFormat, classes: &Classes) -> RgbImage {
     let mut rows = (0..batch.shape[0]).map(|index| {
-        let (image, map) = sample(batch, index);
+        let (image, map) = sample(batch, format, index);
         let colors = overlay(&image, &map, classes.colors(), OPACITY);
         panel(&[&image, &colors], GAP_PX)
     });
@@ -166,9 +161,10 @@ mod tests {
             sources: vec!["<a>".into()],
             waited: std::time::Duration::ZERO,
         };
-        assert_eq!(sample(&batch, 0).0, image);
+        let format = PictureFormat::default();
+        assert_eq!(sample(&batch, &format, 0).0, image);
         let classes = Classes::numbered(2);
-        assert_eq!(sheet(&batch, &classes).width, 2 + GAP_PX + 2);
+        assert_eq!(sheet(&batch, &format, &classes).width, 2 + GAP_PX + 2);
         let row = row(&batch, "x.png", &classes);
         assert!(
             row.contains("&lt;a&gt;: class_1 50.0 %, ignored 50.0 %"),

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use halfseg_data::{Definition, SurveyOptions, is_definition, propose};
 use halfseg_files::write_atomically;
+use halfseg_train::DEFINITION_KEY;
 
-use crate::args::{DataArgs, DataCommand, InitArgs};
+use crate::args::{ConvertArgs, DataArgs, DataCommand, ExtractArgs, InitArgs};
 use crate::failure::Usage;
 use crate::output::{check_writable, print};
+use crate::settings::weights_file;
 use crate::shell::quoted;
 
 /// Pairs of a split that are read to say whether the proposal holds.
@@ -19,24 +21,13 @@ const TRIED: usize = 20;
 pub fn run(args: &DataArgs) -> Result<()> {
     match &args.command {
         DataCommand::Init(args) => init(args),
+        DataCommand::Convert(args) => convert(args),
+        DataCommand::Extract(args) => extract(args),
     }
 }
 
 fn init(args: &InitArgs) -> Result<()> {
-    if !is_definition(&args.out) {
-        let why = format!(
-            "--out {}: expected a name that ends with .toml",
-            args.out.display()
-        );
-        return Err(Usage(why).into());
-    }
-    check_writable(&[&Some(args.out.clone())], &[])?;
-    if args.out.exists() {
-        bail!(
-            "{}: expected no file, found one; choose another name, or remove it",
-            args.out.display()
-        );
-    }
+    check_out(&args.out)?;
     if !args.folder.is_dir() {
         bail!(
             "{}: expected a folder of pictures and masks, found none",
@@ -48,10 +39,67 @@ fn init(args: &InitArgs) -> Result<()> {
         Some(name) => Definition::preset_text(name, &root)?,
         None => propose(&args.folder, &root)?,
     };
-    let folder = args.out.parent().unwrap_or(Path::new(""));
-    let definition = Definition::parse(&text, &args.out.display().to_string(), folder)?;
-    write_atomically(&args.out, |out| out.write_all(text.as_bytes()))
-        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    write(&args.out, &text)
+}
+
+fn convert(args: &ConvertArgs) -> Result<()> {
+    check_out(&args.out)?;
+    let [classes, folder] = [&args.classes, &args.root].map(Option::as_deref);
+    let found = halfseg_data::convert(&args.description, classes, folder)?;
+    if !found.root().is_dir() {
+        bail!(
+            "{}: expected the folder of the data, as {} names it, found none; --root says where it is",
+            found.root().display(),
+            args.description.display()
+        );
+    }
+    let root = root(found.root(), &args.out)?;
+    write(&args.out, &found.to_toml(&root))
+}
+
+fn extract(args: &ExtractArgs) -> Result<()> {
+    check_out(&args.out)?;
+    let weights = weights_file(&args.checkpoint)?;
+    let metadata = halfseg_segmentor::read_metadata(&weights)?;
+    let Some(text) = metadata.get(DEFINITION_KEY) else {
+        bail!(
+            "{}: expected the definition of a data set, `{DEFINITION_KEY}` in its metadata, found none: it was not trained on \
+             one",
+            weights.display()
+        );
+    };
+    let text = match &args.root {
+        Some(folder) => Definition::moved(text, &root(folder, &args.out)?)?,
+        None => text.clone(),
+    };
+    write(&args.out, &text)
+}
+
+/// Refuses a name that is none of a definition, and a file that is there.
+fn check_out(out: &Path) -> Result<()> {
+    if !is_definition(out) {
+        let why = format!(
+            "--out {}: expected a name that ends with .toml",
+            out.display()
+        );
+        return Err(Usage(why).into());
+    }
+    check_writable(&[&Some(out.to_owned())], &[])?;
+    if out.exists() {
+        bail!(
+            "{}: expected no file, found one; choose another name, or remove it",
+            out.display()
+        );
+    }
+    Ok(())
+}
+
+/// Writes a definition, and says what a first look at its data shows.
+fn write(out: &Path, text: &str) -> Result<()> {
+    let folder = out.parent().unwrap_or(Path::new(""));
+    let definition = Definition::parse(text, &out.display().to_string(), folder)?;
+    write_atomically(out, |file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("cannot write {}", out.display()))?;
     let splits = definition.splits();
     let options = SurveyOptions {
         train: splits.iter().copied().find(|split| *split == "train"),
@@ -71,7 +119,7 @@ fn init(args: &InitArgs) -> Result<()> {
     for finding in errors {
         warning!("{finding}");
     }
-    let out = quoted(&args.out);
+    let out = quoted(out);
     message!("wrote {out}; edit it, then look at all of it with `halfseg doctor --data {out}`");
     Ok(())
 }

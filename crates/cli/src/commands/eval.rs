@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use halfseg_data::{
-    CLASSES, Cityscapes, Dataset, DefinedData, Definition, IGNORE, InstanceMap, LabelMap, Sample,
-    check_labels,
+    CLASSES, Cityscapes, Dataset, DefinedData, Definition, IGNORE, InstanceMap, LabelMap,
+    PictureFormat, Sample, check_labels,
 };
 use halfseg_devices::{Ranks, resident_memory};
 use halfseg_eval::{
@@ -55,6 +55,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         return Err(Usage("the checkpoint names no split: expected --split NAME".into()).into());
     }
     let Split { dataset, tree, own } = Split::open(&loaded, split, keeps)?;
+    check_pictures(&loaded, &dataset.format())?;
     for note in dataset.notes() {
         warning!("{note}");
     }
@@ -175,6 +176,20 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         write_json(path, &json)?;
     }
     ranks::together(left_out.finish(total))
+}
+
+/// Refuses data whose pictures are not what the network was trained on.
+fn check_pictures(loaded: &Loaded, found: &PictureFormat) -> Result<()> {
+    let kind = |format: &PictureFormat| (format.channels(), format.bits());
+    if kind(found) != kind(&loaded.pictures) {
+        bail!(
+            "{}: expected pictures of {}, as {} was trained on, found {found}",
+            loaded.recipe.data.source,
+            loaded.pictures,
+            loaded.weights.display()
+        );
+    }
+    Ok(())
 }
 
 /// What scores the pictures of one process.

@@ -85,12 +85,11 @@ impl Predictions {
 /// The classes that an earlier run has kept of an image, as such if they are `own`, else as labelIds.
 pub fn read_kept(path: &Path, sample: &Sample, own: bool) -> Result<LabelMap> {
     let mut map = read_label(path)?;
-    if (map.width, map.height) != (sample.image.width, sample.image.height) {
+    let (width, height) = sample.image.size();
+    if (map.width, map.height) != (width, height) {
         bail!(
-            "{}: expected {}x{} pixels as the image has, found {}x{}",
+            "{}: expected {width}x{height} pixels as the image has, found {}x{}",
             path.display(),
-            sample.image.width,
-            sample.image.height,
             map.width,
             map.height
         );

@@ -2,6 +2,7 @@
 
 mod audit;
 mod bad_input;
+mod bands;
 mod bench;
 mod config;
 mod eval;

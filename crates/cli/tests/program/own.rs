@@ -28,7 +28,7 @@ fn write(
         for file in [&picture, &mask_file] {
             fs::create_dir_all(file.parent().unwrap()).unwrap();
         }
-        write_rgb(&picture, &sample.image).unwrap();
+        write_rgb(&picture, sample.image.rgb().unwrap()).unwrap();
         mask(&mask_file, &sample.label.unwrap());
     }
 }
@@ -80,7 +80,7 @@ fn kinds(report: &Value) -> BTreeSet<String> {
 }
 
 /// From a definition to predictions: trained, scored under the names of `classes`, predicted in `colors`.
-fn check_whole_way(
+pub fn check_whole_way(
     folder: &TempDir,
     definition: &Path,
     classes: &[&str],
@@ -335,7 +335,7 @@ fn published_layouts() {
         &root,
         "voc",
         21,
-        "aeroplane",
+        &[("background", [0, 0, 0]), ("person", [192, 128, 128])],
         "JPEGImages/2007_001.jpg",
     );
 
@@ -365,7 +365,7 @@ fn published_layouts() {
         &root,
         "ade20k",
         150,
-        "windowpane",
+        &[("wall", [120, 120, 120]), ("windowpane", [230, 230, 230])],
         "images/training/ADE_001.jpg",
     );
 
@@ -388,7 +388,7 @@ fn published_layouts() {
         &root,
         "kitti",
         19,
-        "sidewalk",
+        &[("road", [128, 64, 128]), ("sidewalk", [244, 35, 232])],
         "training/image_2/001_10.png",
     );
 }
@@ -398,7 +398,7 @@ fn published(
     root: &Path,
     preset: &str,
     classes: usize,
-    name: &str,
+    known: &[(&str, [u8; 3])],
     picture: &str,
 ) {
     let definition = folder.path().join("own.toml");
@@ -430,7 +430,31 @@ fn published(
     );
     let scores = json(&out.join("scores.json"));
     assert_eq!(scores["classes"].as_object().unwrap().len(), classes);
-    assert!(scores["classes"].get(name).is_some(), "{scores}");
+    let evaluated = folder.path().join("eval.json");
+    let args = [
+        "eval",
+        "--checkpoint",
+        text(&out),
+        "--data",
+        data,
+        "--json",
+        text(&evaluated),
+    ];
+    check(&args, 0, &[]);
+    for scores in [scores, json(&evaluated)] {
+        for (name, _) in known {
+            assert!(scores["classes"].get(name).is_some(), "{name} in {scores}");
+        }
+    }
+    // As the checkpoint carries them.
+    let settings = halfseg_segmentor::read_metadata(&out.join("best.safetensors")).unwrap();
+    let settings: Value = serde_json::from_str(&settings["halfseg.predict"]).unwrap();
+    let [names, colors] =
+        ["names", "colors"].map(|key| settings["classes"][key].as_array().unwrap());
+    for (name, color) in known {
+        let class = names.iter().position(|found| found == name).unwrap();
+        assert_eq!(colors[class], serde_json::json!(color), "{name}");
+    }
     let predicted = folder.path().join("predicted");
     let picture = root.join(picture);
     check(
@@ -438,6 +462,12 @@ fn published(
         0,
         &[],
     );
+    let stem = picture.file_stem().unwrap().to_str().unwrap();
+    let shown = read_image(&predicted.join(format!("{stem}_color.png"))).unwrap();
+    let map = halfseg_data::read_label(&predicted.join(format!("{stem}_trainIds.png"))).unwrap();
+    for (pixel, class) in shown.data.as_chunks::<3>().0.iter().zip(map.data) {
+        assert_eq!(serde_json::json!(pixel), colors[usize::from(class)]);
+    }
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::path::Path;
 use super::MOST_CLASSES;
 use super::listing::{Set, Source, Split};
 use super::pattern::{Pattern, Template};
-use super::text::{ClassTable, Encoding, SetText, SplitText, Texts, Value};
-use crate::Classes;
+use super::text::{ClassTable, Encoding, PicturesText, SetText, SplitText, Texts, Value};
+use crate::{Classes, PictureFormat};
 
 /// What is wrong with a value of a definition: its key, what it may be, and what it is.
 pub(super) struct Wrong {
@@ -70,6 +70,30 @@ pub(super) fn named_classes(tables: &[ClassTable]) -> Result<Classes, Wrong> {
             .and_then(|colors| colors.first().copied()));
         (table.name.clone(), color)
     })))
+}
+
+/// What pictures hold, and whether mean and standard deviation are known: those of RGB of 8 bits are ImageNet's
+/// unless they are given.
+pub(super) fn picture_format(text: &PicturesText) -> Result<(PictureFormat, bool), Wrong> {
+    let (channels, bits) = (text.channels.unwrap_or(3), text.bits.unwrap_or(8));
+    let (mean, std, known) = match (&text.mean, &text.std) {
+        (Some(mean), Some(std)) => (mean.clone(), std.clone(), true),
+        (None, None) if (channels, bits) == (3, 8) => {
+            return Ok((PictureFormat::default(), true));
+        }
+        // Nothing is changed by them until they are known.
+        (None, None) => (vec![0.0; channels], vec![1.0; channels], false),
+        (mean, _) => {
+            let key = if mean.is_none() { "mean" } else { "std" };
+            let expected = "`mean` and `std` together, as `halfseg doctor` prints them";
+            return Err(Wrong::new(format!("pictures.{key}"), expected, "none"));
+        }
+    };
+    let format = PictureFormat::new(channels, bits, mean, std);
+    let wrong = |[key, expected, found]: [String; 3]| {
+        Wrong::new(format!("pictures.{key}"), expected, found)
+    };
+    Ok((format.map_err(wrong)?, known))
 }
 
 /// What means a class in a mask.

@@ -6,13 +6,13 @@ use super::listing::Item;
 use super::mapping::Counted;
 use crate::image::PendingImage;
 use crate::image::mask::MaskValues;
-use crate::{DataError, ImageReader, RgbImage};
+use crate::{Bands, DataError, ImageReader, Picture, RgbImage};
 
 /// What is known of a picture and its mask.
 pub(super) struct Facts {
     pub size: (usize, usize),
     /// Sum and sum of squares of each channel.
-    pub moments: [[u64; 3]; 2],
+    pub moments: [Vec<u64>; 2],
     /// Tells contents apart, together with size and moments.
     pub checksum: u32,
     pub deep: bool,
@@ -35,8 +35,10 @@ impl Definition {
         let read = || -> Result<Facts, DataError> {
             let reader = ImageReader::default();
             let unreadable = |error| DataError::from(item.unreadable(&error));
-            let pending = PendingImage::open(&item.image, reader).map_err(unreadable)?;
-            let (deep, transparent) = (pending.is_deep(), pending.is_transparent());
+            let pending = PendingImage::open_as(&item.image, reader, &self.format);
+            let pending = pending.map_err(unreadable)?;
+            let deep = pending.is_deep() && self.format.bits() == 8;
+            let transparent = pending.drops_transparency(&self.format);
             let size = pending.size();
             let mask = match &item.mask {
                 None => None,
@@ -53,26 +55,32 @@ impl Definition {
                     })
                 }
             };
-            let image = pending.all().map_err(unreadable)?;
-            let first = image
-                .data
-                .as_chunks::<3>()
-                .0
-                .first()
-                .copied()
-                .unwrap_or_default();
+            let image = pending.picture(&self.format).map_err(unreadable)?;
+            let (moments, checksum, blank) = match &image {
+                Picture::Rgb(image) => {
+                    let pixels = image.data.as_chunks::<3>().0;
+                    let blank = pixels.iter().all(|pixel| *pixel == pixels[0]);
+                    let moments = moments(image).map(Vec::from);
+                    (moments, crc32fast::hash(&image.data), blank)
+                }
+                Picture::Bands(bands) => {
+                    let mut pixels = bands.data.chunks_exact(bands.channels);
+                    let first = pixels.clone().next();
+                    let blank = pixels.all(|pixel| Some(pixel) == first);
+                    (
+                        moments_of_bands(bands),
+                        checksum_of_words(&bands.data),
+                        blank,
+                    )
+                }
+            };
             Ok(Facts {
                 size,
-                moments: moments(&image),
-                checksum: crc32fast::hash(&image.data),
+                moments,
+                checksum,
                 deep,
                 transparent,
-                blank: image
-                    .data
-                    .as_chunks::<3>()
-                    .0
-                    .iter()
-                    .all(|pixel| *pixel == first),
+                blank,
                 mask,
             })
         };
@@ -88,15 +96,31 @@ fn checksum(values: &MaskValues) -> u32 {
         MaskValues::U8(data) | MaskValues::Rgb(data) | MaskValues::Indexed { data, .. } => {
             crc32fast::hash(data)
         }
-        MaskValues::U16(data) => {
-            let mut hasher = crc32fast::Hasher::new();
-            for part in data.chunks(4096) {
-                let bytes: Vec<u8> = part.iter().flat_map(|v| v.to_le_bytes()).collect();
-                hasher.update(&bytes);
-            }
-            hasher.finalize()
+        MaskValues::U16(data) => checksum_of_words(data),
+    }
+}
+
+fn checksum_of_words(data: &[u16]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for part in data.chunks(4096) {
+        let bytes: Vec<u8> = part.iter().flat_map(|v| v.to_le_bytes()).collect();
+        hasher.update(&bytes);
+    }
+    hasher.finalize()
+}
+
+/// Sum and sum of squares of each channel.
+fn moments_of_bands(bands: &Bands) -> [Vec<u64>; 2] {
+    let mut all = [vec![0u64; bands.channels], vec![0u64; bands.channels]];
+    let [sums, squares] = &mut all;
+    for pixel in bands.data.chunks_exact(bands.channels) {
+        for ((v, sum), square) in pixel.iter().zip(sums.iter_mut()).zip(squares.iter_mut()) {
+            let v = u64::from(*v);
+            *sum += v;
+            *square += v * v;
         }
     }
+    all
 }
 
 /// Bytes that a sum of squares in 32 bits has room for, in each of its lanes.

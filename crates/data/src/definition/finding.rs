@@ -86,7 +86,7 @@ kinds! {
     MaskUnreadable = "mask-unreadable", Error;
     /// A picture or a mask has more pixels than are read.
     TooLarge = "too-large", Error;
-    /// A picture has another number of channels than the definition says.
+    /// A picture has other channels, in number or depth, than the definition says.
     PictureChannels = "picture-channels", Error;
     /// Picture and mask differ in size.
     SizesDiffer = "sizes-differ", Error;
@@ -195,6 +195,7 @@ impl Finding {
     pub(super) fn of_file(kind: Kind, path: &Path, error: &DataError) -> Self {
         let kind = match error {
             DataError::TooManyPixels { .. } | DataError::Memory { .. } => Kind::TooLarge,
+            DataError::Channels { .. } => Kind::PictureChannels,
             _ => kind,
         };
         Self::new(kind, path.display(), error)

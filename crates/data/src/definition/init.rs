@@ -6,10 +6,10 @@ mod layout;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::text::{SetText, Text};
+use super::text::{PicturesText, SetText, Text};
 use super::{Definition, slashed};
 use crate::image::PendingImage;
-use crate::{DataError, ImageReader};
+use crate::{DataError, ImageReader, PictureFormat};
 use classes::Found;
 use layout::{File, Pair};
 
@@ -82,7 +82,7 @@ pub fn propose(folder: &Path, root: &Path) -> Result<String, DataError> {
     Ok(written(
         folder,
         root,
-        found,
+        (found, shape(folder, &pictures)),
         sets,
         pairs.len(),
         pictures.len(),
@@ -145,13 +145,14 @@ fn spread<T: Clone>(all: &[T], count: usize) -> Vec<T> {
 fn written(
     folder: &Path,
     root: &Path,
-    found: Found,
+    (found, shape): (Found, Option<PicturesText>),
     sets: Vec<SetText>,
     pairs: usize,
     pictures: usize,
 ) -> String {
     let text = Text {
         root: Some(root.display().to_string()),
+        pictures: shape,
         masks: Some(found.masks),
         classes: Some(found.classes),
         sets: Some(sets),
@@ -169,6 +170,25 @@ fn written(
         out += &format!("# {note}\n");
     }
     out + "\n" + &toml::to_string(&text).expect("texts and numbers are TOML")
+}
+
+/// Channels and bits of the pictures, where reading them as RGB of 8 bits would lose some.
+fn shape(folder: &Path, pictures: &[File]) -> Option<PicturesText> {
+    let deep = PictureFormat::new(1, 16, vec![0.0], vec![1.0]).ok()?;
+    let stored = |file: &File| {
+        let path = folder.join(&file.path);
+        let picture = PendingImage::open_as(&path, ImageReader::default(), &deep).ok()?;
+        let (channels, bits) = picture.channels();
+        Some((channels - usize::from(picture.is_transparent()), bits))
+    };
+    let found: Vec<_> = spread(pictures, TRIED).iter().filter_map(stored).collect();
+    let (channels, bits) = *found.first()?;
+    let same = found.iter().all(|one| *one == (channels, bits));
+    (same && (![1, 3].contains(&channels) || bits == 16)).then_some(PicturesText {
+        channels: Some(channels),
+        bits: Some(bits),
+        ..PicturesText::default()
+    })
 }
 
 /// A pair's mask in the file system.

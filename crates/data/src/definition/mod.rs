@@ -1,6 +1,7 @@
 //! Data sets of one's own, defined by a TOML file.
 
 mod checked;
+mod convert;
 mod facts;
 mod finding;
 mod init;
@@ -18,14 +19,15 @@ mod text;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+pub use convert::{Conversion, convert};
 pub use finding::{Finding, Kind, Severity};
 pub use init::propose;
 pub use report::{Report, SplitReport};
 pub use samples::DefinedData;
 pub use survey::SurveyOptions;
 
-use crate::{Classes, DataError, IGNORE};
-use checked::{Wrong, a_set, class_values, named_classes};
+use crate::{Classes, DataError, IGNORE, PictureFormat};
+use checked::{Wrong, a_set, class_values, named_classes, picture_format};
 use listing::Set;
 use mapping::Mapping;
 use text::{Encoding, Text, Value};
@@ -56,6 +58,9 @@ const MOST_CLASSES: usize = 254;
 pub struct Definition {
     origin: String,
     classes: Classes,
+    format: PictureFormat,
+    /// Whether mean and standard deviation of the format are those of the pictures.
+    is_normalized: bool,
     mapping: Mapping,
     sets: Vec<Set>,
     accepted: Vec<Kind>,
@@ -78,11 +83,7 @@ impl Definition {
     /// # Errors
     /// Text that is no TOML or has unknown keys, and values that make no sense, by their keys.
     pub fn parse(text: &str, origin: &str, folder: &Path) -> Result<Self, DataError> {
-        let read: Result<Text, _> = toml::from_str(text);
-        let own = read.map_err(|error| DataError::DefinitionText {
-            origin: origin.to_owned(),
-            message: error.to_string().trim_end().to_owned(),
-        })?;
+        let own = read_text(text, origin)?;
         Self::of(own, text, origin, folder).map_err(|wrong| DataError::Definition {
             origin: origin.to_owned(),
             key: wrong.key,
@@ -137,6 +138,16 @@ impl Definition {
         &presets::NAMES
     }
 
+    /// `text`, a definition, for data in the folder `root`.
+    ///
+    /// # Errors
+    /// Text that is no TOML or has unknown keys.
+    pub fn moved(text: &str, root: &Path) -> Result<String, DataError> {
+        let mut own: Text = read_text(text, "the definition")?;
+        own.root = Some(root.display().to_string());
+        Ok(toml::to_string(&own).expect("it was read from TOML"))
+    }
+
     fn of(own: Text, written: &str, origin: &str, folder: &Path) -> Result<Self, Wrong> {
         let base = match own.preset.as_deref() {
             None => Text::default(),
@@ -145,6 +156,8 @@ impl Definition {
             })?,
         };
         let root = folder.join(own.root.as_deref().unwrap_or(""));
+        let pictures = own.pictures.or(base.pictures).unwrap_or_default();
+        let (format, is_normalized) = picture_format(&pictures)?;
         let masks = own.masks.or(base.masks).unwrap_or_default();
         let tables = own.classes.or(base.classes).unwrap_or_default();
         let tables: Vec<_> = tables.iter().map(text::ClassText::table).collect();
@@ -202,6 +215,8 @@ impl Definition {
         Ok(Self {
             origin: origin.to_owned(),
             classes,
+            format,
+            is_normalized,
             mapping,
             sets,
             accepted: accepted.collect::<Result<_, _>>()?,
@@ -224,11 +239,29 @@ impl Definition {
         &self.classes
     }
 
+    /// What its pictures hold. Where mean and standard deviation are not given, and pictures are no RGB of 8 bits,
+    /// these are 0 and 1: [`DefinedData::open`] takes those of the pictures.
+    pub fn format(&self) -> &PictureFormat {
+        &self.format
+    }
+
+    /// Whether mean and standard deviation of the pictures are known: given, or ImageNet's for RGB of 8 bits.
+    pub fn is_normalized(&self) -> bool {
+        self.is_normalized
+    }
+
     /// The names of its splits, sorted.
     pub fn splits(&self) -> Vec<&str> {
         let names: BTreeSet<_> = self.sets.iter().flat_map(|set| set.split.names()).collect();
         names.into_iter().collect()
     }
+}
+
+fn read_text(text: &str, origin: &str) -> Result<Text, DataError> {
+    toml::from_str(text).map_err(|error| DataError::DefinitionText {
+        origin: origin.to_owned(),
+        message: error.to_string().trim_end().to_owned(),
+    })
 }
 
 /// Whether `path` names a definition rather than a folder.

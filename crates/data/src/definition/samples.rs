@@ -5,9 +5,13 @@ use std::sync::Arc;
 use super::Definition;
 use super::finding::{Finding, Kind, Severity};
 use super::listing::Item;
+use super::report::Report;
 use super::survey::SurveyOptions;
 use crate::image::PendingImage;
-use crate::{Classes, CropBox, DataError, Dataset, ImageReader, LabelMap, PartialSample, Sample};
+use crate::{
+    Classes, CropBox, DataError, Dataset, ImageReader, LabelMap, PartialSample, PictureFormat,
+    Sample,
+};
 
 /// Pictures of each split that are read before training begins.
 const LOOKED_AT: usize = 200;
@@ -21,6 +25,7 @@ pub struct DefinedData {
     /// Places in `items`, some of them several times.
     order: Vec<usize>,
     reader: ImageReader,
+    format: PictureFormat,
     notes: Vec<String>,
 }
 
@@ -44,7 +49,16 @@ impl DefinedData {
         };
         let mut listing = definition.list(splits);
         let report = definition.survey_listed(&mut listing, splits, &options);
+        let format = definition.format_by(&report);
         let mut notes = Vec::new();
+        if train.is_some() && !definition.is_normalized() {
+            notes.push(format!(
+                "{}: pictures.mean and pictures.std are not given: taken are {:?} and {:?}, of up to {LOOKED_AT} pictures",
+                definition.origin(),
+                format.mean(),
+                format.std()
+            ));
+        }
         for finding in report.findings {
             match finding.severity {
                 Severity::Error => return Err(finding.into()),
@@ -64,6 +78,7 @@ impl DefinedData {
                 order: order.collect(),
                 items,
                 reader: ImageReader::default(),
+                format: format.clone(),
                 // Of all splits; said once.
                 notes: if place == 0 {
                     std::mem::take(&mut notes)
@@ -109,14 +124,27 @@ pub(super) fn no_masks(split: &str, item: &Item) -> Finding {
 }
 
 impl Definition {
+    /// The format of its pictures, with their own mean and standard deviation where none are given.
+    fn format_by(&self, report: &Report) -> PictureFormat {
+        let (Some(mean), Some(std), false) = (&report.mean, &report.std, self.is_normalized) else {
+            return self.format.clone();
+        };
+        let mean = mean.iter().map(|v| *v as f32).collect();
+        // A channel of one value says nothing, whatever it is divided by.
+        let std = std.iter().map(|v| if *v > 0.0 { *v as f32 } else { 1.0 });
+        let (channels, bits) = (self.format.channels(), self.format.bits());
+        let format = PictureFormat::new(channels, bits, mean, std.collect());
+        format.expect("pictures were read in the definition's own format")
+    }
+
     /// The picture of `item` before it is decoded, and the classes of its pixels.
     pub(super) fn pair(
         &self,
         item: &Item,
         reader: ImageReader,
     ) -> Result<(PendingImage, Option<LabelMap>), DataError> {
-        let image =
-            PendingImage::open(&item.image, reader).map_err(|error| item.unreadable(&error))?;
+        let image = PendingImage::open_as(&item.image, reader, &self.format);
+        let image = image.map_err(|error| item.unreadable(&error))?;
         let Some(path) = &item.mask else {
             return Ok((image, None));
         };
@@ -173,6 +201,14 @@ impl Dataset for DefinedData {
         self.notes.clone()
     }
 
+    fn format(&self) -> PictureFormat {
+        self.format.clone()
+    }
+
+    fn definition_text(&self) -> Option<&str> {
+        Some(self.definition.text())
+    }
+
     fn classes(&self) -> Classes {
         self.definition.classes().clone()
     }
@@ -180,7 +216,7 @@ impl Dataset for DefinedData {
     fn get(&self, index: usize) -> Result<Sample, DataError> {
         let item = self.item(index);
         let (image, label) = self.definition.pair(item, self.reader)?;
-        let image = image.all();
+        let image = image.picture(&self.definition.format);
         Ok(Sample {
             name: item.name.clone(),
             image: image.map_err(|error| item.unreadable(&error))?,
@@ -196,7 +232,7 @@ impl Dataset for DefinedData {
         let item = self.item(index);
         let (image, label) = self.definition.pair(item, self.reader)?;
         let part = label.as_ref().map_or(CropBox::whole(image.size()), wanted);
-        let image = image.part(part);
+        let image = image.part_as(part, &self.definition.format);
         Ok(PartialSample {
             name: item.name.clone(),
             image: image.map_err(|error| item.unreadable(&error))?,

@@ -142,7 +142,9 @@ impl Definition {
             of_picture(Kind::PictureBlank, message);
         }
         if facts.deep {
-            let message = format!("{shown}: has 16 bits a channel, of which the upper 8 are read");
+            let message = format!(
+                "{shown}: has 16 bits a channel, of which the upper 8 are read; pictures.bits = 16 keeps them"
+            );
             of_picture(Kind::PictureDepth, message);
         }
         if facts.transparent {
@@ -347,7 +349,7 @@ fn compare_contents(
             continue;
         }
         let mask = facts.mask.as_ref().map(|mask| mask.checksum);
-        let content = (facts.checksum, facts.size, facts.moments);
+        let content = (facts.checksum, facts.size, &facts.moments);
         let Some(&(of, other, other_mask)) = first.get(&content) else {
             first.insert(content, (*split, *item, mask));
             continue;

@@ -84,11 +84,27 @@ pub(super) struct Text {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accept: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub pictures: Option<PicturesText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub masks: Option<MasksText>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<Vec<ClassText>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sets: Option<Vec<SetText>>,
+}
+
+/// What pictures hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PicturesText {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channels: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean: Option<Vec<f32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub std: Option<Vec<f32>>,
 }
 
 /// How masks say which class a pixel has.

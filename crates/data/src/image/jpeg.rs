@@ -218,6 +218,15 @@ impl Jpeg {
         &self.path
     }
 
+    /// Number of channels that its pixels have.
+    pub(super) fn channels(&self) -> usize {
+        if self.frame.components.len() == 1 {
+            1
+        } else {
+            3
+        }
+    }
+
     /// Width and height of its pixels.
     pub(super) fn size(&self) -> (usize, usize) {
         (self.frame.width, self.frame.height)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use png::{BitDepth, ColorType};
+use png::{BitDepth, ColorType, Transformations};
 
 use super::limits::{ImageReader, room};
 use super::pending::PendingImage;
@@ -79,7 +79,7 @@ impl ImageReader {
     }
 
     fn png_mask(self, path: &Path) -> Result<Mask, DataError> {
-        let png = PngFile::open(path, false, self)?;
+        let png = PngFile::open(path, Transformations::IDENTITY, self)?;
         let ((color, depth), (width, height)) = (png.format(), png.size());
         let palette = png.palette().to_vec();
         if depth == BitDepth::Sixteen && color != ColorType::Grayscale {

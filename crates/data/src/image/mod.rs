@@ -80,7 +80,8 @@ mod tests {
                 .part(wanted)
                 .unwrap();
             let (x, y) = (1 - part.origin.0, 1 - part.origin.1);
-            let pixel = &part.image.row(y)[3 * x..3 * x + 3];
+            let rgb = part.image.rgb().unwrap();
+            let pixel = &rgb.row(y)[3 * x..3 * x + 3];
             assert_eq!((part.size, pixel), ((2, 2), &expected[3..]), "{color:?}");
         }
     }

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use png::{BitDepth, ColorType};
+use png::{BitDepth, ColorType, Transformations};
 
 use super::jpeg::Jpeg;
 use super::limits::{ImageReader, check_memory, open, room, undecodable};
@@ -12,7 +12,7 @@ use super::png::PngFile;
 #[cfg(feature = "tiff")]
 use super::tiff::TiffFile;
 use crate::orientation::Orientation;
-use crate::{CropBox, DataError};
+use crate::{Bands, CropBox, DataError, Picture, PictureFormat};
 
 /// Grey, grey + alpha, RGB or RGB + alpha as RGB; alpha is dropped, as OpenCV does.
 fn rgb(pixel: &[u8]) -> [u8; 3] {
@@ -36,13 +36,31 @@ const FORMATS: &str = "PNG, JPEG or TIFF";
 const FORMATS: &str = "PNG or JPEG";
 
 impl PendingImage {
-    /// Opens a PNG, a JPEG or, with the feature, a TIFF, told apart by their first bytes.
+    /// Opens a PNG, a JPEG or, with the feature, a TIFF, told apart by their first bytes, to be read with 8 bits.
     pub(crate) fn open(path: &Path, reader: ImageReader) -> Result<Self, DataError> {
+        Self::of(path, reader, Transformations::normalize_to_color8())
+    }
+
+    /// The same, to be read as `format` says.
+    pub(crate) fn open_as(
+        path: &Path,
+        reader: ImageReader,
+        format: &PictureFormat,
+    ) -> Result<Self, DataError> {
+        match format.bits() {
+            8 => Self::open(path, reader),
+            _ => Self::of(path, reader, Transformations::EXPAND),
+        }
+    }
+
+    fn of(path: &Path, reader: ImageReader, change: Transformations) -> Result<Self, DataError> {
         let mut magic = Vec::new();
         let start = open(path)?.take(4).read_to_end(&mut magic);
         start.map_err(|e| DataError::io(path, e))?;
         match magic[..] {
-            [0x89, b'P', b'N', b'G'] => Ok(Self::Png(Box::new(PngFile::open(path, true, reader)?))),
+            [0x89, b'P', b'N', b'G'] => {
+                Ok(Self::Png(Box::new(PngFile::open(path, change, reader)?)))
+            }
             [0xFF, 0xD8, ..] => Ok(Self::Jpeg(Jpeg::open(path, reader)?)),
             #[cfg(feature = "tiff")]
             [b'I', b'I', 42 | 43, 0] | [b'M', b'M', 0, 42 | 43] => {
@@ -111,7 +129,104 @@ impl PendingImage {
         }
     }
 
-    /// The part `wanted` of the picture, or more.
+    /// Number of channels and their bits, with transparency.
+    pub(crate) fn channels(&self) -> (usize, u8) {
+        match self {
+            Self::Png(png) => png.channels(),
+            Self::Jpeg(jpeg) => (jpeg.channels(), 8),
+            #[cfg(feature = "tiff")]
+            Self::Tiff(tiff) => tiff.channels(),
+        }
+    }
+
+    /// All of the picture as `format` says.
+    pub(crate) fn picture(self, format: &PictureFormat) -> Result<Picture, DataError> {
+        match format.is_rgb() {
+            true => Ok(self.all()?.into()),
+            false => Ok(self.bands(format)?.into()),
+        }
+    }
+
+    /// The part `wanted` of the picture, or more, as `format` says.
+    pub(crate) fn part_as(
+        self,
+        wanted: CropBox,
+        format: &PictureFormat,
+    ) -> Result<PartialImage, DataError> {
+        match format.is_rgb() {
+            true => self.part(wanted),
+            false => Ok(self.bands(format)?.into()),
+        }
+    }
+
+    /// Whether a channel of transparency is left out.
+    pub(crate) fn drops_transparency(&self, format: &PictureFormat) -> bool {
+        let more = self.channels().0 == format.channels() + 1;
+        self.is_transparent() && (more || format.is_rgb())
+    }
+
+    /// All values at their own depth.
+    fn bands(self, format: &PictureFormat) -> Result<Bands, DataError> {
+        let ((channels, bits), (width, height)) = (self.channels(), self.size());
+        let (orientation, stored) = (self.orientation(), self.stored_size());
+        let kept = channels - usize::from(self.drops_transparency(format));
+        if kept != format.channels() || bits < format.bits() {
+            let plural = if channels == 1 { "" } else { "s" };
+            return Err(DataError::Channels {
+                path: self.path().to_owned(),
+                expected: format!("{format} (`pictures` of the definition, or of the checkpoint)"),
+                found: format!("{channels} channel{plural} of {bits} bits"),
+            });
+        }
+        let path = self.path().to_owned();
+        let mut data: Vec<u16> = match self {
+            Self::Png(png) => {
+                let bytes = png.all()?;
+                let mut data = room(&path, width * height * channels)?;
+                match bits {
+                    8 => data.extend(bytes.into_iter().map(u16::from)),
+                    _ => data.extend(bytes.as_chunks().0.iter().map(|v| u16::from_be_bytes(*v))),
+                }
+                data
+            }
+            Self::Jpeg(jpeg) => {
+                let step = 3 / channels;
+                let image = jpeg.all()?;
+                image
+                    .data
+                    .iter()
+                    .step_by(step)
+                    .map(|v| u16::from(*v))
+                    .collect()
+            }
+            #[cfg(feature = "tiff")]
+            Self::Tiff(tiff) => tiff.values()?,
+        };
+        if bits > format.bits() {
+            data.iter_mut().for_each(|v| *v >>= 8);
+        }
+        if kept < channels {
+            let pixels = data.chunks_exact(channels);
+            data = pixels
+                .flat_map(|pixel| pixel[..kept].iter().copied())
+                .collect();
+        }
+        if let Some(orientation) = orientation {
+            let places: Vec<usize> = (0..width * height).collect();
+            let places = orientation.turned(&places, stored).into_iter();
+            data = places
+                .flat_map(|place| data[place * kept..][..kept].iter().copied())
+                .collect();
+        }
+        Ok(Bands {
+            width,
+            height,
+            channels: kept,
+            data,
+        })
+    }
+
+    /// The part `wanted` of the picture, or more, as RGB.
     pub(crate) fn part(self, wanted: CropBox) -> Result<PartialImage, DataError> {
         let size = self.size();
         assert!(
@@ -123,7 +238,7 @@ impl PendingImage {
         };
         let path = self.path().to_owned();
         let stored = CropBox::whole(self.stored_size());
-        let image = self.stored_part(stored)?.image;
+        let image = rgb_of(self.stored_part(stored)?.image);
         check_memory(&path, image.data.len())?;
         Ok(orientation.apply(image).into())
     }
@@ -137,7 +252,7 @@ impl PendingImage {
             #[cfg(feature = "tiff")]
             Self::Tiff(tiff) => return Ok(tiff.all()?.into()),
         };
-        let (path, channels) = (png.path().to_owned(), png.channels());
+        let (path, (channels, _)) = (png.path().to_owned(), png.channels());
         let (mut data, all) = png.part(wanted)?;
         let part = match all {
             true => CropBox::whole(size),
@@ -149,19 +264,24 @@ impl PendingImage {
             data = colors;
         }
         Ok(PartialImage {
-            image: RgbImage {
+            image: Picture::Rgb(RgbImage {
                 width: part.width,
                 height: part.height,
                 data,
-            },
+            }),
             origin: (part.left, part.top),
             size,
         })
     }
 
-    /// All of the picture.
+    /// All of the picture as RGB.
     pub(crate) fn all(self) -> Result<RgbImage, DataError> {
         let size = self.size();
-        Ok(self.part(CropBox::whole(size))?.image)
+        Ok(rgb_of(self.part(CropBox::whole(size))?.image))
     }
+}
+
+fn rgb_of(picture: Picture) -> RgbImage {
+    let image = picture.into_rgb();
+    image.expect("parts are RGB unless a format is asked for")
 }

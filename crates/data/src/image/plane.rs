@@ -1,7 +1,9 @@
 //! Pictures and maps in memory.
 
+use crate::Picture;
+
 /// `C` interleaved 8-bit channels, row by row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Plane<const C: usize> {
     /// Width in pixels.
     pub width: usize,
@@ -50,18 +52,19 @@ pub struct InstanceMap {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartialImage {
     /// What was read.
-    pub image: RgbImage,
+    pub image: Picture,
     /// Column and row of the picture where that begins.
     pub origin: (usize, usize),
     /// Width and height of the picture.
     pub size: (usize, usize),
 }
 
-impl From<RgbImage> for PartialImage {
-    fn from(image: RgbImage) -> Self {
+impl<P: Into<Picture>> From<P> for PartialImage {
+    fn from(picture: P) -> Self {
+        let image = picture.into();
         Self {
             origin: (0, 0),
-            size: (image.width, image.height),
+            size: image.size(),
             image,
         }
     }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use png::{BitDepth, ColorType};
+use png::{BitDepth, ColorType, Transformations};
 
 use super::limits::{ImageReader, guarded, open, out_of_memory, reserve, undecodable, zeros};
 use crate::orientation::Orientation;
@@ -47,10 +47,11 @@ fn exif(file: &mut File) -> std::io::Result<Option<Vec<u8>>> {
 }
 
 impl PngFile {
-    /// Reads the header; `to_color8`, for a picture, expands palettes and bits to 8-bit channels.
+    /// Reads the header; `change` says what is done to values while they are decoded: nothing for maps of values, which no
+    /// camera turns.
     pub(super) fn open(
         path: &Path,
-        to_color8: bool,
+        change: Transformations,
         limit: ImageReader,
     ) -> Result<Self, DataError> {
         let io = |e| DataError::io(path, e);
@@ -61,9 +62,9 @@ impl PngFile {
             file.seek(SeekFrom::End(-8)).map_err(io)?;
             file.read_exact(&mut end).map_err(io)?;
         }
-        let exif = match to_color8 {
-            true => exif(&mut file).map_err(io)?,
-            false => None,
+        let exif = match change == Transformations::IDENTITY {
+            true => None,
+            false => exif(&mut file).map_err(io)?,
         };
         file.rewind().map_err(io)?;
         let reader = guarded(path, FORMAT, || {
@@ -72,9 +73,7 @@ impl PngFile {
             // Neither is used, and either may be compressed.
             decoder.set_ignore_iccp_chunk(true);
             decoder.set_ignore_text_chunk(true);
-            if to_color8 {
-                decoder.set_transformations(png::Transformations::normalize_to_color8());
-            }
+            decoder.set_transformations(change);
             let info = decoder.read_header_info().map_err(failed)?;
             let (width, height) = (info.width as u64, info.height as u64);
             limit.check(path, info.width as usize, info.height as usize)?;
@@ -124,9 +123,10 @@ impl PngFile {
         self.reader.info().palette.as_deref().unwrap_or_default()
     }
 
-    /// Number of channels of what [`Self::part`] gives.
-    pub(super) fn channels(&self) -> usize {
-        self.reader.output_color_type().0.samples()
+    /// Number of channels of what [`Self::part`] gives, and their bits.
+    pub(super) fn channels(&self) -> (usize, u8) {
+        let (color, depth) = self.reader.output_color_type();
+        (color.samples(), depth as u8)
     }
 
     /// The part `wanted` or all of it, in the file's own format or as 8-bit channels, and whether

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use png::{BitDepth, ColorType};
+use png::{BitDepth, ColorType, Transformations};
 
 use super::limits::{ImageReader, room};
 use super::pending::PendingImage;
 use super::plane::{InstanceMap, LabelMap, RgbImage};
 use super::png::PngFile;
-use crate::DataError;
+use crate::{DataError, Picture, PictureFormat};
 
 impl ImageReader {
     /// Width and height of a picture, the right way up, from its header alone.
@@ -28,6 +28,16 @@ impl ImageReader {
     /// memory.
     pub fn image(self, path: &Path) -> Result<RgbImage, DataError> {
         PendingImage::open(path, self)?.all()
+    }
+
+    /// Reads a picture as `format` says: RGB of 8 bits as [`Self::image`] does, any other at its own depth, without a
+    /// channel of transparency if there is one more than `format` has. Of 16 bits where it has 8, the upper 8 are
+    /// kept.
+    ///
+    /// # Errors
+    /// As [`Self::image`], and if the file has other channels.
+    pub fn picture(self, path: &Path, format: &PictureFormat) -> Result<Picture, DataError> {
+        PendingImage::open_as(path, self, format)?.picture(format)
     }
 
     /// Reads a single-channel 8-bit PNG as it is: palette indices are not looked up.
@@ -78,7 +88,7 @@ impl ImageReader {
         depths: &[BitDepth],
         expected: &'static str,
     ) -> Result<(PngFile, BitDepth), DataError> {
-        let png = PngFile::open(path, false, self)?;
+        let png = PngFile::open(path, Transformations::IDENTITY, self)?;
         let (color, depth) = png.format();
         let single = color == ColorType::Grayscale || color == ColorType::Indexed;
         if !single || !depths.contains(&depth) {

@@ -1,7 +1,6 @@
 //! TIFF files.
 
-use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use tiff::ColorType;
@@ -15,14 +14,21 @@ use crate::{DataError, RgbImage};
 
 const FORMAT: &str = "TIFF";
 
+/// What a TIFF is read from.
+trait Source: Read + Seek + Send {}
+
+impl<T: Read + Seek + Send> Source for T {}
+
 /// A TIFF whose first directory has been read.
 pub(crate) struct TiffFile {
     path: PathBuf,
-    decoder: Decoder<BufReader<File>>,
+    decoder: Decoder<Box<dyn Source>>,
     size: (usize, usize),
     channels: usize,
     bits: u8,
     orientation: Option<Orientation>,
+    /// Whether the last channel is transparency.
+    transparent: bool,
 }
 
 impl TiffFile {
@@ -30,12 +36,24 @@ impl TiffFile {
         let file = BufReader::new(open(path)?);
         guarded(path, FORMAT, move || {
             let failed = |e| undecodable(path, FORMAT, e);
-            let mut decoder = Decoder::new(file).map_err(failed)?;
+            let mut decoder = Decoder::new(Box::new(file) as Box<dyn Source>).map_err(failed)?;
             let (width, height) = decoder.dimensions().map_err(failed)?;
             let size = (width as usize, height as usize);
             reader.check(path, size.0, size.1)?;
-            let color = decoder.colortype().map_err(failed)?;
+            let mut color = decoder.colortype().map_err(failed)?;
+            let samples = decoder.get_tag_u32(Tag::SamplesPerPixel).unwrap_or(1) as usize;
+            // Of colours with further channels the decoder gives the colours alone.
+            let more = samples > usize::from(color.num_samples());
+            if more && let Some(bytes) = as_bands(path)? {
+                let bytes = Box::new(Cursor::new(bytes)) as Box<dyn Source>;
+                decoder = Decoder::new(bytes).map_err(failed)?;
+                color = decoder.colortype().map_err(failed)?;
+            }
             let channels = usize::from(color.num_samples());
+            if channels != samples {
+                let found = format!("{samples} channels, of which {channels} can be decoded");
+                return Err(undecodable(path, FORMAT, found));
+            }
             let bits = color.bit_depth();
             let known = matches!(
                 color,
@@ -61,6 +79,9 @@ impl TiffFile {
                 size,
                 channels,
                 bits,
+                // A fourth channel beside colours is transparency if nothing else is said.
+                transparent: matches!(color, ColorType::GrayA(_) | ColorType::RGBA(_))
+                    || more && channels == 4,
             })
         })
     }
@@ -83,17 +104,24 @@ impl TiffFile {
     }
 
     pub(super) fn is_transparent(&self) -> bool {
-        [2, 4].contains(&self.channels)
+        self.transparent
     }
 
-    /// All values, channel by channel within a pixel.
+    /// Number of channels, and their bits.
+    pub(super) fn channels(&self) -> (usize, u8) {
+        (self.channels, self.bits)
+    }
+
+    /// All values, those of a pixel together.
     fn decode(mut self) -> Result<(Self, DecodingResult), DataError> {
         let values = self.size.0 * self.size.1 * self.channels;
         check_memory(&self.path, values * usize::from(self.bits / 8))?;
         let path = self.path.clone();
         guarded(&path, FORMAT, move || {
             let failed = |e| undecodable(&self.path, FORMAT, e);
-            let read = self.decoder.read_image().map_err(failed)?;
+            let mut read = DecodingResult::U8(Vec::new());
+            let layout = self.decoder.read_image_to_buffer(&mut read);
+            let planes = layout.map_err(failed)?.planes;
             let found = match &read {
                 DecodingResult::U8(data) => data.len(),
                 DecodingResult::U16(data) => data.len(),
@@ -103,27 +131,36 @@ impl TiffFile {
                 }
             };
             if found != values {
-                let found = format!("{found} values for {values}, as bands in planes of their own");
-                return Err(undecodable(
-                    &self.path,
-                    "TIFF with the bands of a pixel together",
-                    found,
-                ));
+                let expected = format!("{found} values for {values}");
+                return Err(undecodable(&self.path, FORMAT, expected));
             }
+            let read = match (read, planes) {
+                (read, 0 | 1) => read,
+                (DecodingResult::U8(data), _) => DecodingResult::U8(joined(&data, planes)),
+                (DecodingResult::U16(data), _) => DecodingResult::U16(joined(&data, planes)),
+                (read, _) => read,
+            };
             Ok((self, read))
         })
     }
 
-    /// All pixels as RGB: grey in all three channels, of 16 bits the upper 8, without further channels than
-    /// transparency.
+    /// All values, those of a pixel together.
+    pub(super) fn values(self) -> Result<Vec<u16>, DataError> {
+        Ok(match self.decode()?.1 {
+            DecodingResult::U16(data) => data,
+            DecodingResult::U8(data) => data.into_iter().map(u16::from).collect(),
+            _ => unreachable!("decode() refuses others"),
+        })
+    }
+
+    /// All pixels as RGB: grey in all three channels, of 16 bits the upper 8, without transparency.
     pub(super) fn all(self) -> Result<RgbImage, DataError> {
-        if self.channels > 4 {
-            let found = format!("{} channels", self.channels);
-            return Err(undecodable(
-                &self.path,
-                "a picture of 1 to 4 channels",
-                found,
-            ));
+        if ![1, 3].contains(&(self.channels - usize::from(self.transparent))) {
+            return Err(DataError::Channels {
+                path: self.path,
+                expected: "grey or RGB (`pictures.channels` and `pictures.bits` of a definition say otherwise)".into(),
+                found: format!("{} channels of {} bits", self.channels, self.bits),
+            });
         }
         let (file, read) = self.decode()?;
         let data = match read {
@@ -175,6 +212,56 @@ impl TiffFile {
             lossy: false,
         })
     }
+}
+
+/// The file at `path` with its pixels said to be grey with further channels, of which the decoder gives all. Nothing
+/// where that is not said where it should be, in the first directory of a classic TIFF (TIFF 6.0, section 2).
+fn as_bands(path: &Path) -> Result<Option<Vec<u8>>, DataError> {
+    let mut bytes = Vec::new();
+    let read = open(path)?.read_to_end(&mut bytes);
+    read.map_err(|error| DataError::io(path, error))?;
+    let little = bytes.starts_with(b"II\x2a\0");
+    if !little && !bytes.starts_with(b"MM\0\x2a") {
+        return Ok(None);
+    }
+    let number = |at: usize, len: usize| {
+        let part = bytes.get(at..at.checked_add(len)?)?.iter();
+        let shifted = |sum: usize, byte: &u8| sum << 8 | usize::from(*byte);
+        Some(if little {
+            part.rev().fold(0, shifted)
+        } else {
+            part.fold(0, shifted)
+        })
+    };
+    const PHOTOMETRIC: usize = 262;
+    let entry = number(4, 4).and_then(|directory| {
+        let mut entries = (0..number(directory, 2)?).map(|i| directory + 2 + 12 * i);
+        entries.find(|entry| number(*entry, 2) == Some(PHOTOMETRIC))
+    });
+    let Some(value) = entry
+        .map(|entry| entry + 8)
+        .filter(|value| value + 2 <= bytes.len())
+    else {
+        return Ok(None);
+    };
+    let grey = if little {
+        1u16.to_le_bytes()
+    } else {
+        1u16.to_be_bytes()
+    };
+    bytes[value..value + 2].copy_from_slice(&grey);
+    Ok(Some(bytes))
+}
+
+/// What lies plane by plane, with the values of a pixel together.
+fn joined<T: Copy + Default>(data: &[T], planes: usize) -> Vec<T> {
+    let mut out = vec![T::default(); data.len()];
+    for (c, plane) in data.chunks_exact(data.len() / planes).enumerate() {
+        for (out, value) in out.iter_mut().skip(c).step_by(planes).zip(plane) {
+            *out = *value;
+        }
+    }
+    out
 }
 
 #[cfg(test)]

@@ -116,6 +116,9 @@ impl Recipe {
             );
             return refuse("data.ratio_max", &expected, self.data.ratio_max.to_string());
         }
+        if let Some([key, expected, found]) = self.data.wrong_augment() {
+            return refuse(&key, &expected, found);
+        }
         for (key, value) in [
             ("data.workers", self.data.workers),
             ("data.queue", self.data.queue),
@@ -131,11 +134,6 @@ impl Recipe {
         if let Err(error) = self.model.validate() {
             let key = format!("model.{}", error.key);
             return refuse(&key, &error.expected, error.found);
-        }
-        if self.model.in_channels != 3 {
-            let expected = "3, the channels of the pictures that this project reads";
-            let found = self.model.in_channels.to_string();
-            return refuse("model.in_channels", expected, found);
         }
         self.check_training(&refuse)?;
         let both = "one of `checkpoint` and `backbone_weights`";

@@ -1,5 +1,6 @@
 //! Everything that decides how a run goes, as one TOML file.
 
+mod augment;
 mod check;
 mod overrides;
 mod policy;
@@ -95,8 +96,31 @@ pub struct DataRecipe {
     pub category_limit: f64,
     /// Probability of a mirror image.
     pub flip: f64,
-    /// Random brightness, contrast, saturation and hue.
+    /// Random brightness, contrast, saturation and hue, of RGB of 8 bits.
     pub photometric: bool,
+    /// Probability that a crop is drawn around a pixel of a class, each class of a picture being as likely as
+    /// another.
+    pub class_crop: f64,
+    /// Probability of turning a crop upside down.
+    pub vertical_flip: f64,
+    /// Probability of a rotation around the middle of a crop; what comes from outside is ignored.
+    pub rotation: f64,
+    /// Its largest angle either way, in degrees.
+    pub rotation_degrees: f64,
+    /// Probability of a Gaussian blur.
+    pub blur: f64,
+    /// Its largest standard deviation, in pixels.
+    pub blur_sigma: f64,
+    /// Probability of Gaussian noise.
+    pub noise: f64,
+    /// Its largest standard deviation, in 1/255 of the largest value that pictures can have.
+    pub noise_std: f64,
+    /// Probability of black holes in a picture, whose labels stay.
+    pub cutout: f64,
+    /// How many holes there are.
+    pub cutout_holes: usize,
+    /// Their height and width, as shares of those of the crop.
+    pub cutout_share: f64,
     /// Background threads that load and augment; 0 loads in the training thread.
     pub workers: usize,
     /// Batches that wait at most.
@@ -281,12 +305,14 @@ impl Recipe {
         if (method, depth) != (old_method, old_depth) {
             let SegmentorConfig {
                 num_classes,
+                in_channels,
                 binary,
                 threshold,
                 ..
             } = self.model;
             self.model = SegmentorConfig::new(method, depth)
                 .with_num_classes(num_classes)
+                .with_in_channels(in_channels)
                 .with_binary(binary)
                 .with_threshold(threshold);
         }

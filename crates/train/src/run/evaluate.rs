@@ -127,7 +127,8 @@ impl Trainer {
 
     pub(super) fn predictor(&self, network: &Segmentor) -> Predictor {
         let policy = self.learner.policy().clone();
-        Predictor::new(network, policy, self.recipe.eval.clone())
+        let predictor = Predictor::new(network, policy, self.recipe.eval.clone());
+        predictor.with_pictures(self.data.train.format())
     }
 
     fn scorer(&self, network: &Segmentor) -> Scorer {

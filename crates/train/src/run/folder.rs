@@ -47,6 +47,8 @@ use crate::{Error, Log, Recipe};
 
 /// The metadata key of a checkpoint that holds its [`Recipe`] as TOML.
 pub const RECIPE_KEY: &str = "halfseg.recipe";
+/// Metadata of a checkpoint: the definition of the data set that it was trained on, as TOML.
+pub const DEFINITION_KEY: &str = "halfseg.data";
 /// The metadata key of a checkpoint that holds the number of iterations that were run.
 pub(crate) const ITERATION_KEY: &str = "halfseg.iteration";
 /// The metadata key of a checkpoint that holds its mIoU, where it was the best so far.

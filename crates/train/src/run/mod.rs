@@ -25,7 +25,7 @@ use halfseg_segmentor::{LoadReport, count_parameters};
 use serde_json::{Value, json};
 
 use crate::start::{Prepared, Start};
-use crate::{Error, Learner, Log, Recipe, Splits, Step, pipeline};
+use crate::{Error, Learner, Log, Recipe, Splits, Step, pipeline_for};
 use about::{beginning, out_of_patience, workers_note};
 use folder::{Existing, Folder, can_resume, check_free, holds_run};
 use log::{LogLine, number};
@@ -211,7 +211,7 @@ impl Trainer {
         let ranks = self.learner.ranks().clone();
         let loader = Loader::of_places(
             self.data.train.clone(),
-            pipeline(&self.recipe),
+            pipeline_for(&self.recipe, &*self.data.train),
             LoaderConfig {
                 batch: batch_size,
                 seed: self.recipe.seed,
@@ -373,8 +373,10 @@ impl Trainer {
             let pictures = folder.pictures();
             let predictor = self.predictor(&self.evaluated_network());
             for index in results::spread(val.len(), self.recipe.train.pictures) {
-                let sample = val.get(index)?;
+                let mut sample = val.get(index)?;
                 let map = predictor.predict(&sample.image)?.map;
+                let shown = predictor.pictures().shown(&sample.image).into_owned();
+                sample.image = shown.into();
                 draw_prediction(&pictures, &sample, &map, self.classes.colors())?;
             }
         }
@@ -402,6 +404,12 @@ fn notes(recipe: &Recipe, data: &Splits, ranks: &Ranks, record: Option<&Record>)
     let mut notes = record.map_or(Vec::new(), |record| record.folder.notes.clone());
     notes.extend(data.notes());
     notes.extend(workers_note(recipe));
+    let format = data.train.format();
+    if recipe.data.photometric && !format.is_rgb() {
+        notes.push(format!(
+            "data.photometric = true has no effect on pictures of {format}: it distorts RGB of 8 bits"
+        ));
+    }
     let precision = recipe.train.exchange_precision;
     if ranks.size() == 1 && precision != ExchangePrecision::F32 {
         notes.push(format!(

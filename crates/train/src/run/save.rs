@@ -7,7 +7,7 @@ use burn::tensor::TensorData;
 use halfseg_predict::PredictorSettings;
 use halfseg_segmentor::Segmentor;
 
-use super::folder::{ITERATION_KEY, MIOU_KEY, RECIPE_KEY};
+use super::folder::{DEFINITION_KEY, ITERATION_KEY, MIOU_KEY, RECIPE_KEY};
 use super::manifest::Mark;
 use super::observer::Observer;
 use super::state::{Position, RunState};
@@ -26,7 +26,8 @@ impl Trainer {
         path: &Path,
     ) -> Result<(), Error> {
         let policy = self.learner.policy().clone();
-        let settings = PredictorSettings::new(policy, self.recipe.eval.clone());
+        let settings = PredictorSettings::new(policy, self.recipe.eval.clone())
+            .with_pictures(self.data.train.format());
         // Nothing is known of those that are numbered.
         let known = self.data.train.classes().len() == self.classes.len();
         let settings = match known {
@@ -41,6 +42,9 @@ impl Trainer {
                 self.learner.iteration().to_string(),
             ),
         ]);
+        if let Some(text) = self.data.train.definition_text() {
+            metadata.insert(DEFINITION_KEY.to_owned(), text.to_owned());
+        }
         let iteration = self.learner.iteration();
         if let Some(best) = self
             .best

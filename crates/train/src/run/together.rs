@@ -108,7 +108,7 @@ fn fingerprint(split: &dyn Dataset) -> String {
     for index in spread(split.len(), LOOKED_AT) {
         // What cannot be read is told where it is used.
         if let Ok(sample) = split.get(index) {
-            (sample.image.width, &sample.image.data).hash(&mut hasher);
+            sample.image.hash(&mut hasher);
             sample.label.map(|label| label.data).hash(&mut hasher);
         }
     }

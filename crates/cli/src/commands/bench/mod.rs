@@ -276,7 +276,7 @@ fn measure_inference(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
     let parameters = count_parameters(&model);
     let predictor = Predictor::new(&model, args.precision.policy(), recipe.eval.clone());
     drop(model);
-    let images = images(args, batch, &device);
+    let images = images(args, batch, recipe.model.in_channels, &device);
     let seconds = time(args, &device, || {
         predictor.segment(images.clone());
         Ok(())
@@ -293,7 +293,7 @@ fn measure_training(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
     let model = recipe.model.init(&device);
     let parameters = count_parameters(&model);
     let mut learner = Learner::new(model, recipe.precision.policy(), recipe);
-    let images = images(args, batch, &device);
+    let images = images(args, batch, recipe.model.in_channels, &device);
     let classes = Distribution::Uniform(0.0, recipe.model.num_classes as f64);
     let shape = [batch, args.size.height, args.size.width];
     let labels = Tensor::<3, Int>::random(shape, classes, &device);
@@ -314,9 +314,9 @@ fn measure_training(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
     Ok(measured)
 }
 
-/// `[batch, 3, height, width]`, as normalised pictures are.
-fn images(args: &BenchArgs, batch: usize, device: &Device) -> Tensor<4> {
-    let shape = [batch, 3, args.size.height, args.size.width];
+/// `[batch, channels, height, width]`, as normalised pictures are.
+fn images(args: &BenchArgs, batch: usize, channels: usize, device: &Device) -> Tensor<4> {
+    let shape = [batch, channels, args.size.height, args.size.width];
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
 }
 

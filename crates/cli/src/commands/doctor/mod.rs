@@ -174,13 +174,17 @@ fn text(definition: &Definition, report: &Report) -> String {
             split.name, split.pictures, split.read
         );
     }
-    let three = |values: [f64; 3]| values.map(|v| format!("{v:.3}")).join(", ");
-    if let (Some(mean), Some(std)) = (report.mean, report.std) {
-        out += &format!(
-            "mean [{}], std [{}] of the pictures' channels\n",
-            three(mean),
-            three(std)
-        );
+    let list = |values: &[f64]| {
+        let values: Vec<_> = values.iter().map(|v| format!("{v:.3}")).collect();
+        values.join(", ")
+    };
+    if let (Some(mean), Some(std)) = (&report.mean, &report.std) {
+        let use_of = match definition.is_normalized() {
+            true => "",
+            false => ", for [pictures] of the definition",
+        };
+        let (mean, std) = (list(mean), list(std));
+        out += &format!("the pictures' channels have{use_of}: mean = [{mean}], std = [{std}]\n");
     }
     if let Some(crop) = report.crop {
         out += &format!("a crop that most pictures fill: --crop {crop}\n");

@@ -44,7 +44,7 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Takes files as they are, `-` as a list of paths on stdin, and of folders all PNG and JPEG files
+    /// Takes files as they are, `-` as a list of paths on stdin, and of folders all PNG, JPEG and TIFF files
     /// below them but hidden ones and those that this program wrote. With `mirror`, what is made of a folder's files goes
     /// into the same subfolders below `out`, else all into `out` itself.
     pub fn find(arguments: &[PathBuf], out: &Path, mirror: bool) -> Result<Self> {
@@ -103,7 +103,7 @@ impl Inputs {
                 own => format!(" but {own} that this program wrote"),
             };
             bail!(
-                "{}: expected PNG or JPEG images in it, found none{but} (names that begin with a dot do not \
+                "{}: expected PNG, JPEG or TIFF images in it, found none{but} (names that begin with a dot do not \
                  count)",
                 argument.display()
             );
@@ -165,7 +165,7 @@ fn path(bytes: &[u8]) -> Result<PathBuf> {
 
 fn is_picture(path: &Path) -> bool {
     let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
-    ["png", "jpg", "jpeg"].contains(&&*extension.to_ascii_lowercase())
+    ["png", "jpg", "jpeg", "tif", "tiff"].contains(&&*extension.to_ascii_lowercase())
 }
 
 /// The files among `files` that this program wrote: where all three of a picture are there, and in `out`,

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
-use halfseg_data::{LabelMap, RgbImage, read_image};
+use halfseg_data::{ImageReader, LabelMap, Picture};
 use halfseg_devices::Ranks;
 use halfseg_eval::argmax;
 use halfseg_predict::{Predictor, write_logits, write_maps};
@@ -137,7 +137,8 @@ fn segment_one(
     match segment(args, predictor, input) {
         Ok((image, map)) => {
             let folder = args.out.join(&input.folder);
-            write_maps(&folder, &input.stem, &image, &map, (palette, args.opacity))?;
+            let shown = predictor.pictures().shown(&image);
+            write_maps(&folder, &input.stem, &shown, &map, (palette, args.opacity))?;
             Ok(None)
         }
         Err(error) => LeftOut::reason(args.batch.skip_bad, error).map(Some),
@@ -149,8 +150,8 @@ fn segment(
     args: &PredictArgs,
     predictor: &Predictor,
     input: &Input,
-) -> Result<(RgbImage, LabelMap)> {
-    let image = read_image(&input.path)?;
+) -> Result<(Picture, LabelMap)> {
+    let image = ImageReader::default().picture(&input.path, predictor.pictures())?;
     let name = input.path.display().to_string();
     let (prediction, logits) = match args.logits {
         false => (predictor.predict(&image).map_err(|e| e.of(&name))?, None),
