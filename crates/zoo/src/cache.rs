@@ -54,7 +54,7 @@ impl Settings {
     /// # Errors
     /// A `HALFSEG_OFFLINE` that says neither yes nor no, and a `HALFSEG_MIRROR` that is no address.
     pub fn of_environment() -> Result<Self, ZooError> {
-        Self::of(|name| env::var_os(name))
+        Self::of(env::var_os)
     }
 
     fn of(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<Self, ZooError> {
