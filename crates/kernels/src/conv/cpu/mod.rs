@@ -49,6 +49,11 @@ macro_rules! with_core {
                 let $core = micro::AmxF16::on($isa);
                 $body
             }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 if is::<$E, half::bf16>() => {
+                let $core = micro::Avx512Bf16::on($isa);
+                $body
+            }
             _ => with_wide_core!($isa, $core => $body),
         }
     };
@@ -60,7 +65,7 @@ macro_rules! with_weight_core {
         match $isa.level() {
             // 32 columns divide the usual numbers of channels.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Amx => {
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => {
                 let $core = micro::Avx512::<12, 2>::on($isa);
                 $body
             }
@@ -74,7 +79,7 @@ macro_rules! with_wide_core {
     ($isa:expr, $core:ident => $body:expr) => {
         match $isa.level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Amx => {
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => {
                 let $core = micro::Avx512::<8, 3>::on($isa);
                 $body
             }

@@ -50,24 +50,12 @@ impl Core for Amx {
 
     #[inline(always)]
     unsafe fn gather<E: Element>(
-        [first, second]: [Option<&[E]>; 2],
+        channels: [Option<&[E]>; 2],
         target: &mut [u16],
         lane: usize,
     ) -> bool {
-        assert_eq!(size_of::<E>(), size_of::<u16>());
-        let first = first.unwrap_or_default();
-        let target = &mut target[lane * 2..][..first.len() * 2];
-        assert!(second.is_none_or(|second| second.len() == first.len()));
-        // SAFETY: elements are bf16; both runs and the target have the lengths that were checked,
-        // and the caller promises the instructions.
-        unsafe {
-            pair_up(
-                first.as_ptr().cast(),
-                second.map(|second| second.as_ptr().cast()),
-                first.len(),
-                target.as_mut_ptr(),
-            );
-        }
+        // SAFETY: the caller's promises are the same.
+        unsafe { pair_up(channels, target, lane) }
         true
     }
 
@@ -85,10 +73,41 @@ impl Core for Amx {
     }
 }
 
+/// As [`Core::gather`] of bf16 in pairs.
+///
+/// # Safety
+/// The processor has AVX-512 F and BW.
+#[inline(always)]
+pub unsafe fn pair_up<E: Element>(
+    [first, second]: [Option<&[E]>; 2],
+    target: &mut [u16],
+    lane: usize,
+) {
+    assert_eq!(size_of::<E>(), size_of::<u16>());
+    let first = first.unwrap_or_default();
+    let target = &mut target[lane * 2..][..first.len() * 2];
+    assert!(second.is_none_or(|second| second.len() == first.len()));
+    // SAFETY: elements are bf16; both runs and the target have the lengths that were checked,
+    // and the caller promises the instructions.
+    unsafe {
+        write_pairs(
+            first.as_ptr().cast(),
+            second.map(|second| second.as_ptr().cast()),
+            first.len(),
+            target.as_mut_ptr(),
+        );
+    }
+}
+
 /// Writes `length` pairs of neighbouring values, one of each run; zeros for a missing one.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn pair_up(first: *const u16, second: Option<*const u16>, length: usize, target: *mut u16) {
+unsafe fn write_pairs(
+    first: *const u16,
+    second: Option<*const u16>,
+    length: usize,
+    target: *mut u16,
+) {
     // Value `i` of a register: from the first run where even, from the second where odd.
     const fn order(from: u16) -> [u16; 32] {
         let mut order = [0; 32];

@@ -8,6 +8,8 @@ mod amx_f16;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 mod interleave;
 mod portable;
 
@@ -19,6 +21,8 @@ pub use amx_f16::{AmxF16, split_run};
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
+pub use avx512_bf16::Avx512Bf16;
 pub use interleave::interleave;
 pub use portable::Portable;
 

@@ -1,0 +1,127 @@
+//! Blocks of products of bf16 with the dot products of AVX-512.
+
+use std::arch::x86_64::*;
+use std::mem::transmute;
+
+use super::amx::pair_up;
+use super::{Core, Walk};
+use crate::cpu::element::Element;
+use crate::cpu::isa::{Isa, Level, Registers};
+
+/// Eight rows of three registers. Products of bf16 are added in f32, two at a time; values below 2^-126
+/// count as zero.
+pub struct Avx512Bf16(());
+
+const VECTORS: usize = 3;
+
+impl Avx512Bf16 {
+    /// # Panics
+    /// If `isa` has not the instructions.
+    pub fn on(isa: Isa) -> Self {
+        assert!(isa.has(Level::Avx512Bf16));
+        Self(())
+    }
+}
+
+impl Core for Avx512Bf16 {
+    type Value = u16;
+    // SAFETY: who has a core has found the instructions.
+    const ISA: Isa = unsafe { Isa::assume(Level::Avx512Bf16) };
+    const MR: usize = 8;
+    const NR: usize = VECTORS * 16;
+    const PAIR: usize = 2;
+    const STEP: usize = 2;
+    const DEPTH: usize = 384;
+    const STRIP: usize = 320 << 10;
+
+    fn left_at(step: usize, lane: usize) -> usize {
+        step / 2 * (2 * Self::MR) + lane * 2 + step % 2
+    }
+
+    #[inline(always)]
+    unsafe fn values<E: Element>(elements: &[E], [target, _]: [&mut [u16]; 2]) -> bool {
+        for (target, element) in target.iter_mut().zip(elements) {
+            *target = element.bf16_bits();
+        }
+        true
+    }
+
+    #[inline(always)]
+    unsafe fn gather<E: Element>(
+        channels: [Option<&[E]>; 2],
+        target: &mut [u16],
+        lane: usize,
+    ) -> bool {
+        // SAFETY: the caller's promises are the same.
+        unsafe { pair_up(channels, target, lane) }
+        true
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(
+        _: &Registers,
+        walk: Walk,
+        left: *const u16,
+        right: *const u16,
+        block: *mut f32,
+        add: bool,
+    ) {
+        // SAFETY: the caller's promises are the same.
+        unsafe { multiply(walk, left, right, block, add) }
+    }
+}
+
+/// As [`Core::multiply`].
+///
+/// # Safety
+/// As [`Core::multiply`].
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn multiply(walk: Walk, left: *const u16, right: *const u16, block: *mut f32, add: bool) {
+    const MR: usize = Avx512Bf16::MR;
+    assert!(walk.depth.is_multiple_of(Avx512Bf16::STEP));
+    // SAFETY: every address is one that the caller promises.
+    unsafe {
+        for line in (0..Avx512Bf16::BLOCK).step_by(16) {
+            _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(line).cast());
+        }
+        let mut sums = [[_mm512_setzero_ps(); VECTORS]; MR];
+        for row in 0..walk.rows {
+            let mut a = left.add(row * walk.left_row);
+            let mut b = right.add(row * walk.right_row);
+            for _ in 0..walk.depth / 2 {
+                let mut columns = [_mm512_setzero_si512(); VECTORS];
+                for (j, column) in columns.iter_mut().enumerate() {
+                    *column = _mm512_loadu_si512(b.add(j * 32).cast());
+                }
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let pair = _mm512_set1_epi32(a.add(2 * i).cast::<i32>().read_unaligned());
+                    for (sum, &column) in sums.iter_mut().zip(&columns) {
+                        let (pair, column) = (bf16s(pair), bf16s(column));
+                        *sum = _mm512_dpbf16_ps(*sum, pair, column);
+                    }
+                }
+                a = a.wrapping_add(2 * MR);
+                b = b.wrapping_add(2 * walk.right_step);
+            }
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            for (j, &sum) in sums.iter().enumerate() {
+                let target = block.add((i * VECTORS + j) * 16);
+                let sum = if add {
+                    _mm512_add_ps(_mm512_loadu_ps(target), sum)
+                } else {
+                    sum
+                };
+                _mm512_storeu_ps(target, sum);
+            }
+        }
+    }
+}
+
+/// The same bits as 32 values.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn bf16s(bits: __m512i) -> __m512bh {
+    // SAFETY: both are 512 bits, of which all mean something.
+    unsafe { transmute(bits) }
+}
