@@ -37,9 +37,9 @@ pub enum Mode {
     Slide,
 }
 
-/// Whose names an exported checkpoint uses.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Names {
+/// What `export` writes: safetensors under a program's names, or the network itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
     /// MMSegmentation's
     Mmseg,
     /// MMSegmentation's of the backbone alone
@@ -52,18 +52,22 @@ pub enum Names {
     TimmBackbone,
     /// Those of MMPretrain's ResNets, of the backbone alone
     MmpretrainBackbone,
+    /// The network as ONNX, for other runtimes (in programs built with the feature `onnx`)
+    Onnx,
 }
 
-impl From<Names> for Naming {
-    fn from(names: Names) -> Self {
-        match names {
-            Names::Mmseg => Self::Mmseg,
-            Names::MmsegBackbone => Self::MmsegBackbone,
-            Names::Torchvision => Self::Torchvision,
-            Names::TorchvisionBackbone => Self::TorchvisionBackbone,
-            Names::TimmBackbone => Self::TimmBackbone,
-            Names::MmpretrainBackbone => Self::MmpretrainBackbone,
-        }
+impl ExportFormat {
+    /// Whose names the tensors have; `None` where a format is no checkpoint.
+    pub fn naming(self) -> Option<Naming> {
+        Some(match self {
+            Self::Mmseg => Naming::Mmseg,
+            Self::MmsegBackbone => Naming::MmsegBackbone,
+            Self::Torchvision => Naming::Torchvision,
+            Self::TorchvisionBackbone => Naming::TorchvisionBackbone,
+            Self::TimmBackbone => Naming::TimmBackbone,
+            Self::MmpretrainBackbone => Naming::MmpretrainBackbone,
+            Self::Onnx => return None,
+        })
     }
 }
 

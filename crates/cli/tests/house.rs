@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Each crate with those that it may know, from the top down. All arrows point downwards.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     (
         "cli",
         &[
@@ -20,6 +20,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "data",
             "kernels",
             "devices",
+            "onnx",
             "zoo",
             "files",
         ],
@@ -51,6 +52,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "files",
         ],
     ),
+    ("onnx", &["segmentor", "backbone", "heads", "layers"]),
     (
         "segmentor",
         &["backbone", "heads", "layers", "amp", "files"],

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use halfseg_data::Crop;
 use halfseg_devices::DeviceChoice;
 use halfseg_predict::EvalScale;
 use halfseg_train::RunPrecision;
 
 use super::{ConfigSources, ModelArgs};
-use crate::values::{DEVICES, Mode, Names, PRECISIONS, listed};
+use crate::values::{DEVICES, ExportFormat, Mode, PRECISIONS, listed};
 
 /// How a trained network is run.
 #[derive(Clone, Debug, Default, Args)]
@@ -168,10 +169,49 @@ pub struct ExportArgs {
     /// Weights: a file, the output folder of a training run, or zoo:NAME for a published checkpoint
     #[arg(long, value_name = "FILE|zoo:NAME")]
     pub checkpoint: PathBuf,
-    /// Whose names the file uses
+    /// What to write: safetensors with the names of a program, or ONNX
     #[arg(long, value_enum, default_value = "mmseg")]
-    pub to: Names,
-    /// The safetensors file to write
+    pub to: ExportFormat,
+    /// The file to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// How an ONNX file is made
+    #[command(flatten)]
+    pub onnx: OnnxArgs,
+}
+
+/// Flags of `export --to onnx`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of --to onnx")]
+pub struct OnnxArgs {
+    /// Take images of this height and width alone; of any without it
+    #[arg(long, value_name = "HxW")]
+    pub size: Option<Crop>,
+    /// Take batches of this many images alone; of any without it
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub batch: Option<usize>,
+    /// Give the most likely class of each pixel as bytes, not logits
+    #[arg(long)]
+    pub argmax: bool,
+    /// Take bytes in RGB and normalise them inside
+    #[arg(long)]
+    pub uint8_input: bool,
+    /// How weights are stored: f16 takes half the bytes, bf16 is rounded and stored in f32
+    #[arg(long, value_parser = listed::<RunPrecision>(PRECISIONS))]
+    pub weights: Option<RunPrecision>,
+}
+
+impl OnnxArgs {
+    /// The first flag that was given.
+    pub fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--size", self.size.is_some()),
+            ("--batch", self.batch.is_some()),
+            ("--argmax", self.argmax),
+            ("--uint8-input", self.uint8_input),
+            ("--weights", self.weights.is_some()),
+        ];
+        let mut given = flags.into_iter().filter(|(_, given)| *given);
+        given.next().map(|(flag, _)| flag)
+    }
 }

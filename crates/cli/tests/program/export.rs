@@ -57,3 +57,72 @@ fn an_exported_checkpoint_gives_the_same_scores() {
     assert!(!bytes.windows(place.len()).any(|part| part == place));
     assert!(bytes.windows(14).any(|part| part == b"halfseg.recipe"));
 }
+
+#[test]
+fn flags_of_onnx_belong_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("network");
+    let args = ["export", "--checkpoint", "none", "--out", text(&out)];
+    let wrong = [&args[..], &["--argmax"]].concat();
+    check(
+        &wrong,
+        2,
+        &["--argmax says how an ONNX file is made", "--to onnx"],
+    );
+    if cfg!(not(feature = "onnx")) {
+        let onnx = [&args[..], &["--to", "onnx"]].concat();
+        check(&onnx, 2, &["without ONNX", "--features onnx"]);
+    }
+    assert!(!out.exists());
+}
+
+#[cfg(feature = "onnx")]
+#[test]
+fn a_network_is_written_as_onnx_once_it_ran() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = trained(&folder, "deeplabv3plus");
+    let out = folder.path().join("network.onnx");
+    let args = [
+        "export",
+        "--checkpoint",
+        text(&weights),
+        "--to",
+        "onnx",
+        "--out",
+        text(&out),
+    ];
+    check(
+        &args,
+        0,
+        &["run in tract on noise of 65x97", "logits", "wrote"],
+    );
+    let whole = fs::metadata(&out).unwrap().len();
+    let small = [
+        "--weights",
+        "f16",
+        "--size",
+        "32x64",
+        "--batch",
+        "2",
+        "--argmax",
+        "--uint8-input",
+    ];
+    check(
+        &[&args[..], &small].concat(),
+        0,
+        &["run in tract on noise of 32x64"],
+    );
+    let bytes = fs::read(&out).unwrap();
+    assert!(
+        (bytes.len() as u64) < whole * 2 / 3,
+        "{} of {whole}",
+        bytes.len()
+    );
+    let holds = |text: &str| {
+        bytes
+            .windows(text.len())
+            .any(|part| part == text.as_bytes())
+    };
+    assert!(holds("\"bicycle\"") && holds("123.675") && holds("[220,20,60]"));
+    assert!(!holds(text(folder.path())));
+}

@@ -2,23 +2,43 @@
 
 use std::collections::BTreeMap;
 
+#[cfg(feature = "onnx")]
+mod onnx;
+
 use anyhow::Result;
 use halfseg_devices::DeviceChoice;
 use halfseg_segmentor::Naming;
 use halfseg_train::{DataSource, RECIPE_KEY, read_recipe};
 
 use crate::args::ExportArgs;
+use crate::failure::Usage;
 use crate::output::check_writable;
 use crate::settings::{architecture, weights_file};
 
-/// Writes a checkpoint as safetensors under the names of a program.
+/// Writes a checkpoint as safetensors under the names of a program, or as ONNX.
 pub fn run(args: &ExportArgs) -> Result<()> {
+    let naming = args.to.naming();
+    if let (Some(_), Some(flag)) = (naming, args.onnx.given()) {
+        return Err(Usage(format!(
+            "{flag} says how an ONNX file is made: add --to onnx"
+        ))
+        .into());
+    }
+    if naming.is_none() && cfg!(not(feature = "onnx")) {
+        let message = "this program was built without ONNX: build it with `--features onnx`";
+        return Err(Usage(message.to_owned()).into());
+    }
     check_writable(&[&Some(args.out.clone())], &[Some(&args.checkpoint)])?;
     let weights = weights_file(&args.checkpoint)?;
     let config = architecture(&args.model, &weights)?;
     let device = DeviceChoice::Flex.open()?;
     let (model, report) = halfseg_segmentor::load(&weights, Some(&config), &device)?;
     message!("{}: {report}", weights.display());
+    let Some(names) = naming else {
+        #[cfg(feature = "onnx")]
+        onnx::write(args, &weights, &model)?;
+        return Ok(());
+    };
     let mut metadata: BTreeMap<_, _> = halfseg_segmentor::read_metadata(&weights)?
         .into_iter()
         .filter(|(key, _)| key.starts_with("halfseg."))
@@ -30,7 +50,6 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         recipe.backbone_weights.clear();
         metadata.insert(RECIPE_KEY.to_owned(), recipe.to_toml());
     }
-    let names = Naming::from(args.to);
     if names == Naming::Mmseg && config.refine {
         warning!(
             "MMSegmentation has no head with `refine`, which is torchvision's: it will not take the file, halfseg \
