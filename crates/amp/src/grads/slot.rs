@@ -70,10 +70,8 @@ impl<const D: usize> Slot for Tensor<D> {
         if factor != 1.0 {
             values = values.mul_scalar(factor);
         }
-        values
-            .clone()
-            .mul(values)
-            .sum()
+        let count = self.elements();
+        sum_in_runs(values.clone().mul(values).reshape([count]))
             .cast(FloatDType::F32)
             .to_device(device)
     }
@@ -175,4 +173,21 @@ impl<const D: usize> Slot for Tensor<D> {
 /// How often `mask` is true, on `device`. Exact up to 2^24, the integers of f32.
 fn count<const D: usize>(mask: Tensor<D, Bool>, device: &Device) -> Tensor<1> {
     mask.float().cast(FloatDType::F32).sum().to_device(device)
+}
+
+/// The sum of a row, of which runs are added up first: devices differ in how many values they add to one sum one after
+/// the other, each time rounding it.
+fn sum_in_runs(row: Tensor<1>) -> Tensor<1> {
+    const RUN: usize = 256;
+    let [length] = row.dims();
+    let (runs, rest) = (length / RUN, length % RUN);
+    if runs < 2 {
+        return row.sum();
+    }
+    let whole = row.clone().slice(0..runs * RUN).reshape([runs, RUN]);
+    let sum = whole.sum_dim(1).sum();
+    match rest {
+        0 => sum,
+        _ => sum + row.slice(runs * RUN..length).sum(),
+    }
 }
