@@ -178,7 +178,7 @@ fn five_channels_of_sixteen_bits() {
         &["--overwrite", "--set", "model.in_channels=4"],
     ]
     .concat();
-    check(&args, 1, &["model.in_channels", "expected 5"]);
+    check(&args, 2, &["model.in_channels", "expected 5"]);
     let other = folder.path().join("other.toml");
     define(&other, "channels = 4\nbits = 16", "tif");
     let args = ["eval", "--checkpoint", text(&run), "--data", text(&other)];
@@ -233,6 +233,10 @@ fn grey_pictures_and_what_a_checkpoint_knows() {
 
     // The definition comes back from the checkpoint, for data that have moved.
     let moved = folder.path().join("moved");
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "a folder of this test is moved, nothing is replaced"
+    )]
     fs::rename(&root, &moved).unwrap();
     let back = folder.path().join("back.toml");
     let args = [

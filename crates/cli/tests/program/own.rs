@@ -447,7 +447,7 @@ fn published(
         }
     }
     // As the checkpoint carries them.
-    let settings = halfseg_segmentor::read_metadata(&out.join("best.safetensors")).unwrap();
+    let settings = halfseg_segmentor::read_metadata(out.join("best.safetensors")).unwrap();
     let settings: Value = serde_json::from_str(&settings["halfseg.predict"]).unwrap();
     let [names, colors] =
         ["names", "colors"].map(|key| settings["classes"][key].as_array().unwrap());
