@@ -26,7 +26,7 @@ pub(crate) fn is_repeating() -> bool {
 /// under the autocast policy of the first and leaves running statistics alone. `forward` must not draw
 /// random numbers, and must reach all parameters that it uses through `module`.
 ///
-/// On a device without autodiff, and where Burn's own gradient checkpointing is on, this is
+/// On a device without autodiff, where nothing is trained, and where Burn's own gradient checkpointing is on, this is
 /// `forward(module, x)`.
 ///
 /// # Shapes
@@ -45,6 +45,10 @@ pub fn recomputed<M: Module + 'static>(
     }
     let mut trained = Trained::default();
     module.visit(&mut trained);
+    if trained.values.is_empty() && !x.is_tracked() {
+        // Frozen, behind what is frozen: there is no backward pass to keep anything for.
+        return forward(module, x);
+    }
     let mut inputs = vec![AnyTensor::from(x.clone())];
     inputs.extend(trained.values);
 
