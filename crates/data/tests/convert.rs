@@ -21,7 +21,7 @@ fn pair(root: &Path, picture: &str, mask: &str, values: [u8; 4]) {
         .bytes()
         .map(u32::from)
         .sum::<u32>() as u8;
-    let data = (0..12).map(|i| i * 20 ^ seed).collect();
+    let data = (0..12).map(|i| (i * 20) ^ seed).collect();
     write_rgb(
         &picture,
         &RgbImage {

@@ -206,16 +206,10 @@ impl Graph {
             return map;
         }
         let size = self.size_of(like);
-        let name = if map.size == Some([1, 1]) {
-            let ones = self.integers(&[2], &[1, 1]);
-            let shape = self.concat(path, &[&ones, &size], 0);
-            self.node(path, "Expand", &[&map.name, &shape], vec![])
-        } else {
-            let first = self.shape_part(&map, [0, 2]);
-            let sizes = self.concat(path, &[&first, &size], 0);
-            let attributes = resize_attributes(align_corners);
-            self.node(path, "Resize", &[&map.name, "", "", &sizes], attributes)
-        };
+        let first = self.shape_part(&map, [0, 2]);
+        let sizes = self.concat(path, &[&first, &size], 0);
+        let attributes = resize_attributes(align_corners);
+        let name = self.node(path, "Resize", &[&map.name, "", "", &sizes], attributes);
         Map {
             name,
             channels: map.channels,
