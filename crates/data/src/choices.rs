@@ -6,7 +6,7 @@ use crate::augment::{Augmented, Fill, Value};
 use crate::resize::{Bilinear, resize_nearest_into, source_range};
 use crate::{CropBox, IGNORE, LabelMap, Photometric, RgbImage};
 
-/// Every random choice of one pass through a [`Pipeline`]: the same choices give the same values.
+/// Every random choice of one pass through a [`Pipeline`](crate::Pipeline): the same choices give the same values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Choices {
