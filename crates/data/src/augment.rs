@@ -73,9 +73,8 @@ impl Augment {
         ))
     }
 
-    /// Draws what is done to a crop of `size` (width, height). Nothing is drawn for what is never done.
+    /// Draws what is done to a crop of `size` (width, height).
     pub(crate) fn choose(&self, size: (usize, usize), rng: &mut impl Rng) -> Augmented {
-        let happens = |rng: &mut _, probability: f64| probability > 0.0 && chance(rng, probability);
         let vertical_flip = happens(rng, self.vertical_flip);
         let rotation = happens(rng, self.rotation).then(|| {
             let most = self.rotation_degrees;
@@ -111,8 +110,9 @@ impl Augment {
 
 const MOST_HOLES: usize = 1000;
 
-fn chance(rng: &mut impl Rng, probability: f64) -> bool {
-    rng.random_bool(probability)
+/// Whether something of this probability happens. Nothing is drawn for what never does.
+pub(crate) fn happens(rng: &mut impl Rng, probability: f64) -> bool {
+    probability > 0.0 && rng.random_bool(probability)
 }
 
 /// A crop of `crop` (width, height) in a picture that `label` is resized to `size` for, around a pixel of a class that

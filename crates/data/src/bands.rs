@@ -1,6 +1,6 @@
 //! Resizing pictures of any number of channels as OpenCV does it on 16-bit data.
 
-use crate::resize::{check_region, neighbours, positions};
+use crate::resize::{Lines, check_region, neighbours, positions};
 use crate::{Bands, CropBox, Picture, PictureRef, resize_bilinear};
 
 /// The two neighbours of an output column, as places of their first channels, and the weight of the second.
@@ -19,8 +19,7 @@ pub(crate) struct BandRows<'a> {
     heights: (usize, usize),
     top: usize,
     columns: Vec<Column>,
-    /// Two source rows and their horizontal sums.
-    lines: [(usize, Vec<f32>); 2],
+    lines: Lines<f32>,
 }
 
 impl<'a> BandRows<'a> {
@@ -42,32 +41,24 @@ impl<'a> BandRows<'a> {
                 weight,
             }
         });
-        let line = || (usize::MAX, vec![0.0; region.width * bands.channels]);
         Self {
             bands,
             first: origin.1,
             heights: (size.1, to.1),
             top: region.top,
             columns: columns.collect(),
-            lines: [line(), line()],
+            lines: Lines::new(region.width * bands.channels),
         }
     }
 
     /// Row `i` of the region, into `width * channels` values.
     pub(crate) fn row(&mut self, i: usize, out: &mut [u16]) {
         let (at, next, weight) = neighbours(self.top + i, self.heights.0, self.heights.1);
-        let lines = &mut self.lines;
-        if lines[0].0 != at && lines[1].0 == at {
-            lines.swap(0, 1);
-        }
-        for (line, y) in lines.iter_mut().zip([at, next]) {
-            if line.0 != y {
-                line.0 = y;
-                let row = self.bands.row(y - self.first);
-                horizontal(row, &self.columns, self.bands.channels, &mut line.1);
-            }
-        }
-        for ((out, above), below) in out.iter_mut().zip(&lines[0].1).zip(&lines[1].1) {
+        let lines = self.lines.at([at, next], |y, sums| {
+            let row = self.bands.row(y - self.first);
+            horizontal(row, &self.columns, self.bands.channels, sums);
+        });
+        for ((out, above), below) in out.iter_mut().zip(lines[0]).zip(lines[1]) {
             *out = (above * (1.0 - weight) + below * weight).round_ties_even() as u16;
         }
     }

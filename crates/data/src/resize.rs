@@ -108,8 +108,7 @@ pub(crate) struct Bilinear<'a, const C: usize> {
     /// First row that is computed.
     top: usize,
     columns: Vec<Tap>,
-    /// Two source rows and their horizontal sums; neighbouring outputs mostly reuse them.
-    lines: [(usize, Vec<i32>); 2],
+    lines: Lines<i32>,
 }
 
 impl<'a, const C: usize> Bilinear<'a, C> {
@@ -133,32 +132,54 @@ impl<'a, const C: usize> Bilinear<'a, C> {
                 ..tap
             }
         });
-        let line = || (usize::MAX, vec![0; region.width * C]);
         Self {
             image,
             first: origin.1,
             heights: (size.1, to.1),
             top: region.top,
             columns: columns.collect(),
-            lines: [line(), line()],
+            lines: Lines::new(region.width * C),
         }
     }
 
     /// Row `i` of the region, into `width * C` values.
     pub(crate) fn row(&mut self, i: usize, out: &mut [u8]) {
         let tap = tap(self.top + i, self.heights.0, self.heights.1);
-        let lines = &mut self.lines;
-        if lines[0].0 != tap.at && lines[1].0 == tap.at {
+        let [above, below] = self.lines.at([tap.at, tap.next], |y, sums| {
+            let row = self.image.row(y - self.first);
+            vectorized!(move sums => horizontal::<C>(row, &self.columns, sums));
+        });
+        vectorized!(move out => vertical(above, below, tap.weights, out));
+    }
+}
+
+/// Two source rows and their horizontal sums; neighbouring outputs mostly reuse them.
+pub(crate) struct Lines<T>([(usize, Vec<T>); 2]);
+
+impl<T: Clone + Default> Lines<T> {
+    /// None yet, each of so many sums.
+    pub(crate) fn new(length: usize) -> Self {
+        let line = || (usize::MAX, vec![T::default(); length]);
+        Self([line(), line()])
+    }
+
+    /// Those of two source rows; `fill` computes what is not there from before.
+    pub(crate) fn at(
+        &mut self,
+        rows: [usize; 2],
+        mut fill: impl FnMut(usize, &mut [T]),
+    ) -> [&[T]; 2] {
+        let lines = &mut self.0;
+        if lines[0].0 != rows[0] && lines[1].0 == rows[0] {
             lines.swap(0, 1);
         }
-        for (line, y) in lines.iter_mut().zip([tap.at, tap.next]) {
+        for (line, y) in lines.iter_mut().zip(rows) {
             if line.0 != y {
                 line.0 = y;
-                let (row, sums) = (self.image.row(y - self.first), &mut line.1);
-                vectorized!(move sums => horizontal::<C>(row, &self.columns, sums));
+                fill(y, &mut line.1);
             }
         }
-        vectorized!(move out => vertical(&lines[0].1, &lines[1].1, tap.weights, out));
+        [&lines[0].1, &lines[1].1]
     }
 }
 

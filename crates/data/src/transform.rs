@@ -3,7 +3,7 @@
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-use crate::augment::{Augment, Value, crop_around_class};
+use crate::augment::{Augment, Value, crop_around_class, happens};
 use crate::bands::BandRows;
 use crate::resize::count_nearest;
 use crate::{
@@ -212,9 +212,7 @@ impl Pipeline {
 
     fn choose_region(&self, label: &LabelMap, size: (usize, usize), rng: &mut impl Rng) -> CropBox {
         let (width, height) = (self.crop.width.min(size.0), self.crop.height.min(size.1));
-        let around = self.augment.class_crop;
-        if around > 0.0
-            && rng.random_bool(around)
+        if happens(rng, self.augment.class_crop)
             && let Some(region) = crop_around_class(label, size, (width, height), rng)
         {
             return region;

@@ -26,7 +26,7 @@ pub use loss::{
     segmentation_loss,
 };
 pub use objective::Objective;
-pub use pool::{adaptive_avg_pool2d, avg_pool_to, stem_max_pool};
+pub use pool::{adaptive_avg_pool2d, averaging_weights, avg_pool_to, stem_max_pool};
 pub use rand::Rng;
 pub use recompute::{branch, recomputed};
 pub use resize::{resize, resize_memory, resize_with};

@@ -62,12 +62,19 @@ pub fn avg_pool_to(x: Tensor<4>, side: usize) -> Tensor<4> {
 }
 
 fn averaging_matrix(size: usize, out: usize, device: &Device) -> Tensor<2> {
+    let matrix = averaging_weights(size, out);
+    Tensor::from_data(TensorData::new(matrix, [out, size]), (device, DType::F32))
+}
+
+/// What [`adaptive_avg_pool2d`] takes along a side, `[out, size]` row by row: of each of `size` pixels for each of `out`
+/// bins.
+pub fn averaging_weights(size: usize, out: usize) -> Vec<f32> {
     let mut matrix = vec![0.0f32; out * size];
     for (o, row) in matrix.chunks_exact_mut(size).enumerate() {
         let (start, end) = (o * size / out, ((o + 1) * size).div_ceil(out));
         row[start..end].fill(1.0 / (end - start) as f32);
     }
-    Tensor::from_data(TensorData::new(matrix, [out, size]), (device, DType::F32))
+    matrix
 }
 
 #[cfg(test)]

@@ -185,7 +185,7 @@ fn decided(
     [n, outputs, pixels]: [usize; 3],
 ) -> Vec<usize> {
     if config.binary {
-        let limit = (config.threshold / (1.0 - config.threshold)).ln() as f32;
+        let limit = config.logit_threshold() as f32;
         return logits
             .iter()
             .map(|logit| usize::from(*logit > limit))

@@ -226,10 +226,9 @@ impl Graph {
         self.node("classes", "ArgMax", &[&map.name], attributes)
     }
 
-    /// Where the one logit of each pixel means more than this probability.
-    pub fn above(&mut self, map: &Map, probability: f64) -> String {
-        let logit = (probability / (1.0 - probability)).ln() as f32;
-        let logit = self.floats("threshold", &[], &[logit]);
+    /// Where the one logit of each pixel is above this one.
+    pub fn above(&mut self, map: &Map, logit: f64) -> String {
+        let logit = self.floats("threshold", &[], &[logit as f32]);
         let above = self.node("classes", "Greater", &[&map.name, &logit], vec![]);
         let axis = self.integers(&[1], &[1]);
         self.node("classes", "Squeeze", &[&above, &axis], vec![])

@@ -81,7 +81,7 @@ pub fn export(model: &Segmentor, options: &OnnxOptions) -> Result<Vec<u8>, OnnxE
         }
         OnnxOutput::Classes => {
             let classes = match config.binary {
-                true => graph.above(&logits, config.threshold),
+                true => graph.above(&logits, config.logit_threshold()),
                 false => graph.greatest(&logits),
             };
             let to = AttributeProto::int("to", DataType::Uint8 as i64);

@@ -1,6 +1,8 @@
 //! Adaptive average pooling in plain operators: ONNX has none, and runtimes differ in what they make of
 //! PyTorch's. Bins are constant matrices where the size is known, else the graph computes them.
 
+use halfseg_layers::averaging_weights;
+
 use crate::graph::{Graph, Map};
 use crate::proto::{AttributeProto, DataType};
 
@@ -29,7 +31,7 @@ impl Graph {
     fn averaging(&mut self, path: &str, map: &Map, bins: usize) -> [String; 2] {
         if let Some(size) = map.size {
             return size.map(|side| {
-                let matrix = averaging_matrix(side, bins);
+                let matrix = averaging_weights(side, bins);
                 self.floats(&format!("{path}/bins"), &[bins, side], &matrix)
             });
         }
@@ -67,13 +69,4 @@ impl Graph {
         let length = self.cast(path, &length, DataType::Float);
         self.node(path, "Div", &[&inside, &length], vec![])
     }
-}
-
-fn averaging_matrix(side: usize, bins: usize) -> Vec<f32> {
-    let mut matrix = vec![0.0; bins * side];
-    for (bin, row) in matrix.chunks_exact_mut(side).enumerate() {
-        let (start, end) = (bin * side / bins, ((bin + 1) * side).div_ceil(bins));
-        row[start..end].fill(1.0 / (end - start) as f32);
-    }
-    matrix
 }

@@ -189,7 +189,7 @@ impl Predictor {
         if !plan.in_bands(own) {
             let threshold = match self.config().ms_flip {
                 true => self.model.config().threshold,
-                false => self.logit_threshold(),
+                false => self.model.config().logit_threshold(),
             };
             let scores = self.decisive(self.all_scores(image), threshold);
             return Ok(argmax(scores).swap_remove(0));
@@ -200,7 +200,7 @@ impl Predictor {
         };
         let window = |[rows, columns]: [Range<usize>; 2]| self.window(image, rows, columns);
         self.windows(own).for_each_band(&window, |rows, scores| {
-            let scores = self.decisive(scores, self.logit_threshold());
+            let scores = self.decisive(scores, self.model.config().logit_threshold());
             let band = argmax(scores).swap_remove(0);
             let place = rows.start * own.0..rows.end * own.0;
             found.map.data[place].copy_from_slice(&band.map.data);
@@ -228,7 +228,10 @@ impl Predictor {
     pub fn segment(&self, images: Tensor<4>) -> Vec<LabelMap> {
         let [_, _, height, width] = images.dims();
         let logits = autocast(&self.settings.policy, || self.model.head_logits(images));
-        let logits = self.decisive(self.of_classes(logits), self.logit_threshold());
+        let logits = self.decisive(
+            self.of_classes(logits),
+            self.model.config().logit_threshold(),
+        );
         let (size, align_corners) = ([height, width], self.model.config().align_corners);
         match most_likely_classes(&logits, size, align_corners) {
             Some(maps) => {
@@ -350,12 +353,6 @@ impl Predictor {
             true => binary_logits(logits),
             false => logits,
         }
-    }
-
-    /// The logit of the probability above which a pixel is of the second class.
-    fn logit_threshold(&self) -> f64 {
-        let threshold = self.model.config().threshold;
-        (threshold / (1.0 - threshold)).ln()
     }
 
     /// `scores` of which the largest is that of the pixel's class: where the network tells two classes apart by one

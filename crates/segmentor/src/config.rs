@@ -263,6 +263,11 @@ impl SegmentorConfig {
         with_align_corners: align_corners as bool,
     }
 
+    /// The logit of [`threshold`](Self::threshold): a pixel whose one output is above it is of the second class.
+    pub fn logit_threshold(&self) -> f64 {
+        (self.threshold / (1.0 - self.threshold)).ln()
+    }
+
     /// Channels of the logits: the number of classes, or 1.
     pub fn outputs(&self) -> usize {
         match self.binary {

@@ -223,9 +223,10 @@ pub(crate) fn check_loader(recipe: &Recipe, step: Bytes) -> Result<(), Error> {
         _ => Bytes(0),
     };
     let (ranks, crop) = (Ranks::current(), recipe.data.crop);
-    // Three channels in f32 and a label for each pixel of this process's part of a batch.
+    // All channels in f32 and a label for each pixel of this process's part of a batch.
     let images = recipe.train.batch.div_ceil(ranks.size());
-    let batch = [images, crop.height, crop.width, 3 * size_of::<f32>() + 1];
+    let pixel = recipe.model.in_channels * size_of::<f32>() + 1;
+    let batch = [images, crop.height, crop.width, pixel];
     let batch = batch
         .map(|n| n as u64)
         .into_iter()

@@ -1,21 +1,19 @@
 //! Whole runs with what small data sets ask for.
 
 mod network;
+mod stopped;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use halfseg_devices::DeviceChoice;
 use halfseg_segmentor::{Depth, Method};
-use halfseg_train::{
-    Learner, Log, Observer, Outcome, Recipe, RunPrecision, Step, Timing, Trainer,
-    resolve_checkpoint,
-};
+use halfseg_train::{Learner, Log, Outcome, Recipe, RunPrecision, Trainer, resolve_checkpoint};
 use network::{Batch, values};
 use safetensors::SafeTensors;
 use serde_json::Value;
+use stopped::{StopAt, run};
 
 /// A run of six iterations that evaluates every other.
 fn recipe(settings: &[&str]) -> Recipe {
@@ -30,25 +28,6 @@ fn recipe(settings: &[&str]) -> Recipe {
     ];
     let settings = [&small[..], settings].concat();
     network::recipe(Method::Fcn, Depth::R18, RunPrecision::F32, &settings)
-}
-
-/// Stops after a number of iterations.
-struct StopAt(u64, u64);
-
-impl Observer for StopAt {
-    fn stepped(&mut self, step: &Step, _timing: &Timing) {
-        self.1 = step.iteration;
-    }
-
-    fn stop(&mut self) -> bool {
-        self.1 >= self.0
-    }
-}
-
-fn run(recipe: &Recipe, out: &Path, observer: &mut dyn Observer) -> Outcome {
-    let device = DeviceChoice::Flex.open().unwrap();
-    let mut trainer = Trainer::new(recipe.clone(), &device, out).unwrap();
-    trainer.run(observer).unwrap()
 }
 
 fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -70,7 +49,7 @@ fn check_resume(settings: &[&str], stop: u64) {
     let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
     let recipe = recipe(settings);
     run(&recipe, &whole, &mut ());
-    run(&recipe, &parts, &mut StopAt(stop, 0));
+    run(&recipe, &parts, &mut StopAt::iteration(stop));
     let mut trainer = Trainer::resume(&parts, Ok).unwrap();
     assert!(matches!(
         trainer.run(&mut ()).unwrap(),
@@ -255,11 +234,11 @@ fn averages_are_evaluated_and_saved_beside() {
 fn averages_may_begin_and_end_with_a_resumed_run() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    run(&recipe(&[]), &out, &mut StopAt(3, 0));
+    run(&recipe(&[]), &out, &mut StopAt::iteration(3));
     let on = |mut recipe: Recipe| recipe.set("train.ema=0.5").map(|()| recipe);
     let mut trainer = Trainer::resume(&out, on).unwrap();
     assert!(trainer.learner().averaged().is_none());
-    trainer.run(&mut StopAt(5, 0)).unwrap();
+    trainer.run(&mut StopAt::iteration(5)).unwrap();
     drop(trainer);
     assert!(out.join("iter_5.ema.safetensors").is_file());
     let off = |mut recipe: Recipe| recipe.set("train.ema=0").map(|()| recipe);

@@ -1,5 +1,7 @@
 //! Whole runs at a tiny width.
 
+mod stopped;
+
 use std::fs;
 use std::path::Path;
 
@@ -10,6 +12,7 @@ use halfseg_train::{
     Error, Existing, Log, Observer, Outcome, Recipe, Splits, Started, Step, Timing, Trainer,
     read_recipe, resolve_checkpoint,
 };
+use stopped::{StopAt, run};
 
 fn tiny(method: Method, iterations: u64, precision: &str) -> Recipe {
     let mut recipe = Recipe::published(method, Depth::R18);
@@ -31,27 +34,6 @@ fn tiny(method: Method, iterations: u64, precision: &str) -> Recipe {
         recipe.set(value).unwrap();
     }
     recipe
-}
-
-/// Stops after a number of iterations.
-struct StopAt(u64, u64);
-
-impl Observer for StopAt {
-    fn stepped(&mut self, step: &Step, _timing: &Timing) {
-        self.1 = step.iteration;
-    }
-
-    fn stop(&mut self) -> bool {
-        self.1 >= self.0
-    }
-}
-
-fn run(recipe: &Recipe, out: &Path, observer: &mut dyn Observer) -> Outcome {
-    let device = DeviceChoice::Flex.open().unwrap();
-    Trainer::new(recipe.clone(), &device, out)
-        .unwrap()
-        .run(observer)
-        .unwrap()
 }
 
 fn resume(out: &Path, observer: &mut dyn Observer) -> Outcome {
@@ -85,8 +67,8 @@ fn check_resume(method: Method, precision: &str, scale: &str) {
     ));
     for (stop, from_scratch) in [(2, true), (5, false)] {
         let outcome = match from_scratch {
-            true => run(&recipe, &parts, &mut StopAt(stop, 0)),
-            false => resume(&parts, &mut StopAt(stop, 0)),
+            true => run(&recipe, &parts, &mut StopAt::iteration(stop)),
+            false => resume(&parts, &mut StopAt::iteration(stop)),
         };
         let Outcome::Interrupted {
             iteration,
@@ -146,7 +128,7 @@ fn a_run_on_two_devices_is_resumed_on_one() {
     let mut recipe = tiny(Method::PspNet, 3, "f16");
     run(&recipe, &one, &mut ());
     recipe.set("further_devices=[\"flex\"]").unwrap();
-    run(&recipe, &two, &mut StopAt(2, 0));
+    run(&recipe, &two, &mut StopAt::iteration(2));
     let alone = |mut recipe: Recipe| {
         recipe.further_devices.clear();
         Ok(recipe)
@@ -219,7 +201,7 @@ fn a_full_disk_leaves_the_previous_checkpoint_to_resume_from() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
     let recipe = tiny(Method::Fcn, 4, "f32");
-    run(&recipe, &out, &mut StopAt(2, 0));
+    run(&recipe, &out, &mut StopAt::iteration(2));
     let before = tensors(&out.join("iter_2.safetensors"));
 
     let failed = |trainer: &mut Trainer, expected: [&str; 2]| {
@@ -314,7 +296,11 @@ fn weights_that_are_no_numbers_are_neither_saved_nor_gone_on_from() {
     assert!(!out.join("iter_1.safetensors").exists() && !Trainer::can_resume(&out));
 
     let out = folder.path().join("other");
-    run(&tiny(Method::Fcn, 4, "f32"), &out, &mut StopAt(2, 0));
+    run(
+        &tiny(Method::Fcn, 4, "f32"),
+        &out,
+        &mut StopAt::iteration(2),
+    );
     let path = out.join("iter_2.safetensors");
     let whole = fs::read(&path).unwrap();
     for (name, value) in [
@@ -574,7 +560,7 @@ fn a_folder_belongs_to_one_process_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
     let recipe = eventful();
-    run(&recipe, &out, &mut StopAt(3, 0));
+    run(&recipe, &out, &mut StopAt::iteration(3));
     let held = Trainer::resume(&out, Ok).unwrap();
     let error = Trainer::resume(&out, Ok).err().unwrap();
     assert!(
@@ -701,7 +687,7 @@ fn what_interrupted_saves_left_behind_goes() {
     let out = folder.path().join("run");
     let mut recipe = eventful();
     recipe.set("train.checkpoint_every=1").unwrap();
-    run(&recipe, &out, &mut StopAt(3, 0));
+    run(&recipe, &out, &mut StopAt::iteration(3));
     let names = || {
         let entries = fs::read_dir(&out).unwrap();
         let mut names: Vec<_> = entries
@@ -773,7 +759,7 @@ fn as_many_checkpoints_stay_as_are_asked_for_and_each_can_be_gone_back_to() {
 fn what_would_make_another_run_is_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    run(&eventful(), &out, &mut StopAt(3, 0));
+    run(&eventful(), &out, &mut StopAt::iteration(3));
     let log = fs::read(out.join("log.jsonl")).unwrap();
     for (assignment, key, reason) in [
         ("seed=5", "`seed`", "order of the data"),
@@ -804,7 +790,7 @@ fn what_would_make_another_run_is_refused_with_the_reason() {
 fn a_best_score_holds_for_its_pictures_and_settings() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    run(&eventful(), &out, &mut StopAt(5, 0));
+    run(&eventful(), &out, &mut StopAt::iteration(5));
     let first = Log::read(&out.join("log.jsonl"), "eval").unwrap();
     assert_eq!(first[0]["best"], true);
     let change = |mut recipe: Recipe| {
@@ -839,7 +825,7 @@ fn a_best_score_holds_for_its_pictures_and_settings() {
 fn damaged_and_mismatched_checkpoints_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    run(&eventful(), &out, &mut StopAt(3, 0));
+    run(&eventful(), &out, &mut StopAt::iteration(3));
     let refused = |parts: &[&str]| {
         let error = Trainer::resume(&out, Ok).err().unwrap().to_string();
         for part in parts {
@@ -918,7 +904,7 @@ fn a_run_of_an_earlier_version_goes_on_with_a_word() {
     run(&recipe, &whole, &mut ());
     let expected = remains(&whole);
     for stop in [4, 5, 7] {
-        run(&recipe, &out, &mut StopAt(stop, 0));
+        run(&recipe, &out, &mut StopAt::iteration(stop));
         fs::remove_file(out.join("run.json")).unwrap();
         fs::remove_file(out.join("run.lock")).unwrap();
         struct Notes(usize);

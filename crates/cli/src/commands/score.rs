@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use halfseg_data::{Dataset, DefinedData, Definition, IGNORE, Sample, is_definition, read_label};
+use halfseg_data::{Dataset, DefinedData, Definition, IGNORE, Sample, is_definition};
 use halfseg_eval::{CityscapesScorer, ConfusionMatrix, scores_json};
 
 use super::eval::{official_table, percent};
+use super::kept::read_kept;
 use crate::args::ScoreArgs;
-use crate::failure::Usage;
+use crate::failure::{Interrupted, Usage};
+use crate::interrupt;
 use crate::output::{check_writable, print_table, write_json};
 use crate::progress::Progress;
-use crate::{failure::Interrupted, interrupt};
 
 /// What names of predictions end with, after the picture's: what `eval` keeps, what `predict` writes, any.
 const ENDINGS: [&str; 3] = ["_pred_classes.png", "_trainIds.png", ".png"];
@@ -129,16 +130,7 @@ fn prediction<'a>(
 }
 
 fn score(matrix: &mut ConfusionMatrix, sample: &Sample, path: &Path) -> Result<()> {
-    let map = read_label(path)?;
-    let (width, height) = sample.image.size();
-    if (map.width, map.height) != (width, height) {
-        bail!(
-            "{}: expected {width}x{height} pixels as the image has, found {}x{}",
-            path.display(),
-            map.width,
-            map.height
-        );
-    }
+    let map = read_kept(path, sample, true)?;
     let label = sample.label.as_ref().context("masks were asked for")?;
     let added = matrix.update(&map.data, &label.data, IGNORE);
     added.with_context(|| format!("{}", path.display()))
