@@ -7,7 +7,7 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamWConfig, ModuleOptimizer, SgdConfig};
 use burn::tensor::Tensor;
-use common::{Net, Weights, bits, device, floats, gradients, step, values, vec};
+use common::{Net, Weights, bits, device, floats, gradients, odd_scale, step, values, vec};
 use halfseg_amp::{
     DynamicScale, GradScaler, OverflowPass, Policy, Precision, Scaling, StepOutcome,
 };
@@ -287,7 +287,7 @@ fn check_18_clipping_after_unscaling_equals_f32() {
     for scaler in [
         GradScaler::disabled(),
         GradScaler::mmcv_static(),
-        GradScaler::fixed(77.7),
+        GradScaler::fixed(odd_scale()),
     ] {
         let (found, _, clipped) = gradients_of(scaler, max);
         assert!(clipped);

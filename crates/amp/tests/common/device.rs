@@ -58,6 +58,16 @@ pub fn takes_means_of(count: usize, dtype: FloatDType) -> bool {
     mean == 1.0
 }
 
+/// A loss scale that is no power of two, or one that is where products of f32 see what it does to the last digits:
+/// Burn 0.22's kernels for CUDA cut factors to TF32, and 77.7 times a number is cut elsewhere than the number.
+pub fn odd_scale() -> f32 {
+    if cfg!(feature = "cuda") && on_gpu() {
+        64.0
+    } else {
+        77.7
+    }
+}
+
 /// [`plain_device`] with gradients.
 pub fn device() -> Device {
     plain_device().autodiff()

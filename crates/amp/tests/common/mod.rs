@@ -8,7 +8,7 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig2d};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, activation};
-pub use device::{computes_in, device, on_gpu, plain_device, takes_means_of};
+pub use device::{computes_in, device, odd_scale, on_gpu, plain_device, takes_means_of};
 use halfseg_amp::{GradScaler, OpClass, Policy, StepOutcome, UnscaledGrads, autocast, nn, ops};
 
 /// The policies among some that the device can run.
