@@ -8,13 +8,13 @@ use anyhow::{Result, bail};
 use halfseg_amp::Policy;
 use halfseg_data::{Classes, Crop, PictureFormat};
 use halfseg_devices::{DeviceChoice, Ranks};
-use halfseg_predict::{EvalMode, Predictor, PredictorSettings};
+use halfseg_predict::{EvalMode, Predictor, PredictorSettings, known_classes};
 use halfseg_segmentor::{
     Depth, Method, Segmentor, SegmentorConfig, read_architecture, read_backbone,
 };
 use halfseg_train::{
-    DataSource, Error, Recipe, RunPrecision, bound_policy, check_classes, known_classes,
-    open_device, read_recipe, resolve_checkpoint,
+    DataSource, Error, Recipe, RunPrecision, bound_policy, check_classes, open_device, read_recipe,
+    resolve_checkpoint,
 };
 
 use crate::args::{ConfigSources, InferenceArgs, ModelArgs, RecipeArgs};
@@ -436,6 +436,7 @@ impl Loaded {
     pub fn predictor(&self) -> Predictor {
         let eval = self.recipe.eval.clone();
         let predictor = Predictor::new(&self.model, self.policy.clone(), eval);
+        let predictor = predictor.with_classes(self.classes.clone());
         predictor.with_pictures(self.pictures.clone())
     }
 }

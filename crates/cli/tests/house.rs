@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Each crate with those that it may know, from the top down. All arrows point downwards.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     (
         "cli",
         &[
             "train",
+            "server",
             "predict",
             "segmentor",
             "eval",
@@ -39,6 +40,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "files",
         ],
     ),
+    ("server", &["predict", "eval", "data", "devices"]),
     (
         "predict",
         &[

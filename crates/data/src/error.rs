@@ -114,6 +114,20 @@ pub enum DataError {
         /// The reader's limit.
         max_pixels: u64,
     },
+    /// Values in memory are no picture or map of their size.
+    #[error(
+        "expected {channels} values for each pixel of {width}x{height}, at least one pixel, found {found}"
+    )]
+    Values {
+        /// Width in pixels.
+        width: usize,
+        /// Height in pixels.
+        height: usize,
+        /// Values of a pixel.
+        channels: usize,
+        /// How many values there are.
+        found: usize,
+    },
     /// The pixels of a file do not fit into memory.
     #[error("{path}: its pixels take {bytes} bytes, which the system does not give; make the picture smaller or cut it into parts", path = path.display())]
     Memory {

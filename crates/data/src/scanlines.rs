@@ -3,10 +3,10 @@
 //! edition, sections 5, 7 and 9. The `png` crate gives whole rows, from the first one on.)
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 
 use crate::CropBox;
 use crate::image::limits::reserve;
+use crate::image::source::Source;
 
 /// Reads `wanted` of a PNG of `size` (width, height) that is not interlaced and has `N` channels of
 /// 8 bits.
@@ -14,12 +14,12 @@ use crate::image::limits::reserve;
 /// All chunks are held against their checksums, those of the image data below `wanted`, too, so that
 /// damage is noticed wherever it is. `None` stands for any damage: the `png` crate has words for it.
 pub(crate) fn read<const N: usize>(
-    path: &Path,
+    source: &Source,
     size: (usize, usize),
     wanted: CropBox,
 ) -> Option<Vec<u8>> {
     let mut rows = Rows::<N>::new(size, wanted)?;
-    let mut file = BufReader::with_capacity(1 << 16, halfseg_files::open_regular(path).ok()?);
+    let mut file = BufReader::with_capacity(1 << 16, source.reopen().ok()?);
     let _signature: [u8; 8] = bytes(&mut file)?;
     loop {
         let [a, b, c, d, kind @ ..] = bytes::<8>(&mut file)?;
@@ -267,6 +267,7 @@ mod tests {
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
     use std::fs::File;
+    use std::path::Path;
 
     const FILTERS: [Filter; 6] = [
         Filter::NoFilter,
@@ -332,7 +333,7 @@ mod tests {
                 part(width - 1, height - 1, 1, 1),
                 part(width / 2, height / 2, width / 5, height - height / 2),
             ] {
-                let read = read::<N>(&path, size, wanted);
+                let read = read::<N>(&Source::file(&path), size, wanted);
                 assert!(
                     read == Some(crop(&plane, wanted).data),
                     "{N} channels, {size:?}, {filter:?}, {wanted:?}"
@@ -369,17 +370,25 @@ mod tests {
             width: 9,
             height: 3,
         };
-        assert!(read::<3>(&path, size, top).is_some());
+        assert!(read::<3>(&Source::file(&path), size, top).is_some());
         let start = bytes.windows(4).position(|kind| kind == b"IDAT").unwrap();
         for at in start..bytes.len() - 12 {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
             std::fs::write(&path, &damaged).unwrap();
-            assert_eq!(read::<3>(&path, size, top), None, "byte {at}");
+            assert_eq!(
+                read::<3>(&Source::file(&path), size, top),
+                None,
+                "byte {at}"
+            );
         }
         for len in (start..bytes.len()).step_by(7) {
             std::fs::write(&path, &bytes[..len]).unwrap();
-            assert_eq!(read::<3>(&path, size, CropBox::whole(size)), None, "{len}");
+            assert_eq!(
+                read::<3>(&Source::file(&path), size, CropBox::whole(size)),
+                None,
+                "{len}"
+            );
         }
     }
 
@@ -443,7 +452,7 @@ mod tests {
             let peers = peer(&path);
             let whole = peers.len() == width * height * N;
             assert!(wrong || whole, "the peer reads what is not damaged");
-            let part = read::<N>(&path, (width, height), wanted);
+            let part = read::<N>(&Source::file(&path), (width, height), wanted);
             damaged[usize::from(part.is_some())] += usize::from(wrong);
             let context =
                 || format!("{N} channels, {width}x{height}, {wanted:?}, damaged: {wrong}");

@@ -9,12 +9,13 @@ mod counted;
 mod files;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use files::{Png, chunk, exif, flat_jpeg, progressive_jpeg};
 use halfseg_data::{
-    Cityscapes, CropBox, DataError, Dataset, LabelMap, Picture, read_image, read_instances,
-    read_label,
+    Cityscapes, CropBox, DataError, Dataset, ImageReader, LabelMap, Picture, PictureFormat,
+    read_image, read_instances, read_label,
 };
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -161,7 +162,15 @@ fn damaged_files_end_in_an_error_or_a_picture() {
 /// Reads `damaged` in every way, and counts the pictures that came of it.
 fn read_all(root: &Path, damaged: &Path) -> usize {
     let says = |error: DataError| assert!(!error.to_string().is_empty());
-    let picture = read_image(damaged).map_err(says).is_ok();
+    let picture = read_image(damaged).map_err(says).ok();
+    let file: Arc<[u8]> = std::fs::read(damaged).expect("it was written").into();
+    let (reader, format) = (ImageReader::default(), PictureFormat::default());
+    let in_memory = reader.picture_of("it", file, &format).map_err(says).ok();
+    assert_eq!(
+        in_memory.as_ref().and_then(Picture::rgb),
+        picture.as_ref(),
+        "a file in memory differs from the same on the disk"
+    );
     let _ = read_label(damaged).map_err(says);
     let _ = read_instances(damaged).map_err(says);
     let dataset = Cityscapes::open(root, "val").expect("both files are there");
@@ -186,5 +195,5 @@ fn read_all(root: &Path, damaged: &Path) -> usize {
             );
         }
     }
-    usize::from(picture) + usize::from(whole.is_ok())
+    usize::from(picture.is_some()) + usize::from(whole.is_ok())
 }

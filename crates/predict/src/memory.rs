@@ -85,6 +85,12 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Whether memory can hold `count` pictures of size `own` at once, as far as can be foreseen.
+    pub fn fits(&self, own: Size, count: usize) -> bool {
+        let needed = self.needed(own).saturating_mul(count as u64);
+        available_memory().is_none_or(|available| needed <= available.0)
+    }
+
     fn check_against(&self, own: Size, available: u64) -> Result<(), PredictError> {
         let needed = self.needed(own);
         if needed <= available {

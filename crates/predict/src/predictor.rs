@@ -8,7 +8,7 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::{Policy, autocast};
 use halfseg_data::{
-    CropBox, Dataset, IGNORE, LabelMap, Picture, PictureFormat, PictureRef, check_labels,
+    Classes, CropBox, Dataset, IGNORE, LabelMap, Picture, PictureFormat, PictureRef, check_labels,
     ratio_size,
 };
 use halfseg_devices::Bytes;
@@ -20,7 +20,7 @@ use halfseg_segmentor::Segmentor;
 
 use crate::config::RATIOS;
 use crate::memory::{Plan, fitted};
-use crate::{EvalMode, PredictError, PredictorConfig, PredictorSettings};
+use crate::{EvalMode, PredictError, PredictorConfig, PredictorSettings, known_classes};
 
 /// A network for inference, with the precision and the way that pictures pass through it.
 ///
@@ -88,7 +88,8 @@ impl Predictor {
                 ),
             });
         }
-        let predictor = Self::new(&model, policy, settings.config);
+        let mut predictor = Self::new(&model, policy, settings.config);
+        predictor.settings.classes = known_classes(path)?;
         Ok(predictor.with_pictures(settings.pictures))
     }
 
@@ -98,6 +99,23 @@ impl Predictor {
             settings: self.settings.with_pictures(pictures),
             ..self
         }
+    }
+
+    /// The same whose classes are these, in place of those that the checkpoint names.
+    pub fn with_classes(self, classes: Classes) -> Self {
+        Self {
+            settings: self.settings.with_classes(classes),
+            ..self
+        }
+    }
+
+    /// Names and colours of the classes: those that were given or that the checkpoint names, if they are as many as
+    /// the network's, else Cityscapes' where these are as many, else numbered ones.
+    pub fn classes(&self) -> Classes {
+        let count = self.model.config().num_classes;
+        let known = self.settings.classes.clone();
+        let known = known.filter(|classes| classes.len() == count);
+        known.unwrap_or_else(|| Classes::cityscapes().of_network(count))
     }
 
     /// The network.
@@ -112,6 +130,11 @@ impl Predictor {
         return PackedWeights::bytes() as u64;
         #[cfg(not(feature = "flex"))]
         0
+    }
+
+    /// Where it computes.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// How operations are cast.
@@ -216,7 +239,7 @@ impl Predictor {
         Bytes(self.plan(false).needed((width, height)))
     }
 
-    fn plan(&self, scores: bool) -> Plan<'_> {
+    pub(crate) fn plan(&self, scores: bool) -> Plan<'_> {
         Plan::new(self.model.config(), &self.settings, &self.device, scores)
     }
 
@@ -295,7 +318,10 @@ impl Predictor {
     }
 
     /// Width and height of a picture that has pixels, and a value for each channel that the network takes.
-    fn picture_size(&self, picture: PictureRef<'_>) -> Result<(usize, usize), PredictError> {
+    pub(crate) fn picture_size(
+        &self,
+        picture: PictureRef<'_>,
+    ) -> Result<(usize, usize), PredictError> {
         let ((width, height), found) = (picture.size(), picture.channels());
         let expected = self.pictures().channels();
         if found != expected {
@@ -348,7 +374,7 @@ impl Predictor {
     }
 
     /// The logits of all classes, of which the network may give one of two.
-    fn of_classes(&self, logits: Tensor<4>) -> Tensor<4> {
+    pub(crate) fn of_classes(&self, logits: Tensor<4>) -> Tensor<4> {
         match self.model.config().binary {
             true => binary_logits(logits),
             false => logits,
@@ -357,7 +383,7 @@ impl Predictor {
 
     /// `scores` of which the largest is that of the pixel's class: where the network tells two classes apart by one
     /// output, the second's if it is above `threshold`.
-    fn decisive(&self, scores: Tensor<4>, threshold: f64) -> Tensor<4> {
+    pub(crate) fn decisive(&self, scores: Tensor<4>, threshold: f64) -> Tensor<4> {
         if !self.model.config().binary {
             return scores;
         }

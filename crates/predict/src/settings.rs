@@ -88,3 +88,21 @@ impl PredictorSettings {
         Ok(Some(settings))
     }
 }
+
+/// The classes that the checkpoint at `weights` was trained for, as far as it tells: files of MMSegmentation have
+/// them, too.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn known_classes(weights: &Path) -> Result<Option<Classes>, PredictError> {
+    let settings = PredictorSettings::read(weights)?;
+    if let Some(classes) = settings.and_then(|settings| settings.classes) {
+        return Ok(Some(classes));
+    }
+    let table = halfseg_segmentor::read_classes(weights)?;
+    Ok(table.map(|table| {
+        let colors = table.palette.into_iter().map(Some);
+        let colors = colors.chain(std::iter::repeat(None));
+        Classes::new(table.names.into_iter().zip(colors))
+    }))
+}

@@ -50,7 +50,5 @@ pub use run::observer::{Observer, Outcome, Started, Timing};
 pub use run::results::draw_curves;
 pub use run::together::{check_same, check_same_weights};
 pub use schedule::{Decay, Schedule};
-pub use source::{
-    Splits, check_channels, check_classes, known_classes, open_split, pipeline, pipeline_for,
-};
+pub use source::{Splits, check_channels, check_classes, open_split, pipeline, pipeline_for};
 pub use start::{bound_policy, check_memory, open_device};

@@ -7,7 +7,6 @@ use halfseg_data::{
     Cityscapes, Classes, Dataset, DefinedData, Definition, Pipeline, Scale, SyntheticStreets,
 };
 use halfseg_devices::{Bytes, available_memory};
-use halfseg_predict::PredictorSettings;
 
 use crate::{DataSource, Error, Recipe};
 
@@ -185,24 +184,6 @@ fn definition(recipe: &Recipe, path: &str) -> Result<Arc<Definition>, Error> {
         });
     }
     Ok(Arc::new(definition))
-}
-
-/// The classes that the checkpoint at `weights` was trained for, as far as it tells.
-///
-/// # Errors
-///
-/// A file that cannot be read.
-pub fn known_classes(weights: &Path) -> Result<Option<Classes>, Error> {
-    let settings = PredictorSettings::read(weights)?;
-    if let Some(classes) = settings.and_then(|settings| settings.classes) {
-        return Ok(Some(classes));
-    }
-    let table = halfseg_segmentor::read_classes(weights)?;
-    Ok(table.map(|table| {
-        let colors = table.palette.into_iter().map(Some);
-        let colors = colors.chain(std::iter::repeat(None));
-        Classes::new(table.names.into_iter().zip(colors))
-    }))
 }
 
 /// Refuses a data set whose classes are not those that the checkpoint at `weights` was trained for, where both

@@ -139,8 +139,8 @@ pub struct PredictArgs {
     /// How the network is run
     #[command(flatten)]
     pub inference: InferenceArgs,
-    /// Folder for the pictures
-    #[arg(long, value_name = "DIR")]
+    /// Folder for the pictures; with --video, the film to write
+    #[arg(long, value_name = "DIR|FILE")]
     pub out: PathBuf,
     /// Put what is made of a folder's pictures into the same subfolders of --out
     #[arg(long)]
@@ -154,10 +154,38 @@ pub struct PredictArgs {
     /// Weight of the colours in the overlay, 0 to 1
     #[arg(long, default_value_t = 0.5)]
     pub opacity: f32,
-    /// PNG or JPEG images, folders of them with their subfolders (but for hidden files), or `-` for a list of
-    /// paths on stdin, one a line or each ended by a zero byte
-    #[arg(required = true, value_name = "IMAGE|FOLDER|-")]
+    /// Films
+    #[command(flatten)]
+    pub film: FilmArgs,
+    /// PNG or JPEG images, folders of them with their subfolders (but for hidden files), or `-` for an image on
+    /// stdin, whose results are called stdin_*, or else a list of paths there, one a line or each ended by a zero byte
+    #[arg(required_unless_present = "video", value_name = "IMAGE|FOLDER|-")]
     pub inputs: Vec<PathBuf>,
+}
+
+/// Flags of `predict` that are about films.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of films")]
+pub struct FilmArgs {
+    /// Segment a film with the programs ffmpeg and ffprobe, and write it to --out with the overlay, its sound and its
+    /// frame rate
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["inputs", "mirror", "logits", "skip_bad", "skip_existing"]
+    )]
+    pub video: Option<PathBuf>,
+    /// Take --video for what ffmpeg calls so: a camera with v4l2 (Linux), avfoundation or dshow, say; it is recorded
+    /// without sound until Ctrl-C or --frames
+    #[arg(long, value_name = "FORMAT", requires = "video")]
+    pub input_format: Option<String>,
+    /// End after so many frames
+    #[arg(long, value_name = "N", requires = "video", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    pub frames: Option<u64>,
+    /// Hold classes back from flickering: the weight, 0 to below 1, of the mean over the frames before against the
+    /// frame's own probabilities
+    #[arg(long, value_name = "X", requires = "video", default_value_t = 0.0)]
+    pub smooth: f64,
 }
 
 /// Flags of `export`.

@@ -3,6 +3,7 @@
 mod data;
 mod inference;
 mod published;
+mod serve;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -18,8 +19,9 @@ use halfseg_train::{LossScale, RunPrecision};
 pub use self::data::{
     BrowseArgs, ConvertArgs, DataArgs, DataCommand, DoctorArgs, ExtractArgs, InitArgs,
 };
-pub use self::inference::{EvalArgs, ExportArgs, InferenceArgs, PredictArgs, ScoreArgs};
+pub use self::inference::{EvalArgs, ExportArgs, FilmArgs, InferenceArgs, PredictArgs, ScoreArgs};
 pub use self::published::{PlotArgs, ZooArgs};
+pub use self::serve::ServeArgs;
 use crate::values::{DEPTHS, DEVICES, LOSS_SCALES, METHODS, PRECISIONS, listed};
 
 /// Semantic segmentation of street scenes in mixed precision.
@@ -71,8 +73,10 @@ pub enum Command {
     Eval(Box<EvalArgs>),
     /// Score a folder of predictions, as the official Cityscapes scorer does or by a definition
     Score(ScoreArgs),
-    /// Segment images
+    /// Segment images or a film
     Predict(Box<PredictArgs>),
+    /// Segment pictures that are sent over HTTP, with a page to try it (in programs built with the feature `serve`)
+    Serve(Box<ServeArgs>),
     /// Print the whole effective configuration as TOML
     Config(Box<ConfigArgs>),
     /// Convert a checkpoint

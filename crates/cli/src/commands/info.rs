@@ -3,10 +3,11 @@
 use anyhow::Result;
 use halfseg_data::Classes;
 use halfseg_devices::Bytes;
+use halfseg_predict::known_classes;
 use halfseg_segmentor::{
     Cost, Depth, MemoryPlan, Method, PartCost, SegmentorConfig, TrainingStep, training_memory,
 };
-use halfseg_train::{Recipe, RunPrecision, known_classes};
+use halfseg_train::{Recipe, RunPrecision};
 use serde_json::{Map, Value, json};
 
 use crate::args::InfoArgs;

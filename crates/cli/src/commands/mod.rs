@@ -18,6 +18,7 @@ mod man;
 mod plot;
 mod predict;
 mod score;
+mod serve;
 mod train;
 mod zoo;
 
@@ -38,6 +39,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Demo(_) | Command::Train(_) => Some("saving what was learned"),
         Command::Eval(_) | Command::Predict(_) => Some("stopping after this picture"),
         Command::Bench(_) => Some("stopping after this pass"),
+        Command::Serve(_) => Some("answering what was accepted"),
         _ => None,
     });
     detail!("halfseg {}", env!("HALFSEG_VERSION"));
@@ -48,6 +50,7 @@ pub fn run(command: Command) -> Result<()> {
     | Command::Train(_)
     | Command::Eval(_)
     | Command::Predict(_)
+    | Command::Serve(_)
     | Command::Audit(_) = &command
     {
         start_threads(own_threads(&ranks))?;
@@ -61,6 +64,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Eval(args) => eval::run(&args),
         Command::Score(args) => score::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Audit(args) => audit::run(&args),

@@ -369,6 +369,62 @@ fn names_come_from_stdin_too() {
     );
 }
 
+#[test]
+fn a_picture_comes_from_stdin_and_is_told_from_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(&folder, "fcn");
+    let input = pictures(&folder, &["stdin.png"]);
+    let picture = input.join("stdin.png");
+    let out = folder.path().join("out");
+    let args = predict_flags(&checkpoint, &out);
+    let pipe = |args: &[&str], bytes: &[u8]| {
+        let mut child = halfseg(args)
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(bytes).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), stderr(&output))
+    };
+    let bytes = fs::read(&picture).unwrap();
+    let (code, said) = pipe(&[&args[..], &["-", "--logits"]].concat(), &bytes);
+    assert_eq!(code, Some(0), "{said}");
+    let mut expected = all_of(&["stdin"]);
+    expected.push("stdin_logits.safetensors".into());
+    expected.sort();
+    assert_eq!(below(&out), expected);
+    let map = fs::read(out.join("stdin_trainIds.png")).unwrap();
+    check(&[&args[..], &[text(&picture)]].concat(), 0, &["1 images"]);
+    assert!(fs::read(out.join("stdin_trainIds.png")).unwrap() == map);
+
+    // Beside a file of the same name, and one that is called as the argument is.
+    let dash = input.join("-");
+    fs::copy(&picture, &dash).unwrap();
+    let both = folder.path().join("both");
+    let args = predict_flags(&checkpoint, &both);
+    let (code, said) = pipe(
+        &[&args[..], &["-", text(&picture), text(&dash)]].concat(),
+        &bytes,
+    );
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("3 images"), "{said}");
+    assert_eq!(below(&both).len(), 9);
+
+    let (code, said) = pipe(&[&args[..], &["-"]].concat(), &bytes[..60]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("stdin: cannot be decoded as PNG"), "{said}");
+    let (code, said) = pipe(
+        &[&args[..], &["-", "--skip-bad"]].concat(),
+        b"\xff\xd8 no JPEG",
+    );
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("1 of 1 pictures were left out") && said.contains("stdin"),
+        "{said}"
+    );
+}
+
 /// A network whose classifier has a bias that is no number.
 fn broken(checkpoint: &Path, folder: &TempDir) -> PathBuf {
     let mut bytes = fs::read(checkpoint.join("best.safetensors")).unwrap();

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 
-use super::limits::{ImageReader, check_memory, guarded, open, room, undecodable, zeros};
+use super::limits::{ImageReader, check_memory, guarded, room, undecodable, zeros};
+use super::source::Source;
 use crate::orientation::Orientation;
 use crate::{DataError, RgbImage};
 
@@ -164,9 +165,10 @@ impl Layout {
 }
 
 impl Jpeg {
-    pub(super) fn open(path: &Path, reader: ImageReader) -> Result<Self, DataError> {
+    pub(super) fn open(source: &Source, reader: ImageReader) -> Result<Self, DataError> {
+        let path = source.path();
         let mut bytes = Vec::new();
-        let read = open(path)?.read_to_end(&mut bytes);
+        let read = source.open()?.read_to_end(&mut bytes);
         read.map_err(|e| DataError::io(path, e))?;
         let layout = Layout::find(&bytes).filter(|layout| layout.scans > 0);
         let unfit = |found: &str| undecodable(path, FORMAT, found);

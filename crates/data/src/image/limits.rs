@@ -1,7 +1,6 @@
 //! What a reader takes at most, and memory for it.
 
 use std::collections::TryReserveError;
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -39,10 +38,6 @@ impl ImageReader {
             max_pixels: self.max_pixels,
         })
     }
-}
-
-pub(super) fn open(path: &Path) -> Result<File, DataError> {
-    halfseg_files::open_regular(path).map_err(|e| DataError::io(path, e))
 }
 
 pub(super) fn undecodable(path: &Path, expected: &'static str, found: impl ToString) -> DataError {

@@ -7,6 +7,7 @@ use png::{BitDepth, ColorType, Transformations};
 use super::limits::{ImageReader, room};
 use super::pending::PendingImage;
 use super::png::PngFile;
+use super::source::Source;
 use crate::DataError;
 #[cfg(feature = "tiff")]
 use crate::orientation::Orientation;
@@ -79,7 +80,7 @@ impl ImageReader {
     }
 
     fn png_mask(self, path: &Path) -> Result<Mask, DataError> {
-        let png = PngFile::open(path, Transformations::IDENTITY, self)?;
+        let png = PngFile::open(&Source::file(path), Transformations::IDENTITY, self)?;
         let ((color, depth), (width, height)) = (png.format(), png.size());
         let palette = png.palette().to_vec();
         if depth == BitDepth::Sixteen && color != ColorType::Grayscale {

@@ -7,15 +7,17 @@ mod pending;
 mod plane;
 mod png;
 mod reader;
+pub(crate) mod source;
 #[cfg(feature = "tiff")]
 mod tiff;
 mod write;
 
 pub use self::limits::ImageReader;
 pub(crate) use self::pending::PendingImage;
+pub use self::pending::is_picture;
 pub use self::plane::{InstanceMap, LabelMap, PartialImage, Plane, RgbImage};
 pub use self::reader::{image_size, read_image, read_instances, read_label};
-pub use self::write::{encode_label, is_own_png, write_label, write_rgb};
+pub use self::write::{encode_label, encode_rgb, is_own_png, write_label, write_rgb};
 
 #[cfg(test)]
 mod tests {

@@ -6,9 +6,10 @@ use std::path::Path;
 use png::{BitDepth, ColorType, Transformations};
 
 use super::jpeg::Jpeg;
-use super::limits::{ImageReader, check_memory, open, room, undecodable};
+use super::limits::{ImageReader, check_memory, room, undecodable};
 use super::plane::{PartialImage, RgbImage};
 use super::png::PngFile;
+use super::source::Source;
 #[cfg(feature = "tiff")]
 use super::tiff::TiffFile;
 use crate::orientation::Orientation;
@@ -19,6 +20,15 @@ fn rgb(pixel: &[u8]) -> [u8; 3] {
     match *pixel {
         [r, g, b] | [r, g, b, _] => [r, g, b],
         _ => [pixel[0]; 3],
+    }
+}
+
+/// Whether a file that starts with these bytes, four or more, is told to be a PNG, a JPEG or, with the feature, a TIFF.
+pub fn is_picture(start: &[u8]) -> bool {
+    match start {
+        [0x89, b'P', b'N', b'G', ..] | [0xFF, 0xD8, ..] => true,
+        [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => cfg!(feature = "tiff"),
+        _ => false,
     }
 }
 
@@ -38,7 +48,12 @@ const FORMATS: &str = "PNG or JPEG";
 impl PendingImage {
     /// Opens a PNG, a JPEG or, with the feature, a TIFF, told apart by their first bytes, to be read with 8 bits.
     pub(crate) fn open(path: &Path, reader: ImageReader) -> Result<Self, DataError> {
-        Self::of(path, reader, Transformations::normalize_to_color8())
+        Self::read(&Source::file(path), reader)
+    }
+
+    /// The same, in memory or in a file.
+    pub(crate) fn read(source: &Source, reader: ImageReader) -> Result<Self, DataError> {
+        Self::of(source, reader, Transformations::normalize_to_color8())
     }
 
     /// The same, to be read as `format` says.
@@ -47,24 +62,38 @@ impl PendingImage {
         reader: ImageReader,
         format: &PictureFormat,
     ) -> Result<Self, DataError> {
+        Self::read_as(&Source::file(path), reader, format)
+    }
+
+    /// The same, in memory or in a file.
+    pub(crate) fn read_as(
+        source: &Source,
+        reader: ImageReader,
+        format: &PictureFormat,
+    ) -> Result<Self, DataError> {
         match format.bits() {
-            8 => Self::open(path, reader),
-            _ => Self::of(path, reader, Transformations::EXPAND),
+            8 => Self::read(source, reader),
+            _ => Self::of(source, reader, Transformations::EXPAND),
         }
     }
 
-    fn of(path: &Path, reader: ImageReader, change: Transformations) -> Result<Self, DataError> {
+    fn of(
+        source: &Source,
+        reader: ImageReader,
+        change: Transformations,
+    ) -> Result<Self, DataError> {
+        let path = source.path();
         let mut magic = Vec::new();
-        let start = open(path)?.take(4).read_to_end(&mut magic);
+        let start = source.open()?.take(4).read_to_end(&mut magic);
         start.map_err(|e| DataError::io(path, e))?;
         match magic[..] {
             [0x89, b'P', b'N', b'G'] => {
-                Ok(Self::Png(Box::new(PngFile::open(path, change, reader)?)))
+                Ok(Self::Png(Box::new(PngFile::open(source, change, reader)?)))
             }
-            [0xFF, 0xD8, ..] => Ok(Self::Jpeg(Jpeg::open(path, reader)?)),
+            [0xFF, 0xD8, ..] => Ok(Self::Jpeg(Jpeg::open(source, reader)?)),
             #[cfg(feature = "tiff")]
             [b'I', b'I', 42 | 43, 0] | [b'M', b'M', 0, 42 | 43] => {
-                Ok(Self::Tiff(Box::new(TiffFile::open(path, reader)?)))
+                Ok(Self::Tiff(Box::new(TiffFile::open(source, reader)?)))
             }
             _ => {
                 let found = format!("a file that starts with {magic:02x?}");

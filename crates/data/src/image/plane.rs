@@ -1,6 +1,6 @@
 //! Pictures and maps in memory.
 
-use crate::Picture;
+use crate::{DataError, Picture};
 
 /// `C` interleaved 8-bit channels, row by row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +19,27 @@ pub type RgbImage = Plane<3>;
 pub type LabelMap = Plane<1>;
 
 impl<const C: usize> Plane<C> {
+    /// A plane of values that are there already: `C` of each pixel together, row by row from the top.
+    ///
+    /// # Errors
+    /// [`DataError::Values`] where there is no pixel, or not `width * height * C` values.
+    pub fn from_raw(width: usize, height: usize, data: Vec<u8>) -> Result<Self, DataError> {
+        let pixels = width.checked_mul(height).filter(|pixels| *pixels > 0);
+        if pixels.and_then(|pixels| pixels.checked_mul(C)) != Some(data.len()) {
+            return Err(DataError::Values {
+                width,
+                height,
+                channels: C,
+                found: data.len(),
+            });
+        }
+        Ok(Self {
+            width,
+            height,
+            data,
+        })
+    }
+
     /// A plane filled with one pixel.
     pub fn filled(width: usize, height: usize, pixel: [u8; C]) -> Self {
         Self {
@@ -67,5 +88,46 @@ impl<P: Into<Picture>> From<P> for PartialImage {
             size: image.size(),
             image,
         }
+    }
+}
+
+/// Neither copied nor converted.
+#[cfg(feature = "image")]
+impl From<::image::RgbImage> for RgbImage {
+    fn from(image: ::image::RgbImage) -> Self {
+        Self {
+            width: image.width() as usize,
+            height: image.height() as usize,
+            data: image.into_raw(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_values_make_a_plane_if_they_are_as_many_as_its_pixels_have() {
+        let plane = RgbImage::from_raw(2, 1, vec![1, 2, 3, 4, 5, 6]).unwrap();
+        assert_eq!(plane.row(0), [1, 2, 3, 4, 5, 6]);
+        for (width, height, values) in [(2, 1, 5), (0, 1, 0), (usize::MAX, 2, 12), (1, 1, 4)] {
+            let error = RgbImage::from_raw(width, height, vec![0; values]).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.contains(&format!("{width}x{height}"))
+                    && text.ends_with(&format!("found {values}")),
+                "{text}"
+            );
+        }
+    }
+
+    #[cfg(feature = "image")]
+    #[test]
+    fn pictures_of_the_crate_image_are_taken_as_they_are() {
+        let pixel = |x, y| ::image::Rgb([x as u8, y as u8, 7]);
+        let plane: RgbImage = ::image::RgbImage::from_fn(3, 2, pixel).into();
+        assert_eq!((plane.width, plane.height), (3, 2));
+        assert_eq!(plane.row(1), [0, 1, 7, 1, 1, 7, 2, 1, 7]);
     }
 }

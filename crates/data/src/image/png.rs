@@ -1,12 +1,12 @@
 //! PNG files.
 
-use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use png::{BitDepth, ColorType, Transformations};
 
-use super::limits::{ImageReader, guarded, open, out_of_memory, reserve, undecodable, zeros};
+use super::limits::{ImageReader, guarded, out_of_memory, reserve, undecodable, zeros};
+use super::source::{Opened, Source};
 use crate::orientation::Orientation;
 use crate::{CropBox, DataError, scanlines};
 
@@ -14,8 +14,8 @@ const FORMAT: &str = "PNG";
 
 /// A PNG whose header has been read.
 pub(crate) struct PngFile {
-    path: PathBuf,
-    reader: png::Reader<BufReader<File>>,
+    source: Source,
+    reader: png::Reader<BufReader<Opened>>,
     /// Whether the file ends as a whole PNG does.
     whole: bool,
     /// How a picture is to be turned; maps are not.
@@ -27,7 +27,7 @@ pub(crate) struct PngFile {
 const MOST_CHUNKS: usize = 1 << 16;
 
 /// The first chunk of Exif before or after the pixels, of at most 64 KiB, as in a JPEG.
-fn exif(file: &mut File) -> std::io::Result<Option<Vec<u8>>> {
+fn exif(file: &mut Opened) -> std::io::Result<Option<Vec<u8>>> {
     file.seek(SeekFrom::Start(8))?;
     for _ in 0..MOST_CHUNKS {
         let mut head = [0; 8];
@@ -50,12 +50,13 @@ impl PngFile {
     /// Reads the header; `change` says what is done to values while they are decoded: nothing for maps of values, which no
     /// camera turns.
     pub(super) fn open(
-        path: &Path,
+        source: &Source,
         change: Transformations,
         limit: ImageReader,
     ) -> Result<Self, DataError> {
+        let path = source.path();
         let io = |e| DataError::io(path, e);
-        let mut file = open(path)?;
+        let mut file = source.open()?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(io)?;
         let mut end = [0; 8];
         if bytes >= 8 {
@@ -92,7 +93,7 @@ impl PngFile {
             return Err(undecodable(path, FORMAT, found));
         }
         Ok(Self {
-            path: path.to_owned(),
+            source: source.clone(),
             reader,
             whole: end[..4] == *b"IEND",
             orientation: exif.as_deref().and_then(Orientation::from_exif),
@@ -100,7 +101,7 @@ impl PngFile {
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.source.path()
     }
 
     pub(super) fn size(&self) -> (usize, usize) {
@@ -143,18 +144,19 @@ impl PngFile {
                 3 => scanlines::read::<3>,
                 _ => scanlines::read::<4>,
             };
-            if let Some(data) = read(&self.path, size, wanted) {
+            if let Some(data) = read(&self.source, size, wanted) {
                 return Ok((data, wanted == CropBox::whole(size)));
             }
         }
-        let path = self.path.clone();
-        let data = guarded(&path, FORMAT, move || self.decode())?;
+        let source = self.source.clone();
+        let data = guarded(source.path(), FORMAT, move || self.decode())?;
         Ok((data, true))
     }
 
     /// All pixels as the `png` crate has them.
     fn decode(mut self) -> Result<Vec<u8>, DataError> {
-        let Self { path, reader, .. } = &mut self;
+        let Self { source, reader, .. } = &mut self;
+        let path = source.path();
         let failed = |e| undecodable(path, FORMAT, e);
         let bytes = reader.output_buffer_size();
         let bytes = bytes.ok_or_else(|| undecodable(path, FORMAT, "too many pixels"))?;
@@ -188,6 +190,7 @@ impl PngFile {
 pub(super) mod tests {
     use super::*;
     use crate::read_image;
+    use std::fs::File;
 
     /// Writes `data` in any format of PNG.
     pub(crate) fn save(

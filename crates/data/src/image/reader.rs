@@ -1,6 +1,7 @@
 //! Reading within limits.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use png::{BitDepth, ColorType, Transformations};
 
@@ -8,6 +9,7 @@ use super::limits::{ImageReader, room};
 use super::pending::PendingImage;
 use super::plane::{InstanceMap, LabelMap, RgbImage};
 use super::png::PngFile;
+use super::source::Source;
 use crate::{DataError, Picture, PictureFormat};
 
 impl ImageReader {
@@ -38,6 +40,27 @@ impl ImageReader {
     /// As [`Self::image`], and if the file has other channels.
     pub fn picture(self, path: &Path, format: &PictureFormat) -> Result<Picture, DataError> {
         PendingImage::open_as(path, self, format)?.picture(format)
+    }
+
+    /// Reads a picture whose file is in memory, as [`Self::picture`] does; errors call it `name`.
+    ///
+    /// # Errors
+    /// As [`Self::picture`], but for files that cannot be read.
+    pub fn picture_of(
+        self,
+        name: &str,
+        file: Arc<[u8]>,
+        format: &PictureFormat,
+    ) -> Result<Picture, DataError> {
+        PendingImage::read_as(&Source::memory(name, file), self, format)?.picture(format)
+    }
+
+    /// Width and height of a picture whose file is in memory, as [`Self::size`] finds them.
+    ///
+    /// # Errors
+    /// As [`Self::size`], but for files that cannot be read.
+    pub fn size_of(self, name: &str, file: Arc<[u8]>) -> Result<(usize, usize), DataError> {
+        Ok(PendingImage::read(&Source::memory(name, file), self)?.size())
     }
 
     /// Reads a single-channel 8-bit PNG as it is: palette indices are not looked up.
@@ -88,7 +111,7 @@ impl ImageReader {
         depths: &[BitDepth],
         expected: &'static str,
     ) -> Result<(PngFile, BitDepth), DataError> {
-        let png = PngFile::open(path, Transformations::IDENTITY, self)?;
+        let png = PngFile::open(&Source::file(path), Transformations::IDENTITY, self)?;
         let (color, depth) = png.format();
         let single = color == ColorType::Grayscale || color == ColorType::Indexed;
         if !single || !depths.contains(&depth) {

@@ -7,22 +7,23 @@ use tiff::ColorType;
 use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 
-use super::limits::{ImageReader, check_memory, guarded, open, undecodable};
+use super::limits::{ImageReader, check_memory, guarded, undecodable};
 use super::mask::{Mask, MaskValues};
+use super::source::Source;
 use crate::orientation::Orientation;
 use crate::{DataError, RgbImage};
 
 const FORMAT: &str = "TIFF";
 
-/// What a TIFF is read from.
-trait Source: Read + Seek + Send {}
+/// What a TIFF is decoded from.
+trait Bytes: Read + Seek + Send {}
 
-impl<T: Read + Seek + Send> Source for T {}
+impl<T: Read + Seek + Send> Bytes for T {}
 
 /// A TIFF whose first directory has been read.
 pub(crate) struct TiffFile {
     path: PathBuf,
-    decoder: Decoder<Box<dyn Source>>,
+    decoder: Decoder<Box<dyn Bytes>>,
     size: (usize, usize),
     channels: usize,
     bits: u8,
@@ -32,11 +33,12 @@ pub(crate) struct TiffFile {
 }
 
 impl TiffFile {
-    pub(super) fn open(path: &Path, reader: ImageReader) -> Result<Self, DataError> {
-        let file = BufReader::new(open(path)?);
+    pub(super) fn open(source: &Source, reader: ImageReader) -> Result<Self, DataError> {
+        let path = source.path();
+        let file = BufReader::new(source.open()?);
         guarded(path, FORMAT, move || {
             let failed = |e| undecodable(path, FORMAT, e);
-            let mut decoder = Decoder::new(Box::new(file) as Box<dyn Source>).map_err(failed)?;
+            let mut decoder = Decoder::new(Box::new(file) as Box<dyn Bytes>).map_err(failed)?;
             let (width, height) = decoder.dimensions().map_err(failed)?;
             let size = (width as usize, height as usize);
             reader.check(path, size.0, size.1)?;
@@ -44,8 +46,8 @@ impl TiffFile {
             let samples = decoder.get_tag_u32(Tag::SamplesPerPixel).unwrap_or(1) as usize;
             // Of colours with further channels the decoder gives the colours alone.
             let more = samples > usize::from(color.num_samples());
-            if more && let Some(bytes) = as_bands(path)? {
-                let bytes = Box::new(Cursor::new(bytes)) as Box<dyn Source>;
+            if more && let Some(bytes) = as_bands(source)? {
+                let bytes = Box::new(Cursor::new(bytes)) as Box<dyn Bytes>;
                 decoder = Decoder::new(bytes).map_err(failed)?;
                 color = decoder.colortype().map_err(failed)?;
             }
@@ -214,12 +216,12 @@ impl TiffFile {
     }
 }
 
-/// The file at `path` with its pixels said to be grey with further channels, of which the decoder gives all. Nothing
+/// The file with its pixels said to be grey with further channels, of which the decoder gives all. Nothing
 /// where that is not said where it should be, in the first directory of a classic TIFF (TIFF 6.0, section 2).
-fn as_bands(path: &Path) -> Result<Option<Vec<u8>>, DataError> {
+fn as_bands(source: &Source) -> Result<Option<Vec<u8>>, DataError> {
     let mut bytes = Vec::new();
-    let read = open(path)?.read_to_end(&mut bytes);
-    read.map_err(|error| DataError::io(path, error))?;
+    let read = source.open()?.read_to_end(&mut bytes);
+    read.map_err(|error| DataError::io(source.path(), error))?;
     let little = bytes.starts_with(b"II\x2a\0");
     if !little && !bytes.starts_with(b"MM\0\x2a") {
         return Ok(None);

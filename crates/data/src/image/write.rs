@@ -29,8 +29,16 @@ fn encode<const C: usize>(out: impl Write, plane: &Plane<C>, color: ColorType) -
 /// # Errors
 /// If the file cannot be written.
 pub fn write_rgb(path: &Path, image: &RgbImage) -> Result<(), DataError> {
-    halfseg_files::write_atomically(path, |out| encode(out, image, ColorType::Rgb))
+    halfseg_files::write_atomically(path, |out| encode_rgb(out, image))
         .map_err(|e| DataError::io(path, e))
+}
+
+/// Writes a picture as PNG to `out`.
+///
+/// # Errors
+/// What `out` returns.
+pub fn encode_rgb(out: impl Write, image: &RgbImage) -> io::Result<()> {
+    encode(out, image, ColorType::Rgb)
 }
 
 /// Writes a label map as 8-bit grey PNG, under a temporary name until it is whole.

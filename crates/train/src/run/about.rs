@@ -4,10 +4,11 @@ use std::path::Path;
 use std::thread::available_parallelism;
 
 use halfseg_data::Classes;
+use halfseg_predict::known_classes;
 use serde_json::json;
 
 use super::manifest::Best;
-use crate::{DataSource, Error, Metric, Recipe, Splits, known_classes};
+use crate::{DataSource, Error, Metric, Recipe, Splits};
 
 /// Workers that nobody is told are many: they wait for disks, too.
 const USUAL_WORKERS: usize = 16;

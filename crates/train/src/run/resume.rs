@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use halfseg_amp::GradScaler;
 use halfseg_devices::Ranks;
+use halfseg_predict::known_classes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -16,7 +17,7 @@ use super::state::{Position, RunState};
 use super::together::{check_same, first, together};
 use super::{Record, notes};
 use crate::start::{Prepared, Start, open_device};
-use crate::{Error, Log, Recipe, Splits, check_classes, known_classes};
+use crate::{Error, Log, Recipe, Splits, check_classes};
 
 impl Trainer {
     /// Continues the run in the folder `out` from its last checkpoint, on the devices and with the

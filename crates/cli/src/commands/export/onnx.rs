@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use halfseg_data::PictureFormat;
 use halfseg_onnx::{OnnxInput, OnnxOptions, OnnxOutput, WeightFormat};
-use halfseg_predict::PredictorSettings;
+use halfseg_predict::{PredictorSettings, known_classes};
 use halfseg_segmentor::Segmentor;
-use halfseg_train::{RunPrecision, known_classes};
+use halfseg_train::RunPrecision;
 use serde_json::json;
 
 use crate::args::ExportArgs;

@@ -5,9 +5,10 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use halfseg_data::{is_own_png, short_name};
+use halfseg_data::{is_own_png, is_picture, short_name};
 use halfseg_files::walk_visible;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,22 @@ pub struct Input {
     pub folder: PathBuf,
     /// What the names of that begin with.
     pub stem: String,
+    /// The picture's file, if it came on stdin.
+    #[serde(skip)]
+    pub file: Option<Arc<[u8]>>,
+}
+
+/// What a picture on stdin is called, in messages and in the names of its results.
+const STDIN: &str = "stdin";
+
+impl Input {
+    /// The picture in messages.
+    pub fn name(&self) -> String {
+        match self.file {
+            Some(_) => STDIN.to_owned(),
+            None => self.path.display().to_string(),
+        }
+    }
 }
 
 /// What the arguments mean.
@@ -44,7 +61,7 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Takes files as they are, `-` as a list of paths on stdin, and of folders all PNG, JPEG and TIFF files
+    /// Takes files as they are, `-` as a picture or a list of paths on stdin, and of folders all PNG, JPEG and TIFF files
     /// below them but hidden ones and those that this program wrote. With `mirror`, what is made of a folder's files goes
     /// into the same subfolders below `out`, else all into `out` itself.
     pub fn find(arguments: &[PathBuf], out: &Path, mirror: bool) -> Result<Self> {
@@ -54,8 +71,13 @@ impl Inputs {
         };
         for argument in arguments {
             if argument == Path::new("-") {
-                for path in listed_on_stdin()? {
-                    inputs.add(&path, out)?;
+                match Stdin::read()? {
+                    Stdin::Picture(input) => inputs.pictures.push(input),
+                    Stdin::Paths(paths) => {
+                        for path in paths {
+                            inputs.add(&path, out)?;
+                        }
+                    }
                 }
             } else {
                 inputs.add(argument, out)?;
@@ -64,7 +86,7 @@ impl Inputs {
         inputs.pictures = distinct(inputs.pictures)?;
         check_spared(&inputs.pictures, out)?;
         if inputs.pictures.is_empty() && inputs.bad.is_empty() {
-            bail!("expected names of pictures on stdin, found none");
+            bail!("expected names of pictures on stdin, or a picture, found nothing");
         }
         Ok(inputs)
     }
@@ -84,7 +106,7 @@ impl Inputs {
             anyhow::Error::new(error).context(format!("cannot read {}", folder.display()))
         };
         let mut files = walk_visible(argument, cannot)?;
-        files.retain(|path| is_picture(path));
+        files.retain(|path| is_picture_name(path));
         let written = written(&files, out);
         let (before, mut own) = (self.pictures.len() + self.bad.len(), 0);
         for path in files {
@@ -127,7 +149,12 @@ impl Inputs {
         match stem.to_str() {
             Some(stem) => {
                 let stem = short(stem);
-                self.pictures.push(Input { path, folder, stem });
+                self.pictures.push(Input {
+                    path,
+                    folder,
+                    stem,
+                    file: None,
+                });
             }
             None => {
                 let why = "expected a name of Unicode characters: rename it".to_owned();
@@ -137,11 +164,33 @@ impl Inputs {
     }
 }
 
+/// What `-` stands for.
+enum Stdin {
+    Picture(Input),
+    Paths(Vec<PathBuf>),
+}
+
+impl Stdin {
+    /// A picture if it begins as one: no name does, but for one of bytes that are no characters or of `II*` or `MM`
+    /// in a list with zero bytes.
+    fn read() -> Result<Self> {
+        let mut bytes = Vec::new();
+        let mut stdin = std::io::stdin().lock();
+        stdin.read_to_end(&mut bytes).context("cannot read stdin")?;
+        if !is_picture(&bytes) {
+            return listed(&bytes).map(Self::Paths);
+        }
+        Ok(Self::Picture(Input {
+            path: "-".into(),
+            folder: PathBuf::new(),
+            stem: STDIN.to_owned(),
+            file: Some(bytes.into()),
+        }))
+    }
+}
+
 /// Paths one a line, or, as `find -print0` writes them, each ended by a zero byte.
-fn listed_on_stdin() -> Result<Vec<PathBuf>> {
-    let mut text = Vec::new();
-    let mut stdin = std::io::stdin().lock();
-    stdin.read_to_end(&mut text).context("cannot read stdin")?;
+fn listed(text: &[u8]) -> Result<Vec<PathBuf>> {
     let end = if text.contains(&0) { 0 } else { b'\n' };
     let names = text.split(|byte| *byte == end);
     let names = names.map(|name| match end {
@@ -163,7 +212,7 @@ fn path(bytes: &[u8]) -> Result<PathBuf> {
     Ok(text.into())
 }
 
-fn is_picture(path: &Path) -> bool {
+fn is_picture_name(path: &Path) -> bool {
     let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
     ["png", "jpg", "jpeg", "tif", "tiff"].contains(&&*extension.to_ascii_lowercase())
 }
@@ -221,7 +270,8 @@ fn distinct(mut pictures: Vec<Input>) -> Result<Vec<Input>> {
     let mut seen = BTreeSet::new();
     pictures.retain(|input| {
         let path = std::path::absolute(&input.path).unwrap_or_else(|_| input.path.clone());
-        seen.insert((path, input.folder.clone()))
+        // A file may be called `-`.
+        seen.insert((path, input.folder.clone(), input.file.is_some()))
     });
     for shared in groups(&pictures) {
         let paths = shared
@@ -256,8 +306,8 @@ fn distinct(mut pictures: Vec<Input>) -> Result<Vec<Input>> {
         let [one, other] = [shared[0], shared[1]].map(|place| &pictures[place]);
         bail!(
             "{} and {} would both be written as {}{}; predict them separately",
-            one.path.display(),
-            other.path.display(),
+            one.name(),
+            other.name(),
             one.folder.join(&one.stem).display(),
             SUFFIXES[0]
         );
@@ -270,6 +320,7 @@ fn check_spared(pictures: &[Input], out: &Path) -> Result<()> {
     let place = |path: &Path| path.canonicalize().ok();
     let given: BTreeSet<_> = pictures
         .iter()
+        .filter(|input| input.file.is_none())
         .flat_map(|input| place(&input.path))
         .collect();
     for input in pictures {
@@ -281,7 +332,7 @@ fn check_spared(pictures: &[Input], out: &Path) -> Result<()> {
                 bail!(
                     "{}: what is made of {} would replace it; choose another folder for --out",
                     written.display(),
-                    input.path.display()
+                    input.name()
                 );
             }
         }
@@ -320,7 +371,12 @@ mod tests {
         let path = PathBuf::from(path);
         let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
         let folder = folder.into();
-        Input { path, folder, stem }
+        Input {
+            path,
+            folder,
+            stem,
+            file: None,
+        }
     }
 
     fn names(pictures: Vec<Input>) -> Vec<String> {

@@ -1,5 +1,7 @@
 //! `halfseg predict`.
 
+mod ffmpeg;
+mod film;
 mod inputs;
 
 use std::fs;
@@ -34,6 +36,9 @@ pub fn run(args: &PredictArgs) -> Result<()> {
             args.opacity
         );
         return Err(Usage(why).into());
+    }
+    if let Some(video) = &args.film.video {
+        return film::run(args, video);
     }
     // The first process alone looks for pictures: the others may find what it has written meanwhile, and have
     // no list on stdin.
@@ -84,6 +89,11 @@ impl Found {
         let Inputs {
             pictures, bad, own, ..
         } = Inputs::find(&args.inputs, &args.out, args.mirror)?;
+        if pictures.iter().any(|input| input.file.is_some()) && Ranks::current().size() > 1 {
+            let why =
+                "an image on stdin is for one process: run it without a launcher, or name a file";
+            return Err(Usage(why.into()).into());
+        }
         let (done, pictures): (Vec<_>, Vec<_>) = pictures
             .into_iter()
             .partition(|input| args.batch.skip_existing && is_done(args, input));
@@ -120,7 +130,7 @@ fn segment_all(args: &PredictArgs, pictures: &[Input], left_out: &mut LeftOut) -
         let all = ranks::shared_values(own)?;
         for (input, bad) in pictures[first..].iter().zip(all) {
             bad.into_iter().for_each(|why| left_out.push(why));
-            shown.inc(input.path.display());
+            shown.inc(input.name());
         }
     }
     shown.finish();
@@ -151,8 +161,11 @@ fn segment(
     predictor: &Predictor,
     input: &Input,
 ) -> Result<(Picture, LabelMap)> {
-    let image = ImageReader::default().picture(&input.path, predictor.pictures())?;
-    let name = input.path.display().to_string();
+    let (reader, format, name) = (ImageReader::default(), predictor.pictures(), input.name());
+    let image = match &input.file {
+        Some(file) => reader.picture_of(&name, file.clone(), format)?,
+        None => reader.picture(&input.path, format)?,
+    };
     let (prediction, logits) = match args.logits {
         false => (predictor.predict(&image).map_err(|e| e.of(&name))?, None),
         true => {
