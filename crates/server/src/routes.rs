@@ -1,5 +1,6 @@
 //! What is asked and answered.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -62,7 +63,7 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Result<Router, ServerError> {
             let message = "another method is expected: POST for /predict, GET for the others";
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, message)
         })
-        .layer(CatchPanicLayer::custom(|_| {
+        .layer(CatchPanicLayer::custom(|_: Box<dyn Any + Send>| {
             Problem::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "the server made a mistake",

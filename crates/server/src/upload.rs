@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
-use halfseg_data::{ImageReader, Picture, PictureFormat, is_picture};
+use halfseg_data::{DataError, ImageReader, Picture, PictureFormat, is_picture};
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -149,7 +149,7 @@ pub(crate) fn decode(
     pixel_bytes: u64,
     memory: &Memory,
 ) -> Result<(Picture, OwnedSemaphorePermit), Problem> {
-    let failed = |error| Problem::of_data(&error);
+    let failed = |error: DataError| Problem::of_data(&error);
     let reader = ImageReader { max_pixels };
     let Upload {
         bytes,

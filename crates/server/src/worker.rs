@@ -28,6 +28,7 @@ pub(crate) struct Done {
     pub picture: Picture,
     pub found: Prediction,
     /// Held until it is answered.
+    #[allow(dead_code, reason = "the memory is free when this is dropped")]
     pub memory: OwnedSemaphorePermit,
 }
 
