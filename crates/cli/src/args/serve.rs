@@ -14,6 +14,10 @@ use crate::values::{DEVICES, Mode, PRECISIONS, listed};
 
 /// Flags of `serve`.
 #[derive(Debug, Args)]
+#[cfg_attr(
+    not(feature = "serve"),
+    allow(dead_code, reason = "only the server reads them")
+)]
 pub struct ServeArgs {
     /// Weights: a file, the output folder of a training run, or zoo:NAME for a published checkpoint; may be
     /// repeated, and requests then choose by name
