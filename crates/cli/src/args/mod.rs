@@ -19,7 +19,7 @@ use halfseg_train::{LossScale, RunPrecision};
 pub use self::data::{
     BrowseArgs, ConvertArgs, DataArgs, DataCommand, DoctorArgs, ExtractArgs, InitArgs,
 };
-pub use self::inference::{EvalArgs, ExportArgs, FilmArgs, InferenceArgs, PredictArgs, ScoreArgs};
+pub use self::inference::{EvalArgs, ExportArgs, InferenceArgs, PredictArgs, ScoreArgs};
 pub use self::published::{PlotArgs, ZooArgs};
 pub use self::serve::ServeArgs;
 use crate::values::{DEPTHS, DEVICES, LOSS_SCALES, METHODS, PRECISIONS, listed};
