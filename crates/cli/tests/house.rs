@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Each crate with those that it may know, from the top down. All arrows point downwards.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     (
         "cli",
         &[
+            "report",
+            "tensorboard",
             "train",
             "predict",
             "segmentor",
@@ -25,6 +27,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "files",
         ],
     ),
+    ("report", &["train", "predict", "eval", "data", "files"]),
     (
         "train",
         &[
@@ -64,6 +67,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("amp", &["kernels", "files"]),
     ("data", &["files"]),
     ("zoo", &["files"]),
+    ("tensorboard", &[]),
     ("kernels", &[]),
     ("devices", &[]),
     ("files", &[]),

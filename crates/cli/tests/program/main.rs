@@ -14,6 +14,7 @@ mod plot;
 mod predict;
 mod published;
 mod reference;
+mod shown;
 mod support;
 mod train;
 mod tuning;

@@ -15,7 +15,7 @@ pub use self::limits::ImageReader;
 pub(crate) use self::pending::PendingImage;
 pub use self::plane::{InstanceMap, LabelMap, PartialImage, Plane, RgbImage};
 pub use self::reader::{image_size, read_image, read_instances, read_label};
-pub use self::write::{encode_label, is_own_png, write_label, write_rgb};
+pub use self::write::{encode_label, encode_rgb, is_own_png, write_label, write_rgb};
 
 #[cfg(test)]
 mod tests {

@@ -33,6 +33,14 @@ pub fn write_rgb(path: &Path, image: &RgbImage) -> Result<(), DataError> {
         .map_err(|e| DataError::io(path, e))
 }
 
+/// Writes a picture as PNG to `out`.
+///
+/// # Errors
+/// What `out` returns.
+pub fn encode_rgb(out: impl Write, image: &RgbImage) -> io::Result<()> {
+    encode(out, image, ColorType::Rgb)
+}
+
 /// Writes a label map as 8-bit grey PNG, under a temporary name until it is whole.
 ///
 /// # Errors
