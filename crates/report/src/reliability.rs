@@ -18,7 +18,7 @@ pub fn html(calibration: &Calibration) -> String {
     let x = |share: f64| LEFT + share * SIDE;
     let y = |share: f64| 10.0 + (1.0 - share) * SIDE;
     let mut out = format!(
-        "<figure class=\"chart\"><figcaption>Accuracy by probability</figcaption>\n\
+        "<figure class=\"chart narrow\"><figcaption>Accuracy by probability</figcaption>\n\
          <svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"Share of right pixels by the probability of the \
          predicted class\">\n"
     );
@@ -72,7 +72,7 @@ pub fn html(calibration: &Calibration) -> String {
         .collect();
     out += &format!(
         "<polyline class=\"line s0\" points=\"{}\"/>\n\
-         <text class=\"mid dim\" x=\"{:.1}\" y=\"{:.1}\">probability of the predicted class; below: pixels</text>\n\
+         <text class=\"mid dim\" x=\"{:.1}\" y=\"{:.1}\">probability; below: pixels</text>\n\
          </svg></figure>\n",
         points.join(" "),
         LEFT + SIDE / 2.0,

@@ -126,6 +126,7 @@ pub fn html(runs: &[Run]) -> String {
         &curves.scale
     });
     scale.powers = true;
+    scale.from_zero = false;
     scale.marks = runs
         .iter()
         .enumerate()
