@@ -2,10 +2,25 @@
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::output::is_silent;
 
 static STOP: AtomicBool = AtomicBool::new(false);
+/// What is done before the program ends at once.
+static BEFORE_EXIT: Mutex<Option<fn()>> = Mutex::new(None);
+
+/// Has `finish` called before the program ends at once.
+#[cfg(feature = "tui")]
+pub fn before_exit(finish: fn()) {
+    *BEFORE_EXIT.lock().unwrap_or_else(PoisonError::into_inner) = Some(finish);
+}
+
+/// Asks to stop as Ctrl-C does; whether that was asked for before.
+#[cfg(feature = "tui")]
+pub fn request() -> bool {
+    STOP.swap(true, Ordering::SeqCst)
+}
 
 /// From now on Ctrl-C (or a request to terminate) asks the program to stop at the next good moment, as
 /// `promise` says; a second one ends it at once, and so does the first where nothing is promised.
@@ -18,6 +33,10 @@ pub fn install(promise: Option<&'static str>) {
                 eprintln!("\ninterrupted: {promise} (press Ctrl-C again to end at once)");
             }
             _ => {
+                let finish = *BEFORE_EXIT.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(finish) = finish {
+                    finish();
+                }
                 eprintln!(
                     "\ninterrupted{}",
                     if again { " again: ending at once" } else { "" }

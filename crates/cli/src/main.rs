@@ -6,15 +6,20 @@ mod output;
 
 mod args;
 mod commands;
+#[cfg(feature = "tensorboard")]
+mod events;
 mod failure;
 mod fitting;
 mod interrupt;
+mod observers;
 mod preset;
 mod progress;
 mod published;
 mod ranks;
 mod settings;
 mod shell;
+#[cfg(feature = "tui")]
+mod tui;
 mod values;
 
 use std::process::ExitCode;

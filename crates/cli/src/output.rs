@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use halfseg_data::is_own_png;
@@ -23,9 +24,7 @@ const VERBOSE: u8 = 3;
 // its terminal. In one piece, since several processes may share it.
 macro_rules! eprintln {
     ($($text:tt)*) => {{
-        use std::io::Write;
-        let line = $crate::output::printable(format!($($text)*)) + "\n";
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        $crate::output::say(&$crate::output::printable(format!($($text)*)));
     }};
 }
 /// A message; `--quiet` leaves it out.
@@ -51,6 +50,50 @@ macro_rules! warning {
             eprintln!("warning: {}", format_args!($($text)*))
         }
     };
+}
+
+/// What is said while something else has the terminal: all lines, and how many of them were looked at.
+static CAPTURED: Mutex<Option<(Vec<String>, usize)>> = Mutex::new(None);
+
+fn captured_lines() -> MutexGuard<'static, Option<(Vec<String>, usize)>> {
+    CAPTURED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says a line, at once unless lines are [captured](capture).
+pub fn say(line: &str) {
+    match &mut *captured_lines() {
+        Some((lines, _)) => lines.push(line.to_owned()),
+        None => {
+            let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+        }
+    }
+}
+
+/// Keeps what is said from now on, since something else has the terminal.
+#[cfg(feature = "tui")]
+pub fn capture() {
+    captured_lines().get_or_insert_default();
+}
+
+/// What was said since this was last asked.
+#[cfg(feature = "tui")]
+pub fn captured() -> Vec<String> {
+    let mut captured = captured_lines();
+    let Some((lines, seen)) = &mut *captured else {
+        return Vec::new();
+    };
+    let new = lines[*seen..].to_vec();
+    *seen = lines.len();
+    new
+}
+
+/// Says everything that was kept, and from now on at once.
+#[cfg(feature = "tui")]
+pub fn release() {
+    let lines = captured_lines().take();
+    for line in lines.into_iter().flat_map(|(lines, _)| lines) {
+        say(&line);
+    }
 }
 
 /// `text` with control characters escaped, but for line ends and tabs: names of files come from strangers,

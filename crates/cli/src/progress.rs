@@ -107,10 +107,17 @@ pub struct Console {
 
 /// An exponential average that begins with its first value.
 #[derive(Default)]
-struct Average(Option<f64>);
+pub struct Average(Option<f64>);
 
 impl Average {
-    fn add(&mut self, value: f64) -> f64 {
+    /// Its value, once there is one.
+    #[cfg(feature = "tui")]
+    pub fn get(&self) -> Option<f64> {
+        self.0
+    }
+
+    /// Takes a value in, and gives the average.
+    pub fn add(&mut self, value: f64) -> f64 {
         let average = self.0.map_or(value, |old| old + NEWEST * (value - old));
         self.0 = Some(average);
         average

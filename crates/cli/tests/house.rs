@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Each crate with those that it may know, from the top down. All arrows point downwards.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     (
         "cli",
         &[
+            "report",
+            "tensorboard",
             "train",
             "server",
             "predict",
@@ -26,6 +28,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "files",
         ],
     ),
+    ("report", &["train", "predict", "eval", "data", "files"]),
     (
         "train",
         &[
@@ -66,6 +69,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("amp", &["kernels", "files"]),
     ("data", &["files"]),
     ("zoo", &["files"]),
+    ("tensorboard", &[]),
     ("kernels", &[]),
     ("devices", &[]),
     ("files", &[]),

@@ -11,4 +11,4 @@ pub use atomic::{move_into_place, sweep, write_atomically};
 pub use folder::{entries, is_hidden, walk, walk_visible};
 pub use json::parse_json;
 pub use open::{open_regular, read_text};
-pub use python::PythonValue;
+pub use python::{PythonValue, python_text};

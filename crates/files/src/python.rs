@@ -15,6 +15,20 @@ pub enum PythonValue {
     Word(String),
 }
 
+/// `text` as a literal of Python.
+pub fn python_text(text: &str) -> String {
+    let mut out = String::from("'");
+    for c in text.chars() {
+        match c {
+            '\\' | '\'' => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            c if c.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out + "'"
+}
+
 /// How deep values may be within each other.
 const MAX_DEPTH: usize = 64;
 
@@ -271,6 +285,20 @@ mod tests {
         ] {
             assert_eq!(parse(text).as_deref(), Some(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn texts_are_written_as_they_are_read() {
+        for (text, expected) in [
+            ("road", "'road'"),
+            ("it's \\", "'it\\'s \\\\'"),
+            ("a\nb\u{1b}ö", "'a\\nb\\u001bö'"),
+        ] {
+            assert_eq!(python_text(text), expected);
+        }
+        let written = format!("model = {}", python_text("it's \\"));
+        let read = PythonValue::assigned(&written, "model");
+        assert_eq!(read, Some(PythonValue::Text("it's \\".into())));
     }
 
     #[test]

@@ -16,7 +16,9 @@ pub use config::{EvalMode, EvalScale, InvalidConfig, PredictorConfig};
 pub use error::PredictError;
 pub use film::Film;
 pub use logits::{is_own_logits, write_logits};
-pub use pictures::{colorize, draw_prediction, overlay, panel, write_maps};
+pub use pictures::{
+    GAP_PX, colorize, difference, draw_prediction, overlay, panel, panel_parts, write_maps,
+};
 pub use polygons::{
     ClassPolygons, Polygon, Ring, class_pixels, count_corners, fill_polygons, polygons,
 };

@@ -3,12 +3,15 @@
 use std::fs;
 use std::path::Path;
 
-use halfseg_data::{LabelMap, PictureRef, RgbImage, Sample, write_label, write_rgb};
+use halfseg_data::{IGNORE, LabelMap, PictureRef, RgbImage, Sample, write_label, write_rgb};
 
 use crate::PredictError;
 
-/// White columns between pictures of a panel.
-const GAP_PX: usize = 4;
+/// White columns between the pictures of a panel that [`draw_prediction`] writes.
+pub const GAP_PX: usize = 4;
+
+/// What is wrong in a [`difference`].
+const WRONG: [u8; 3] = [230, 30, 30];
 
 /// RGB of each class in `map`; black where `palette` has no such class.
 pub fn colorize(map: &LabelMap, palette: &[[u8; 3]]) -> RgbImage {
@@ -64,8 +67,61 @@ pub fn panel(pictures: &[&RgbImage], gap: usize) -> RgbImage {
     }
 }
 
+/// The pictures of equal width that [`panel`] has joined; `None` where `picture` is no panel of `count` of them.
+pub fn panel_parts(picture: &RgbImage, count: usize, gap: usize) -> Option<Vec<RgbImage>> {
+    let gaps = gap * count.checked_sub(1)?;
+    let width = picture.width.checked_sub(gaps)? / count;
+    if width == 0 || count * width + gaps != picture.width {
+        return None;
+    }
+    let part = |index: usize| {
+        let left = index * (width + gap);
+        let rows = (0..picture.height).map(|y| &picture.row(y)[3 * left..3 * (left + width)]);
+        RgbImage {
+            width,
+            height: picture.height,
+            data: rows.flatten().copied().collect(),
+        }
+    };
+    Some((0..count).map(part).collect())
+}
+
+/// Where `map` is wrong: red, over `image` in grey. Pixels without a label stay grey.
+///
+/// # Panics
+/// If the sizes differ.
+pub fn difference(image: &RgbImage, map: &LabelMap, label: &LabelMap) -> RgbImage {
+    let size = (image.width, image.height);
+    assert_eq!(
+        size,
+        (map.width, map.height),
+        "image and map differ in size"
+    );
+    assert_eq!(
+        size,
+        (label.width, label.height),
+        "image and label differ in size"
+    );
+    let pixels = image.data.as_chunks::<3>().0.iter();
+    let classes = map.data.iter().zip(&label.data);
+    let pixels = pixels.zip(classes).map(|([r, g, b], (class, truth))| {
+        // Luma of ITU-R BT.601.
+        let grey = 0.299 * f32::from(*r) + 0.587 * f32::from(*g) + 0.114 * f32::from(*b);
+        let grey = grey.round() as u8;
+        match *truth == IGNORE || class == truth {
+            true => [grey; 3],
+            false => WRONG,
+        }
+    });
+    RgbImage {
+        data: pixels.flatten().collect(),
+        ..*image
+    }
+}
+
 /// Writes `<name>_color.png`, `<name>_overlay.png`, `<name>_trainIds.png` and, beside them, a
-/// panel `<name>.png` of picture, prediction and truth, in the colours of `palette`.
+/// panel `<name>.png` of picture, prediction and truth, in the colours of `palette`; where the truth is known,
+/// `<name>_difference.png`, too.
 ///
 /// # Errors
 /// When a file cannot be written, and a picture that is no RGB: [`halfseg_data::PictureFormat::shown`] makes one
@@ -85,6 +141,10 @@ pub fn draw_prediction(
     write_maps(folder, &sample.name, image, map, (palette, 0.5))?;
     let colors = colorize(map, palette);
     let truth = sample.label.as_ref().map(|label| colorize(label, palette));
+    if let Some(label) = &sample.label {
+        let file = folder.join(format!("{}_difference.png", sample.name));
+        write_rgb(&file, &difference(image, map, label))?;
+    }
     let parts = [image, &colors].into_iter().chain(&truth);
     let joined = panel(&parts.collect::<Vec<_>>(), GAP_PX);
     Ok(write_rgb(
@@ -141,5 +201,16 @@ mod tests {
         );
         let joined = panel(&[&row(&[1, 2, 3]), &row(&[4, 5, 6])], 1);
         assert_eq!(joined, row(&[1, 2, 3, 255, 255, 255, 4, 5, 6]));
+        let parts = panel_parts(&joined, 2, 1).unwrap();
+        assert_eq!(parts, [row(&[1, 2, 3]), row(&[4, 5, 6])]);
+        assert_eq!(panel_parts(&joined, 3, 1), None);
+        assert_eq!(panel_parts(&joined, 9, 1), None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_red_and_what_has_no_label_is_not() {
+        let image = row(&[10, 10, 10, 255, 0, 0, 7, 7, 7]);
+        let found = difference(&image, &row(&[1, 2, 0]), &row(&[0, 2, IGNORE]));
+        assert_eq!(found, row(&[230, 30, 30, 76, 76, 76, 7, 7, 7]));
     }
 }

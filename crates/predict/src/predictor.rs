@@ -5,14 +5,14 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::activation::softmax;
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Slice, Tensor, TensorData};
 use halfseg_amp::{Policy, autocast};
 use halfseg_data::{
     Classes, CropBox, Dataset, IGNORE, LabelMap, Picture, PictureFormat, PictureRef, check_labels,
     ratio_size,
 };
 use halfseg_devices::Bytes;
-use halfseg_eval::{ConfusionMatrix, Prediction, Windows, argmax, multi_scale_flip};
+use halfseg_eval::{Confidences, ConfusionMatrix, Prediction, Windows, argmax, multi_scale_flip};
 #[cfg(feature = "flex")]
 use halfseg_kernels::PackedWeights;
 use halfseg_layers::{binary_logits, most_likely_classes, resize_with};
@@ -205,17 +205,35 @@ impl Predictor {
         &self,
         picture: impl Into<PictureRef<'a>>,
     ) -> Result<Prediction, PredictError> {
-        let image = picture.into();
+        self.predict_looking(picture.into(), None)
+    }
+
+    /// As [`predict`](Self::predict), with the probabilities of these classes at the pixels of a grid, which cost
+    /// next to nothing.
+    ///
+    /// # Errors
+    /// As [`scores`](Self::scores).
+    pub fn predict_confident<'a>(
+        &self,
+        picture: impl Into<PictureRef<'a>>,
+    ) -> Result<(Prediction, Confidences), PredictError> {
+        let picture = picture.into();
+        let (width, height) = self.picture_size(picture)?;
+        let mut confidences = Confidences::new(width, height);
+        let found = self.predict_looking(picture, Some(&mut confidences))?;
+        Ok((found, confidences))
+    }
+
+    fn predict_looking(
+        &self,
+        image: PictureRef<'_>,
+        mut confidences: Option<&mut Confidences>,
+    ) -> Result<Prediction, PredictError> {
         let own = self.picture_size(image)?;
         let plan = self.plan(false);
         plan.check(own)?;
         if !plan.in_bands(own) {
-            let threshold = match self.config().ms_flip {
-                true => self.model.config().threshold,
-                false => self.model.config().logit_threshold(),
-            };
-            let scores = self.decisive(self.all_scores(image), threshold);
-            return Ok(argmax(scores).swap_remove(0));
+            return Ok(self.decided(self.all_scores(image), 0, confidences));
         }
         let mut found = Prediction {
             map: LabelMap::filled(own.0, own.1, [IGNORE]),
@@ -223,13 +241,43 @@ impl Predictor {
         };
         let window = |[rows, columns]: [Range<usize>; 2]| self.window(image, rows, columns);
         self.windows(own).for_each_band(&window, |rows, scores| {
-            let scores = self.decisive(scores, self.model.config().logit_threshold());
-            let band = argmax(scores).swap_remove(0);
+            let band = self.decided(scores, rows.start, confidences.as_deref_mut());
             let place = rows.start * own.0..rows.end * own.0;
             found.map.data[place].copy_from_slice(&band.map.data);
             found.not_finite += band.not_finite;
         });
         Ok(found)
+    }
+
+    /// The classes of a band of a picture, which begins at its row `first`.
+    fn decided(
+        &self,
+        scores: Tensor<4>,
+        first: usize,
+        confidences: Option<&mut Confidences>,
+    ) -> Prediction {
+        let probabilities = self.config().ms_flip;
+        let threshold = match probabilities {
+            true => self.model.config().threshold,
+            false => self.model.config().logit_threshold(),
+        };
+        let [_, classes, rows, _] = scores.dims();
+        let looked = confidences.and_then(|looked| {
+            let stride = looked.stride();
+            let start = first.next_multiple_of(stride) - first;
+            // Read before the classes are, which take all scores.
+            let grid = |start: usize| Slice::new(start as isize, None, stride as isize);
+            let all = |count: usize| Slice::from(0..count);
+            let place = [all(1), all(classes), grid(start), grid(0)];
+            (start < rows).then(|| (looked, scores.clone().slice(place).into_data()))
+        });
+        let found = argmax(self.decisive(scores, threshold)).swap_remove(0);
+        if let Some((looked, grid)) = looked {
+            let grid = grid.convert::<f32>();
+            let grid = grid.as_slice().expect("converted to f32 above");
+            looked.push_band(grid, &found.map, first, probabilities);
+        }
+        found
     }
 
     /// Memory of the host that [`predict`](Self::predict) needs at least for a picture of `width` and

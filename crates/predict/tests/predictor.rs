@@ -232,3 +232,37 @@ fn windows_find_the_class_of_the_largest_score() {
         }
     }
 }
+
+#[test]
+fn confidences_are_probabilities_of_the_classes_and_change_none() {
+    let image = picture(5, 88, 57);
+    let mut views = PredictorConfig::default();
+    views.ms_flip = true;
+    let binary = {
+        let mut config = SegmentorConfig::new(Method::Fcn, Depth::R18);
+        (config.stem_channels, config.base_channels) = (8, 4);
+        (config.head_channels, config.aux_channels) = (8, 8);
+        (config.num_classes, config.binary) = (2, true);
+        config.init(&Device::flex())
+    };
+    for (model, config) in [
+        (network(Method::Fcn), PredictorConfig::default()),
+        (network(Method::PspNet), windows()),
+        (network(Method::Fcn), views),
+        (binary, PredictorConfig::default()),
+    ] {
+        let predictor = Predictor::new(&model, Policy::disabled(), config);
+        let (found, confidences) = predictor.predict_confident(&image).unwrap();
+        assert_eq!(found, predictor.predict(&image).unwrap());
+        assert_eq!(confidences.stride(), 1);
+        let probabilities = values(predictor.probabilities(&image).unwrap());
+        let pixels = 88 * 57;
+        assert_eq!(confidences.values().len(), pixels);
+        for (pixel, (&found, &class)) in
+            confidences.values().iter().zip(&found.map.data).enumerate()
+        {
+            let expected = probabilities[usize::from(class) * pixels + pixel];
+            assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+        }
+    }
+}

@@ -10,8 +10,8 @@ mod segmentor;
 mod validate;
 
 pub use checkpoint::{
-    CONFIG_KEY, CheckpointError, ClassTable, LoadReport, Naming, Reinitialised, TensorFile, load,
-    read_architecture, read_backbone, read_classes, read_metadata,
+    CONFIG_KEY, CheckpointError, ClassTable, LoadReport, MMSEG_CONFIG_HEAD, MmsegExport, Naming,
+    Reinitialised, TensorFile, load, read_architecture, read_backbone, read_classes, read_metadata,
 };
 pub use config::SegmentorConfig;
 pub use cost::{

@@ -9,8 +9,8 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 use half::f16;
 use halfseg_segmentor::{
-    CheckpointError, Depth, Method, Naming, Segmentor, SegmentorConfig, load, read_architecture,
-    read_classes, read_metadata,
+    CheckpointError, ClassTable, Depth, Method, MmsegExport, Naming, Segmentor, SegmentorConfig,
+    load, read_architecture, read_classes, read_metadata,
 };
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -1146,4 +1146,79 @@ fn what_is_no_regular_file_is_told_at_once() {
     fs::write(&path, bytes).expect("a file");
     let error = error(&path).to_string();
     assert!(error.contains("a header of at most"), "{error}");
+}
+
+#[test]
+fn a_network_that_is_written_as_pth_comes_back_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("network.pth");
+    let mut export = MmsegExport::default();
+    export.classes = Some(ClassTable {
+        names: ["road", "it's", "ö", "<b>"].map(str::to_owned).to_vec(),
+        palette: vec![[1, 2, 3], [0, 0, 0], [255, 255, 255], [7, 8, 9]],
+    });
+    for method in Method::ALL {
+        let config = tiny(method)
+            .with_stage_strides([1, 2, 2, 1])
+            .with_stage_dilations([1, 1, 1, 2])
+            .with_align_corners(true)
+            .with_dropout(0.3);
+        let model = config.init(&Device::flex());
+        model.export_pytorch(&path, Naming::Mmseg, &export).unwrap();
+        assert_eq!(read_architecture(&path).unwrap(), config, "{method}");
+        assert_eq!(read_classes(&path).unwrap(), export.classes);
+        let (loaded, report) = load(&path, None, &Device::flex()).unwrap();
+        let (found, expected) = (tensors(&loaded), tensors(&model));
+        assert_eq!(found.len(), expected.len());
+        for (name, data) in &expected {
+            assert_eq!(found[name].shape(), data.shape(), "{name}");
+            assert_eq!(found[name].as_bytes(), data.as_bytes(), "{name}");
+        }
+        assert!(!report.to_string().contains("assumed"), "{report}");
+    }
+}
+
+#[test]
+fn the_archive_is_laid_out_as_pytorch_lays_it_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("backbone.pth");
+    let model = tiny(Method::Fcn).init(&Device::flex());
+    let export = MmsegExport::default();
+    model
+        .export_pytorch(&path, Naming::TimmBackbone, &export)
+        .unwrap();
+    let mut archive = zip::ZipArchive::new(fs::File::open(&path).unwrap()).unwrap();
+    let mut sizes = Vec::new();
+    for index in 0..archive.len() {
+        let file = archive.by_index(index).unwrap();
+        assert_eq!(file.compression(), zip::CompressionMethod::Stored);
+        assert_eq!(file.data_start().unwrap() % 64, 0, "values can be mapped");
+        sizes.push((file.name().unwrap().into_owned(), file.size()));
+    }
+    let names: Vec<_> = sizes.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(
+        names[..3],
+        ["archive/data.pkl", "archive/byteorder", "archive/data/0"]
+    );
+    assert_eq!(names.last(), Some(&"archive/version"));
+    let values: u64 = sizes[2..sizes.len() - 1]
+        .iter()
+        .map(|(_, bytes)| bytes)
+        .sum();
+    let of_backbone = |name: &String| name.starts_with("backbone.");
+    let tensors = tensors(&model);
+    let floats = tensors.iter().filter(|(name, _)| of_backbone(name));
+    let floats: usize = floats.map(|(_, data)| data.num_elements()).sum();
+    let norms = tensors
+        .keys()
+        .filter(|name| of_backbone(name) && name.ends_with("running_mean"));
+    assert_eq!(values, 4 * floats as u64 + 8 * norms.count() as u64);
+    // A name alone, nothing of a whole network beside it.
+    assert!(read_architecture(&path).is_err());
+    assert_eq!(read_classes(&path).unwrap(), None);
+    let other = tiny(Method::Fcn).init(&Device::flex());
+    let (other, _) = other.load_backbone(&path).unwrap();
+    let (found, expected) = (self::tensors(&other), tensors);
+    let name = "backbone.layer4.1.conv2.weight";
+    assert_eq!(found[name].as_bytes(), expected[name].as_bytes());
 }

@@ -78,6 +78,16 @@ pub enum Error {
         /// The file that names the last checkpoint.
         expected: &'static str,
     },
+    /// A folder that is to be read as that of a run holds none.
+    #[error(
+        "{}: expected the folder of a run (with `log.jsonl`, `config.toml` or `run.json` in it), found {}",
+        path.display(),
+        if path.is_dir() { "a folder without them" } else if path.exists() { "a file" } else { "nothing" }
+    )]
+    NoRun {
+        /// The path.
+        path: PathBuf,
+    },
     /// The output folder already holds a run.
     #[error(
         "{} already holds a run (found `{found}`); resume it with --resume, choose another folder, or \

@@ -42,11 +42,14 @@ pub use recipe::{
     DataRecipe, LossRecipe, OptimizerRecipe, PrecisionRecipe, Recipe, ScheduleRecipe, TrainRecipe,
 };
 pub use run::Trainer;
+pub use run::details::{PictureScores, RunEvaluation};
 pub use run::folder::{
-    DEFINITION_KEY, Existing, RECIPE_KEY, is_of_run, is_run_name, read_recipe, resolve_checkpoint,
+    DEFINITION_KEY, Existing, RECIPE_KEY, REPORT_FILE, REPORT_MARK, is_of_run, is_own_report,
+    is_run_name, read_recipe, resolve_checkpoint,
 };
 pub use run::log::Log;
 pub use run::observer::{Observer, Outcome, Started, Timing};
+pub use run::record::RunRecord;
 pub use run::results::draw_curves;
 pub use run::together::{check_same, check_same_weights};
 pub use schedule::{Decay, Schedule};

@@ -197,10 +197,11 @@ pub struct ExportArgs {
     /// Weights: a file, the output folder of a training run, or zoo:NAME for a published checkpoint
     #[arg(long, value_name = "FILE|zoo:NAME")]
     pub checkpoint: PathBuf,
-    /// What to write: safetensors with the names of a program, or ONNX
+    /// What to write: a checkpoint with the names of a program, or ONNX
     #[arg(long, value_enum, default_value = "mmseg")]
     pub to: ExportFormat,
-    /// The file to write
+    /// The file to write: PyTorch's format if it ends with .pth or .pt (with --to mmseg, MMSegmentation's
+    /// configuration is written beside it, as .py), else safetensors
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// How an ONNX file is made

@@ -4,6 +4,7 @@ mod data;
 mod inference;
 mod published;
 mod serve;
+mod shown;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use self::data::{
 pub use self::inference::{EvalArgs, ExportArgs, InferenceArgs, PredictArgs, ScoreArgs};
 pub use self::published::{PlotArgs, ZooArgs};
 pub use self::serve::ServeArgs;
+pub use self::shown::{ReportArgs, ShownArgs};
 use crate::values::{DEPTHS, DEVICES, LOSS_SCALES, METHODS, PRECISIONS, listed};
 
 /// Semantic segmentation of street scenes in mixed precision.
@@ -87,6 +89,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Measure the speed and memory of inference or of a training step
     Bench(Box<BenchArgs>),
+    /// Show training runs as one HTML page: curves, scores, calibration, pictures
+    Report(ReportArgs),
     /// Lay the curves of training runs over one another, MMSegmentation's too
     Plot(PlotArgs),
     /// List published checkpoints, or fetch them
@@ -242,6 +246,9 @@ pub struct TrainArgs {
     /// Write the final scores as JSON (`-`: to stdout)
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,
+    /// How the run is shown
+    #[command(flatten)]
+    pub shown: ShownArgs,
 }
 
 /// Flags of `config`.

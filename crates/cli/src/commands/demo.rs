@@ -7,7 +7,7 @@ use halfseg_segmentor::{Depth, Method};
 use halfseg_train::{Recipe, Trainer};
 
 use super::train::drive;
-use crate::args::DemoArgs;
+use crate::args::{DemoArgs, ShownArgs};
 
 /// What differs from the published recipe, so that two CPU cores finish within minutes: a quarter
 /// of the width, small crops, small dilations for them, and a higher learning rate, which so short
@@ -56,7 +56,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     );
     let device = recipe.device.open()?;
     let mut trainer = Trainer::new(recipe, &device, &out)?;
-    drive(&mut trainer, &out)?;
+    drive(&mut trainer, &out, &ShownArgs::default())?;
     Ok(())
 }
 

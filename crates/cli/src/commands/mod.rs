@@ -17,6 +17,7 @@ mod left_out;
 mod man;
 mod plot;
 mod predict;
+pub mod report;
 mod score;
 mod serve;
 mod train;
@@ -71,6 +72,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Info(args) => info::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Plot(args) => plot::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Zoo(args) => zoo::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

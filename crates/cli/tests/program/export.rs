@@ -59,6 +59,51 @@ fn an_exported_checkpoint_gives_the_same_scores() {
 }
 
 #[test]
+fn a_checkpoint_goes_back_to_mmsegmentation() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = trained(&folder, "deeplabv3plus");
+    let out = folder.path().join("network.pth");
+    let args = [
+        "export",
+        "--checkpoint",
+        text(&weights),
+        "--out",
+        text(&out),
+    ];
+    check(&args, 0, &["network.py", "as torch.save does"]);
+    let config = fs::read_to_string(folder.path().join("network.py")).unwrap();
+    for part in [
+        "type='DepthwiseSeparableASPPHead'",
+        "base_channels=4",
+        "'traffic light'",
+        "num_classes=19",
+    ] {
+        assert!(config.contains(part), "{part} in {config}");
+    }
+    // The same weights under both formats.
+    let score = |checkpoint: &Path| {
+        let args = eval_flags(checkpoint, "synthetic");
+        let output = run(&[&args[..], &["--precision", "f16", "--json", "-"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
+        scores["classes"].clone()
+    };
+    assert_eq!(score(&weights), score(&out));
+    // Again, but not over what somebody else wrote.
+    check(&args, 0, &[]);
+    fs::write(folder.path().join("network.py"), "model = None\n").unwrap();
+    check(&args, 1, &["network.py", "not this program's"]);
+    let backbone = folder.path().join("backbone.pt");
+    let to = ["--to", "timm-backbone", "--out", text(&backbone)];
+    check(
+        &[&["export", "--checkpoint", text(&weights)], &to[..]].concat(),
+        0,
+        &["timm"],
+    );
+    assert!(!folder.path().join("backbone.py").exists());
+}
+
+#[test]
 fn flags_of_onnx_belong_to_it() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("network");

@@ -16,6 +16,7 @@ mod predict;
 mod published;
 mod reference;
 mod serve;
+mod shown;
 mod support;
 mod train;
 mod tuning;

@@ -39,7 +39,7 @@ impl Configuration {
         text.map_or(Self::Absent, |text| Self::of_text(text))
     }
 
-    fn of_text(text: &str) -> Self {
+    pub(super) fn of_text(text: &str) -> Self {
         match Value::assigned(text, "model") {
             Some(Value::Dict(mut model)) if model.iter().any(|(key, _)| key == "decode_head") => {
                 // MMSegmentation 0.x had it beside the model at first.

@@ -6,10 +6,13 @@ mod error;
 mod file;
 mod load;
 mod mmseg_config;
+mod mmseg_export;
 mod names;
 mod naming;
 mod part;
+mod pickle;
 mod prefix;
+mod pytorch;
 mod save;
 mod tensors;
 
@@ -23,6 +26,7 @@ use halfseg_backbone::ResNetConfig;
 pub use classes::ClassTable;
 pub use error::CheckpointError;
 pub use load::{LoadReport, Reinitialised};
+pub use mmseg_export::{MMSEG_CONFIG_HEAD, MmsegExport};
 pub use naming::Naming;
 pub use tensors::TensorFile;
 
@@ -168,5 +172,20 @@ impl Segmentor {
         naming: Naming,
     ) -> Result<(), CheckpointError> {
         save::save(self, path.as_ref(), metadata, naming)
+    }
+
+    /// As [`export`](Self::export), as the `.pth` that `torch.save` makes, which `torch.load(weights_only=True)` reads.
+    /// Under MMSegmentation's names it has `state_dict` and, in `meta`, [the configuration](SegmentorConfig::to_mmseg)
+    /// and the classes of `export`, as MMSegmentation keeps them; under others it is the state alone.
+    ///
+    /// # Errors
+    /// As [`export`](Self::export).
+    pub fn export_pytorch(
+        &self,
+        path: impl AsRef<Path>,
+        naming: Naming,
+        export: &MmsegExport,
+    ) -> Result<(), CheckpointError> {
+        save::save_pytorch(self, path.as_ref(), naming, export)
     }
 }

@@ -8,16 +8,17 @@ use burn::tensor::Tensor;
 
 use super::file::inputs_rotated;
 use super::naming::JOINED;
+use super::pytorch::{self, Meta};
 use super::tensors::TensorFile;
-use super::{CONFIG_KEY, CheckpointError, Naming};
+use super::{CONFIG_KEY, CheckpointError, MmsegExport, Naming};
 use crate::Segmentor;
 
-pub(crate) fn save(
+/// The tensors of a network under a program's names.
+fn named(
     model: &Segmentor,
-    path: &Path,
     mut metadata: BTreeMap<String, String>,
     naming: Naming,
-) -> Result<(), CheckpointError> {
+) -> Result<TensorFile, CheckpointError> {
     let config = model.config();
     naming
         .check(config)
@@ -63,13 +64,43 @@ pub(crate) fn save(
         file,
     };
     model.visit(&mut visitor);
-    visitor
-        .file
-        .write(path)
-        .map_err(|source| CheckpointError::Write {
-            path: path.to_owned(),
-            source,
-        })
+    Ok(visitor.file)
+}
+
+/// Writes a network as `.safetensors`.
+pub(crate) fn save(
+    model: &Segmentor,
+    path: &Path,
+    metadata: BTreeMap<String, String>,
+    naming: Naming,
+) -> Result<(), CheckpointError> {
+    let file = named(model, metadata, naming)?;
+    file.write(path).map_err(|source| CheckpointError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Writes a network as `.pth`, under MMSegmentation's names with what [`MmsegExport::classes`] and the configuration say.
+pub(crate) fn save_pytorch(
+    model: &Segmentor,
+    path: &Path,
+    naming: Naming,
+    export: &MmsegExport,
+) -> Result<(), CheckpointError> {
+    let config = match naming {
+        Naming::Mmseg => Some(model.config().to_mmseg(export)?),
+        _ => None,
+    };
+    let meta = config.as_ref().map(|config| Meta {
+        config,
+        classes: export.classes.as_ref(),
+    });
+    let file = named(model, BTreeMap::new(), naming)?;
+    pytorch::write(path, file, meta.as_ref()).map_err(|source| CheckpointError::Write {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 struct Collector {

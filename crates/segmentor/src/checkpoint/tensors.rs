@@ -86,22 +86,42 @@ impl TensorFile {
         write_atomically(path, |out| {
             out.write_all(&(header.len() as u64).to_le_bytes())?;
             out.write_all(&header)?;
-            for _ in &self.counters {
-                out.write_all(&0i64.to_le_bytes())?;
-            }
-            for stored in self.tensors.into_values() {
-                let data = match stored.values {
-                    Values::Device(row) => row.into_data(),
-                    Values::Host(data) => data,
-                };
-                let values = data.convert::<f32>();
-                let values = values.as_slice::<f32>().map_err(io::Error::other)?;
-                for value in values {
-                    out.write_all(&value.to_le_bytes())?;
-                }
-            }
-            Ok(())
+            self.for_each_value(|bytes| out.write_all(bytes))
         })
+    }
+
+    /// Calls `take` with the values of each tensor, one tensor after the other in the order of
+    /// [`shapes`](Self::shapes), as bytes from the least to the most significant one.
+    pub(crate) fn for_each_value(
+        self,
+        mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        for _ in &self.counters {
+            take(&0i64.to_le_bytes())?;
+        }
+        let mut bytes = Vec::new();
+        for stored in self.tensors.into_values() {
+            let data = match stored.values {
+                Values::Device(row) => row.into_data(),
+                Values::Host(data) => data,
+            };
+            let values = data.convert::<f32>();
+            let values = values.as_slice::<f32>().map_err(io::Error::other)?;
+            bytes.clear();
+            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            take(&bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Name, PyTorch's type of the storage, and shape of each tensor.
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = (&str, &'static str, &[usize])> {
+        let counters = self.counters.iter();
+        let counters = counters.map(|name| (name.as_str(), "LongStorage", &[][..]));
+        let tensors = self.tensors.iter();
+        counters.chain(
+            tensors.map(|(name, stored)| (name.as_str(), "FloatStorage", stored.shape.as_slice())),
+        )
     }
 
     /// Where each tensor is: first the counters, so that values of 8 bytes are aligned, then the tensors

@@ -5,7 +5,7 @@ use std::time::Instant;
 use halfseg_data::{Dataset, IGNORE, check_labels};
 use halfseg_devices::Ranks;
 use halfseg_eval::{BoundaryCounts, ConfusionMatrix, by_class};
-use halfseg_predict::Predictor;
+use halfseg_predict::{PredictError, Predictor};
 use halfseg_segmentor::Segmentor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::Trainer;
 use super::about::scored;
+use super::details::{Details, RunEvaluation};
 use super::manifest::{Best, Evaluation};
 use super::observer::Observer;
 use super::together::together;
@@ -48,10 +49,11 @@ impl Trainer {
             scorers.push(self.scorer(&self.learner.inference()));
         }
         let mut not_finite = 0;
+        let mut details = Details::default();
         for first in (0..val.len()).step_by(ranks.size()) {
             let index = first + ranks.rank();
             let own = match index < val.len() {
-                true => score(&mut scorers, &*val, index),
+                true => score(&mut scorers, &*val, index, &mut details),
                 false => Ok(0),
             };
             let own = together(&ranks, own)?;
@@ -67,6 +69,7 @@ impl Trainer {
                 return Ok(false);
             }
         }
+        let details = merged(&ranks, details, Details::merge);
         let mut evaluations = scorers.into_iter().map(|scorer| Evaluation {
             iteration,
             of: scored(&self.recipe, &self.data),
@@ -94,6 +97,10 @@ impl Trainer {
                 self.save_weights(&network, true, &record.folder.best())?;
             }
         }
+        if let Some(record) = &self.record {
+            RunEvaluation::new(&evaluation, &self.classes, details)
+                .write(&record.folder.evaluation())?;
+        }
         let mut line = json!({
             "event": "eval",
             "iteration": iteration,
@@ -114,6 +121,7 @@ impl Trainer {
             });
         }
         self.log(&line)?;
+        observer.logged(&line);
         self.evaluated = Some(evaluation);
         if self.saved == Some(iteration) {
             self.mark()?;
@@ -150,20 +158,44 @@ struct Scorer {
     boundary: Option<BoundaryCounts>,
 }
 
-/// Adds a picture to the matrices; of how many of its pixels the first network's scores are not finite.
-fn score(scorers: &mut [Scorer], val: &dyn Dataset, index: usize) -> Result<usize, Error> {
+/// Adds a picture to the matrices, and what is known of it alone to `details`; of how many of its pixels the first
+/// network's scores are not finite.
+fn score(
+    scorers: &mut [Scorer],
+    val: &dyn Dataset,
+    index: usize,
+    details: &mut Details,
+) -> Result<usize, Error> {
     let sample = val.get(index)?;
+    let failed = |error: PredictError| error.of(&val.source(index));
     let mut not_finite = None;
     for scorer in scorers {
-        let prediction = scorer.predictor.predict(&sample.image);
-        let prediction = prediction.map_err(|error| error.of(&val.source(index)))?;
+        // Of the network whose scores are the run's.
+        let (prediction, confidences) = match not_finite {
+            None => {
+                let found = scorer.predictor.predict_confident(&sample.image);
+                let (prediction, confidences) = found.map_err(failed)?;
+                (prediction, Some(confidences))
+            }
+            Some(_) => {
+                let found = scorer.predictor.predict(&sample.image);
+                (found.map_err(failed)?, None)
+            }
+        };
         if let Some(label) = &sample.label {
             let name = || format!("the label map of {}", val.source(index));
             let Scorer {
                 matrix, boundary, ..
             } = &mut *scorer;
             check_labels(&label.data, matrix.classes(), name)?;
-            matrix.update(&prediction.map.data, &label.data, IGNORE)?;
+            let mut one = ConfusionMatrix::new(matrix.classes());
+            one.update(&prediction.map.data, &label.data, IGNORE)?;
+            matrix.merge(&one);
+            if let Some(confidences) = &confidences {
+                details.add(index, &sample.name, &one.scores());
+                let calibration = &mut details.calibration;
+                calibration.update(confidences, &prediction.map, label);
+            }
             if let Some(boundary) = boundary {
                 boundary.update(&prediction.map, label)?;
             }

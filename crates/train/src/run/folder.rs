@@ -65,9 +65,51 @@ const SCORES: &str = "scores.json";
 const CURVES: &str = "loss.svg";
 const CONFUSION: &str = "confusion.svg";
 const PICTURES: &str = "pictures";
+const EVALUATION: &str = "evaluation.json";
+/// What `halfseg-report` makes of a run, beside its files.
+pub const REPORT_FILE: &str = "report.html";
+/// What is in such a page, near its beginning.
+pub const REPORT_MARK: &str = "<meta name=\"generator\" content=\"halfseg-report";
+/// Bytes within which it is.
+const REPORT_HEAD: u64 = 1024;
 
 /// What a run leaves besides checkpoints and pictures.
-const FILES: [&str; 7] = [LAST, BEST, CONFIG, LOG, SCORES, CURVES, CONFUSION];
+const FILES: [&str; 9] = [
+    LAST,
+    BEST,
+    CONFIG,
+    LOG,
+    SCORES,
+    CURVES,
+    CONFUSION,
+    EVALUATION,
+    REPORT_FILE,
+];
+
+/// The files that whoever only reads a run wants, in the folder at a path.
+pub(super) struct Places {
+    pub manifest: PathBuf,
+    pub config: PathBuf,
+    pub log: PathBuf,
+    pub scores: PathBuf,
+    pub evaluation: PathBuf,
+    pub pictures: PathBuf,
+}
+
+impl Places {
+    pub fn of(path: &Path) -> Self {
+        let [manifest, config, log, scores, evaluation, pictures] =
+            [MANIFEST, CONFIG, LOG, SCORES, EVALUATION, PICTURES].map(|name| path.join(name));
+        Self {
+            manifest,
+            config,
+            log,
+            scores,
+            evaluation,
+            pictures,
+        }
+    }
+}
 
 /// What is done with the files of another run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +252,10 @@ impl Folder {
 
     pub fn pictures(&self) -> PathBuf {
         self.path.join(PICTURES)
+    }
+
+    pub fn evaluation(&self) -> PathBuf {
+        self.path.join(EVALUATION)
     }
 
     pub fn write_scores(&self, json: &serde_json::Value) -> Result<(), Error> {
@@ -360,7 +406,7 @@ fn found_run(path: &Path) -> Option<String> {
     // A run begins with its manifest: what is there without one is somebody's.
     if !path.join(MANIFEST).exists() {
         let pictures = names(&path.join(PICTURES)).next().map(|_| PICTURES);
-        let files = [LOG, CURVES, CONFUSION];
+        let files = [LOG, CURVES, CONFUSION, EVALUATION];
         if let Some(name) = files.iter().find(there).copied().or(pictures) {
             return Some(name.to_owned());
         }
@@ -374,6 +420,14 @@ fn found_run(path: &Path) -> Option<String> {
     (read.is_ok() && trained).then(|| LOG.to_owned())
 }
 
+/// Whether the page at `path` says that it is a report of a run.
+pub fn is_own_report(path: &Path) -> bool {
+    let mut head = Vec::new();
+    let read = halfseg_files::open_regular(path)
+        .and_then(|file| file.take(REPORT_HEAD).read_to_end(&mut head));
+    read.is_ok() && String::from_utf8_lossy(&head).contains(REPORT_MARK)
+}
+
 /// Removes the files of whatever run was in the folder at `path`, for a run with `recipe`.
 fn remove_run(path: &Path, recipe: &Recipe) -> Result<(), Error> {
     let remove = |path: PathBuf| match fs::remove_file(&path) {
@@ -382,11 +436,19 @@ fn remove_run(path: &Path, recipe: &Recipe) -> Result<(), Error> {
     };
     // First what the others are told by: if this ends here, the folder can be neither resumed nor
     // mistaken for that of the new run.
-    for name in [LAST, MANIFEST, BEST, LOG, SCORES, CURVES, CONFUSION] {
+    let first = [LAST, MANIFEST];
+    let kept = |name: &&&str| [LAST, CONFIG].contains(*name) || **name == REPORT_FILE;
+    let rest = FILES.iter().filter(|name| !kept(name));
+    for name in first.iter().chain(rest) {
         remove(path.join(name))?;
     }
     for name in names(path).filter(|name| checkpoint_of(name).is_some()) {
         remove(path.join(name))?;
+    }
+    // Another page of that name stays.
+    let report = path.join(REPORT_FILE);
+    if is_own_report(&report) {
+        remove(report)?;
     }
     let _ = halfseg_files::sweep(path);
     remove_pictures(&path.join(PICTURES));
@@ -398,11 +460,20 @@ fn remove_run(path: &Path, recipe: &Recipe) -> Result<(), Error> {
     }
 }
 
+/// What the names of a picture's files end with.
+const PICTURE_ENDINGS: [&str; 5] = [
+    ".png",
+    "_color.png",
+    "_overlay.png",
+    "_difference.png",
+    "_trainIds.png",
+];
+
 /// Removes the pictures of an earlier run, and the folder if nothing else is in it.
 fn remove_pictures(folder: &Path) {
     for name in names(folder) {
         if let Some(stem) = name.strip_suffix("_trainIds.png") {
-            for ending in [".png", "_color.png", "_overlay.png", "_trainIds.png"] {
+            for ending in PICTURE_ENDINGS {
                 let picture = folder.join(format!("{stem}{ending}"));
                 if is_own_png(&picture).unwrap_or(false) {
                     let _ = fs::remove_file(picture);

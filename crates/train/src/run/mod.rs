@@ -1,11 +1,13 @@
 //! A whole run: data, steps, evaluation, checkpoints and results in one folder.
 
 mod about;
+pub(crate) mod details;
 mod evaluate;
 pub(crate) mod folder;
 pub(crate) mod log;
 mod manifest;
 pub(crate) mod observer;
+pub(crate) mod record;
 pub(crate) mod results;
 mod resume;
 mod save;
@@ -27,6 +29,7 @@ use serde_json::{Value, json};
 use crate::start::{Prepared, Start};
 use crate::{Error, Learner, Log, Recipe, Splits, Step, pipeline_for};
 use about::{beginning, out_of_patience, workers_note};
+use details::RunEvaluation;
 use folder::{Existing, Folder, can_resume, check_free, holds_run};
 use log::{LogLine, number};
 use manifest::{Best, Evaluation};
@@ -242,6 +245,7 @@ impl Trainer {
             if iteration.is_multiple_of(self.recipe.train.log_every) {
                 let line = std::mem::take(&mut self.line).json(&step);
                 self.log(&line)?;
+                observer.logged(&line);
             }
             self.check_finite(&step)?;
 
@@ -372,7 +376,11 @@ impl Trainer {
         if let Some(val) = &self.data.val {
             let pictures = folder.pictures();
             let predictor = self.predictor(&self.evaluated_network());
-            for index in results::spread(val.len(), self.recipe.train.pictures) {
+            let details = RunEvaluation::read(&folder.evaluation())
+                .ok()
+                .flatten()
+                .filter(|details| details.iteration == iteration);
+            for index in results::shown(val.len(), self.recipe.train.pictures, details.as_ref()) {
                 let mut sample = val.get(index)?;
                 let map = predictor.predict(&sample.image)?.map;
                 let shown = predictor.pictures().shown(&sample.image).into_owned();

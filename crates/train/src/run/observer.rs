@@ -6,6 +6,7 @@ use std::time::Duration;
 use halfseg_devices::{Bytes, Route};
 use halfseg_eval::Scores;
 use halfseg_segmentor::LoadReport;
+use serde_json::Value;
 
 use crate::{Recipe, Step};
 
@@ -15,6 +16,8 @@ pub trait Observer {
     fn started(&mut self, _run: &Started<'_>) {}
     /// An iteration is over.
     fn stepped(&mut self, _step: &Step, _timing: &Timing) {}
+    /// A line of the log with the event `train` or `eval`, which is in the log now.
+    fn logged(&mut self, _line: &Value) {}
     /// `done` of `total` pictures have been evaluated.
     fn evaluating(&mut self, _done: usize, _total: usize) {}
     /// Scores of `pixels` of the picture `name` are not finite; they count as missed.

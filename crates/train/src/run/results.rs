@@ -1,9 +1,11 @@
 //! Plots of a run.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use halfseg_eval::{Series, curves_svg};
+use halfseg_eval::{Curve, Series, curves_svg};
 
+use super::details::RunEvaluation;
 use crate::{Error, Log};
 
 /// Iterations that a point of the smoothed loss averages at least.
@@ -12,51 +14,20 @@ const SMOOTH: usize = 20;
 /// Points of a curve at most: more than there are pixels, however long a run is.
 const MOST_POINTS: usize = 4000;
 
-/// A curve of bounded length: each point is the mean of as many values as have to share one.
-#[derive(Default)]
-struct Curve {
-    points: Vec<(f64, f64)>,
-    /// Values that a point is the mean of: 2 to the power of it.
-    halvings: u32,
-    sum: f64,
-    summed: u64,
-}
-
-impl Curve {
-    fn push(&mut self, (x, y): (f64, f64)) {
-        self.sum += y;
-        self.summed += 1;
-        if self.summed < self.shared() {
-            return;
-        }
-        self.points.push((x, self.sum / self.summed as f64));
-        (self.sum, self.summed) = (0.0, 0);
-        if self.points.len() == MOST_POINTS {
-            let pairs = self.points.as_chunks::<2>().0.iter();
-            self.points = pairs.map(|[(_, a), (x, b)]| (*x, (a + b) / 2.0)).collect();
-            self.halvings += 1;
-        }
-    }
-
-    fn shared(&self) -> u64 {
-        1 << self.halvings
-    }
-}
-
 /// Draws the losses of the log at `log`, and their running mean, as SVG.
 ///
 /// # Errors
 ///
 /// When a file cannot be read or written.
 pub fn draw_curves(log: &Path, svg: &Path) -> Result<(), Error> {
-    let (mut loss, mut auxiliary) = (Curve::default(), Curve::default());
+    let [mut loss, mut auxiliary] = [(); 2].map(|()| Curve::new(MOST_POINTS));
     Log::each(log, "train", |line| {
         let point = |key: &str| Some((line["iteration"].as_f64()?, line[key].as_f64()?));
         for (curve, key) in [(&mut loss, "loss"), (&mut auxiliary, "aux_loss")] {
             point(key).into_iter().for_each(|point| curve.push(point));
         }
     })?;
-    let (shared, loss) = (loss.shared(), loss.points);
+    let (shared, loss) = (loss.shared(), loss.into_points());
     let window = SMOOTH.max(loss.len() / 50);
     let mut sum = 0.0;
     let smooth = (0..loss.len()).map(|end| {
@@ -78,7 +49,7 @@ pub fn draw_curves(log: &Path, svg: &Path) -> Result<(), Error> {
         },
         Series {
             name: "auxiliary".into(),
-            points: auxiliary.points,
+            points: auxiliary.into_points(),
         },
     ];
     Ok(curves_svg(
@@ -87,6 +58,27 @@ pub fn draw_curves(log: &Path, svg: &Path) -> Result<(), Error> {
         ("iteration", "loss"),
         &series,
     )?)
+}
+
+/// The pictures that are drawn of a split of `len` with `train.pictures = count`: so many spread over it, and half
+/// as many of those with the lowest and of those with the highest mIoU, where these are known.
+pub(crate) fn shown(
+    len: usize,
+    count: usize,
+    details: Option<&RunEvaluation>,
+) -> impl Iterator<Item = usize> {
+    let mut shown: BTreeSet<usize> = spread(len, count).collect();
+    if let Some(details) = details {
+        let ends = [details.worst(), details.best()];
+        let ends = ends
+            .into_iter()
+            .flat_map(|pictures| pictures.into_iter().take(count.div_ceil(2)));
+        shown.extend(
+            ends.map(|picture| picture.index)
+                .filter(|index| *index < len),
+        );
+    }
+    shown.into_iter()
 }
 
 /// At most `count` places spread over `0..len`.
@@ -113,22 +105,6 @@ mod tests {
             drawn.contains("mean over 60") && drawn.contains("<polyline"),
             "{drawn}"
         );
-    }
-
-    #[test]
-    fn a_long_run_has_no_more_points_than_a_short_one() {
-        let mut curve = Curve::default();
-        for i in 1..=100_000 {
-            curve.push((f64::from(i), f64::from(i % 64)));
-        }
-        assert_eq!(curve.shared(), 32);
-        assert_eq!(curve.points.len(), 100_000 / 32);
-        assert!(curve.points.capacity() <= 2 * MOST_POINTS);
-        for (place, &(x, y)) in curve.points.iter().enumerate() {
-            assert_eq!(x, 32.0 * (place + 1) as f64);
-            let values = (x as u32 - 31..=x as u32).map(|i| f64::from(i % 64));
-            assert!((y - values.sum::<f64>() / 32.0).abs() < 1e-9, "{x}: {y}");
-        }
     }
 
     #[test]

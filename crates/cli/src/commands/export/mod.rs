@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 #[cfg(feature = "onnx")]
 mod onnx;
+mod pytorch;
 
 use anyhow::Result;
 use halfseg_devices::DeviceChoice;
@@ -15,7 +16,7 @@ use crate::failure::Usage;
 use crate::output::check_writable;
 use crate::settings::{architecture, weights_file};
 
-/// Writes a checkpoint as safetensors under the names of a program, or as ONNX.
+/// Writes a checkpoint as safetensors or `.pth` under the names of a program, or as ONNX.
 pub fn run(args: &ExportArgs) -> Result<()> {
     let naming = args.to.naming();
     if let (Some(_), Some(flag)) = (naming, args.onnx.given()) {
@@ -29,6 +30,10 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         return Err(Usage(message.to_owned()).into());
     }
     check_writable(&[&Some(args.out.clone())], &[Some(&args.checkpoint)])?;
+    let as_pytorch = naming.filter(|_| pytorch::is_asked_for(&args.out));
+    if let Some(naming) = as_pytorch {
+        pytorch::check(args, naming)?;
+    }
     let weights = weights_file(&args.checkpoint)?;
     let config = architecture(&args.model, &weights)?;
     let device = DeviceChoice::Flex.open()?;
@@ -39,6 +44,15 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         onnx::write(args, &weights, &model)?;
         return Ok(());
     };
+    if names == Naming::Mmseg && config.refine && as_pytorch.is_none() {
+        warning!(
+            "MMSegmentation has no head with `refine`, which is torchvision's: it will not take the file, halfseg \
+             will; --to torchvision writes names that torchvision takes"
+        );
+    }
+    if as_pytorch.is_some() {
+        return pytorch::write(args, &weights, &model, names);
+    }
     let mut metadata: BTreeMap<_, _> = halfseg_segmentor::read_metadata(&weights)?
         .into_iter()
         .filter(|(key, _)| key.starts_with("halfseg."))
@@ -49,12 +63,6 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         recipe.checkpoint.clear();
         recipe.backbone_weights.clear();
         metadata.insert(RECIPE_KEY.to_owned(), recipe.to_toml());
-    }
-    if names == Naming::Mmseg && config.refine {
-        warning!(
-            "MMSegmentation has no head with `refine`, which is torchvision's: it will not take the file, halfseg \
-             will; --to torchvision writes names that torchvision takes"
-        );
     }
     model.export(&args.out, metadata, names)?;
     message!("wrote {} with {names} names", args.out.display());
