@@ -1153,10 +1153,10 @@ fn a_network_that_is_written_as_pth_comes_back_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("network.pth");
     let mut export = MmsegExport::default();
-    export.classes = Some(ClassTable {
-        names: ["road", "it's", "ö", "<b>"].map(str::to_owned).to_vec(),
-        palette: vec![[1, 2, 3], [0, 0, 0], [255, 255, 255], [7, 8, 9]],
-    });
+    let mut classes = ClassTable::default();
+    classes.names = ["road", "it's", "ö", "<b>"].map(str::to_owned).to_vec();
+    classes.palette = vec![[1, 2, 3], [0, 0, 0], [255, 255, 255], [7, 8, 9]];
+    export.classes = Some(classes);
     for method in Method::ALL {
         let config = tiny(method)
             .with_stage_strides([1, 2, 2, 1])

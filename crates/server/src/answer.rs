@@ -65,9 +65,9 @@ fn json_of(model: &Model, precision: &str, map: &LabelMap) -> Result<String, Pro
         map.height
     );
     let pixels = class_pixels(map);
-    for class in 0..model.classes.len() {
+    for (class, count) in pixels.iter().take(model.classes.len()).enumerate() {
         let comma = if class > 0 { "," } else { "" };
-        let entry = properties(&model.classes, class, pixels[class]);
+        let entry = properties(&model.classes, class, *count);
         let _ = write!(out, "{comma}{entry}");
     }
     out.push_str("],\"features\":[");

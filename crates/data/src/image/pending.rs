@@ -25,11 +25,12 @@ fn rgb(pixel: &[u8]) -> [u8; 3] {
 
 /// Whether a file that starts with these bytes, four or more, is told to be a PNG, a JPEG or, with the feature, a TIFF.
 pub fn is_picture(start: &[u8]) -> bool {
-    match start {
-        [0x89, b'P', b'N', b'G', ..] | [0xFF, 0xD8, ..] => true,
-        [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => cfg!(feature = "tiff"),
-        _ => false,
-    }
+    let tiff = cfg!(feature = "tiff")
+        && matches!(
+            start,
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..]
+        );
+    tiff || matches!(start, [0x89, b'P', b'N', b'G', ..] | [0xFF, 0xD8, ..])
 }
 
 /// A picture of known size whose pixels have not been decoded yet.

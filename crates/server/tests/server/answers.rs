@@ -372,7 +372,8 @@ fn what_no_server_can_be_is_refused_by_name() {
             .to_string()
     };
     let one = || vec![model(Gate::default())];
-    let cases: [(&dyn Fn(&mut ServerConfig), &str); 8] = [
+    type Change<'a> = &'a dyn Fn(&mut ServerConfig);
+    let cases: [(Change<'_>, &str); 8] = [
         (&|c| c.queue = 0, "`queue`: expected at least 1, found 0"),
         (&|c| c.workers = 0, "`workers`"),
         (

@@ -4,12 +4,12 @@ use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use halfseg_data::Classes;
+use halfseg_predict::known_classes;
 use serde_json::Value;
 
 use super::details::RunEvaluation;
 use super::folder::{Places, resolve_checkpoint};
 use super::manifest::Manifest;
-use crate::source::known_classes;
 use crate::{Error, Recipe};
 
 /// The parts of a run's folder as they are now, also of a run that goes on, was cut short or is that of an earlier

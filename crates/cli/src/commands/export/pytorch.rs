@@ -4,9 +4,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use halfseg_predict::{EvalMode, EvalScale, PredictorSettings};
+use halfseg_predict::{EvalMode, EvalScale, PredictorSettings, known_classes};
 use halfseg_segmentor::{ClassTable, MMSEG_CONFIG_HEAD, MmsegExport, Naming, Segmentor};
-use halfseg_train::known_classes;
 
 use crate::args::ExportArgs;
 use crate::output::check_writable;
