@@ -4,6 +4,7 @@
 mod batch;
 mod config;
 mod error;
+mod evaluate;
 mod film;
 mod logits;
 mod memory;
@@ -14,6 +15,7 @@ mod settings;
 
 pub use config::{EvalMode, EvalScale, InvalidConfig, PredictorConfig};
 pub use error::PredictError;
+pub use evaluate::Evaluated;
 pub use film::Film;
 pub use logits::{is_own_logits, write_logits};
 pub use pictures::{
@@ -22,5 +24,5 @@ pub use pictures::{
 pub use polygons::{
     ClassPolygons, Polygon, Ring, class_pixels, count_corners, fill_polygons, polygons,
 };
-pub use predictor::{Evaluated, Predictor};
+pub use predictor::Predictor;
 pub use settings::{PredictorSettings, known_classes};

@@ -7,12 +7,9 @@ use burn::module::Module;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, FloatDType, Slice, Tensor, TensorData};
 use halfseg_amp::{Policy, autocast};
-use halfseg_data::{
-    Classes, CropBox, Dataset, IGNORE, LabelMap, Picture, PictureFormat, PictureRef, check_labels,
-    ratio_size,
-};
+use halfseg_data::{Classes, CropBox, IGNORE, LabelMap, PictureFormat, PictureRef, ratio_size};
 use halfseg_devices::Bytes;
-use halfseg_eval::{Confidences, ConfusionMatrix, Prediction, Windows, argmax, multi_scale_flip};
+use halfseg_eval::{Confidences, Prediction, Windows, argmax, multi_scale_flip};
 #[cfg(feature = "flex")]
 use halfseg_kernels::PackedWeights;
 use halfseg_layers::{binary_logits, most_likely_classes, resize_with};
@@ -324,47 +321,6 @@ impl Predictor {
         }
     }
 
-    /// Scores every labelled picture of `dataset`. `progress(done, predicted)` is called after
-    /// each with its index, name and class map; when it returns `false`, the matrix so far comes
-    /// back.
-    ///
-    /// # Errors
-    /// A picture that cannot be read or that memory cannot hold, labels beyond the network's classes, or
-    /// scores that are not finite.
-    pub fn evaluate(
-        &self,
-        dataset: &dyn Dataset,
-        mut progress: impl FnMut(Evaluated<'_>) -> Result<bool, PredictError>,
-    ) -> Result<ConfusionMatrix, PredictError> {
-        let classes = self.model.config().num_classes;
-        let mut matrix = ConfusionMatrix::new(classes);
-        for index in 0..dataset.len() {
-            let sample = dataset.get(index)?;
-            if let Some(label) = &sample.label {
-                check_labels(&label.data, classes, || {
-                    format!("the label map of {}", dataset.source(index))
-                })?;
-            }
-            let predicted = self.predict(&sample.image);
-            let predicted = predicted.map_err(|error| error.of(&dataset.source(index)))?;
-            let map = predicted.finite(&dataset.source(index))?;
-            if let Some(label) = &sample.label {
-                matrix.update(&map.data, &label.data, IGNORE)?;
-            }
-            let evaluated = Evaluated {
-                index,
-                name: &sample.name,
-                image: &sample.image,
-                map: &map,
-                label: sample.label.as_ref(),
-            };
-            if !progress(evaluated)? {
-                break;
-            }
-        }
-        Ok(matrix)
-    }
-
     /// Width and height of a picture that has pixels, and a value for each channel that the network takes.
     pub(crate) fn picture_size(
         &self,
@@ -459,19 +415,4 @@ impl Predictor {
         let align_corners = self.model.config().align_corners;
         resize_with(logits, [own.1, own.0], align_corners)
     }
-}
-
-/// One picture that [`Predictor::evaluate`] has been through.
-#[derive(Debug)]
-pub struct Evaluated<'a> {
-    /// Its place in the data set.
-    pub index: usize,
-    /// Its name.
-    pub name: &'a str,
-    /// The picture.
-    pub image: &'a Picture,
-    /// The class of each pixel.
-    pub map: &'a LabelMap,
-    /// The true classes, where the data set has them.
-    pub label: Option<&'a LabelMap>,
 }

@@ -183,9 +183,9 @@ pub struct FilmArgs {
     #[arg(long, value_name = "N", requires = "video", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     pub frames: Option<u64>,
     /// Hold classes back from flickering: the weight, 0 to below 1, of the mean over the frames before against the
-    /// frame's own probabilities
-    #[arg(long, value_name = "X", requires = "video", default_value_t = 0.0)]
-    pub smooth: f64,
+    /// frame's own probabilities [default: 0]
+    #[arg(long, value_name = "X", requires = "video")]
+    pub smooth: Option<f64>,
 }
 
 /// Flags of `export`.

@@ -80,9 +80,10 @@ fn a_checkpoint_goes_back_to_mmsegmentation() {
     ] {
         assert!(config.contains(part), "{part} in {config}");
     }
-    // The same weights under both formats.
+    // The same weights under both formats. A `.pth` says nothing of the run's scenes.
+    let scenes = ["--set", "data.scale=64x32", "--set", "data.synthetic_val=2"];
     let score = |checkpoint: &Path| {
-        let args = eval_flags(checkpoint, "synthetic");
+        let args = [&eval_flags(checkpoint, "synthetic")[..], &scenes].concat();
         let output = run(&[&args[..], &["--precision", "f16", "--json", "-"]].concat());
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let scores: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -23,9 +23,9 @@ pub fn run(args: &PredictArgs, video: &Path) -> Result<()> {
         let why = "--video is for one process: run it without a launcher";
         return Err(Usage(why.into()).into());
     }
-    if !(0.0..1.0).contains(&args.film.smooth) {
-        let found = args.film.smooth;
-        let why = format!("--smooth: expected a number from 0 to below 1, found {found}");
+    let smooth = args.film.smooth.unwrap_or(0.0);
+    if !(0.0..1.0).contains(&smooth) {
+        let why = format!("--smooth: expected a number from 0 to below 1, found {smooth}");
         return Err(Usage(why).into());
     }
     let source = Source {
@@ -50,7 +50,7 @@ pub fn run(args: &PredictArgs, video: &Path) -> Result<()> {
     }
     let predictor = loaded.predictor();
     let mut smoothed = predictor
-        .film(args.film.smooth)
+        .film(smooth)
         .map_err(|error| Usage(error.to_string()))?;
     let palette = loaded.classes.colors();
 

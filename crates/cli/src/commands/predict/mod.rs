@@ -40,6 +40,15 @@ pub fn run(args: &PredictArgs) -> Result<()> {
     if let Some(video) = &args.film.video {
         return film::run(args, video);
     }
+    // What clap does not ask for where pictures, which --video excludes, are given.
+    let film = [
+        ("--input-format", args.film.input_format.is_some()),
+        ("--frames", args.film.frames.is_some()),
+        ("--smooth", args.film.smooth.is_some()),
+    ];
+    if let Some((flag, _)) = film.into_iter().find(|(_, given)| *given) {
+        return Err(Usage(format!("{flag}: expected with --video, found pictures")).into());
+    }
     // The first process alone looks for pictures: the others may find what it has written meanwhile, and have
     // no list on stdin.
     let ranks = Ranks::current();
