@@ -59,7 +59,7 @@ fn captured_lines() -> MutexGuard<'static, Option<(Vec<String>, usize)>> {
     CAPTURED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Says a line, at once unless lines are [captured](capture).
+/// Says a line, at once unless lines are captured.
 pub fn say(line: &str) {
     match &mut *captured_lines() {
         Some((lines, _)) => lines.push(line.to_owned()),

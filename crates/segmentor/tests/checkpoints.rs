@@ -1165,7 +1165,12 @@ fn a_network_that_is_written_as_pth_comes_back_bit_for_bit() {
             .with_dropout(0.3);
         let model = config.init(&Device::flex());
         model.export_pytorch(&path, Naming::Mmseg, &export).unwrap();
-        assert_eq!(read_architecture(&path).unwrap(), config, "{method}");
+        let mut found = read_architecture(&path).unwrap();
+        if method != Method::DeepLabV3Plus {
+            // Of a map that this network does not have.
+            found.c1_channels = config.c1_channels;
+        }
+        assert_eq!(found, config, "{method}");
         assert_eq!(read_classes(&path).unwrap(), export.classes);
         let (loaded, report) = load(&path, None, &Device::flex()).unwrap();
         let (found, expected) = (tensors(&loaded), tensors(&model));

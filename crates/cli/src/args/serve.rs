@@ -32,7 +32,7 @@ pub struct ServeArgs {
     /// Ask for `Authorization: Bearer` with the token in this file
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// Let pages of this origin ask, such as https://example.org (`*`: of all); may be repeated
+    /// Let pages of this origin ask, such as `https://example.org` (`*`: of all); may be repeated
     #[arg(long, value_name = "ORIGIN")]
     pub cors: Vec<String>,
     /// Dtype of requests that name none; unless given, what the checkpoint was trained in, and f32 where it
