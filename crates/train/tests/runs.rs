@@ -177,7 +177,8 @@ fn a_run_leaves_its_results_and_a_checkpoint_that_knows_itself() {
         assert!(out.join(name).is_file(), "{name} is missing");
     }
     let pictures = fs::read_dir(out.join("pictures")).unwrap().count();
-    let of_each = "colour map, overlay, trainIds, panel and difference of the worst and of the best picture";
+    let of_each =
+        "colour map, overlay, trainIds, panel and difference of the worst and of the best picture";
     assert_eq!(pictures, 2 * 5, "{of_each}");
 
     let best = resolve_checkpoint(&out).unwrap();
