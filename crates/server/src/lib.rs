@@ -1,4 +1,6 @@
-#![doc = include_str!("../README.md")]
+// Its example needs the feature.
+#![cfg_attr(feature = "http", doc = include_str!("../README.md"))]
+#![cfg_attr(not(feature = "http"), doc = "Empty without the feature `http`.")]
 #![forbid(unsafe_code)]
 #![cfg(feature = "http")]
 
