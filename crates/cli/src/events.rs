@@ -92,7 +92,7 @@ impl Events {
         };
         let from = match iteration {
             0 => 0,
-            _ => events.last[0].unwrap_or(0).min(iteration) + 1,
+            _ => events.last[0].unwrap_or(0) + 1,
         };
         events.writer = Some(EventWriter::create(folder, from)?);
         if iteration > 0 {

@@ -98,11 +98,107 @@ pub struct Console {
     training: Option<Progress>,
     evaluation: Option<Progress>,
     loss: Average,
-    seconds: Average,
-    waited: Average,
-    skipped: u64,
+    pace: Pace,
+}
+
+/// How fast a run is, and what it skipped.
+pub struct Pace {
+    /// Of an iteration.
+    pub seconds: Average,
+    /// Those of them that it waited for data.
+    pub waited: Average,
+    /// In a batch.
+    pub images: usize,
+    /// The loss scale.
+    pub scale: f64,
+    pub skipped: u64,
     /// The first parameter whose gradient overflowed in the last skipped step.
-    culprit: Option<String>,
+    pub culprit: Option<String>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            seconds: Average::default(),
+            waited: Average::default(),
+            images: 0,
+            scale: 1.0,
+            skipped: 0,
+            culprit: None,
+        }
+    }
+}
+
+impl Pace {
+    /// Takes a step in.
+    pub fn stepped(&mut self, step: &Step, timing: &Timing) {
+        match &step.outcome {
+            StepOutcome::Stepped { scale, .. } => self.scale = f64::from(*scale),
+            StepOutcome::Skipped {
+                next_scale,
+                culprits,
+                ..
+            } => {
+                self.skipped += 1;
+                self.culprit = culprits.first().cloned();
+                self.scale = f64::from(*next_scale);
+            }
+            _ => {}
+        }
+        self.seconds.add(timing.total.as_secs_f64());
+        self.waited.add(timing.waited.as_secs_f64());
+        self.images = timing.images;
+    }
+
+    /// Once there was a step.
+    pub fn images_per_second(&self) -> Option<f64> {
+        Some(self.images as f64 / self.seconds.get()?.max(1e-9))
+    }
+
+    /// Percent of the time in which data were waited for, once there was a step.
+    pub fn waited_percent(&self) -> Option<f64> {
+        Some(100.0 * self.waited.get()? / self.seconds.get()?.max(1e-9))
+    }
+}
+
+/// What is said of events of a run, wherever it is shown.
+pub mod words {
+    use super::{Scores, Started, Step, StepOutcome};
+
+    /// The weights that a run begins with, if it does not with random ones.
+    pub fn loaded(run: &Started<'_>) -> Option<String> {
+        let recipe = run.recipe;
+        // One of them is given.
+        let source = || format!("{}{}", recipe.checkpoint, recipe.backbone_weights);
+        run.loaded.map(|report| format!("{}: {report}", source()))
+    }
+
+    /// A step that was skipped.
+    pub fn skipped(step: &Step) -> Option<String> {
+        matches!(step.outcome, StepOutcome::Skipped { .. })
+            .then(|| format!("iteration {}: {}", step.iteration, step.outcome))
+    }
+
+    pub fn evaluated(iteration: u64, scores: &Scores, best: bool) -> String {
+        format!(
+            "iteration {iteration}: mIoU {:.2}  mAcc {:.2}  aAcc {:.2}{}",
+            100.0 * scores.mean_iou,
+            100.0 * scores.mean_accuracy,
+            100.0 * scores.pixel_accuracy,
+            if best { "  (best so far)" } else { "" }
+        )
+    }
+
+    pub fn evaluated_plain(iteration: u64, scores: &Scores) -> String {
+        format!(
+            "iteration {iteration}: mIoU {:.2} of the weights themselves, not averaged",
+            100.0 * scores.mean_iou,
+        )
+    }
+
+    pub fn not_finite(name: &str, pixels: usize) -> String {
+        format!("{name}: the scores of {pixels} pixels are not finite, which count as missed")
+    }
 }
 
 /// An exponential average that begins with its first value.
@@ -111,7 +207,6 @@ pub struct Average(Option<f64>);
 
 impl Average {
     /// Its value, once there is one.
-    #[cfg(feature = "tui")]
     pub fn get(&self) -> Option<f64> {
         self.0
     }
@@ -131,10 +226,7 @@ impl Console {
             training: None,
             evaluation: None,
             loss: Average::default(),
-            seconds: Average::default(),
-            waited: Average::default(),
-            skipped: 0,
-            culprit: None,
+            pace: Pace::default(),
         }
     }
 
@@ -186,41 +278,29 @@ impl Observer for Console {
                 recipe.train.exchange_precision
             );
         }
-        if let Some(report) = run.loaded {
-            // One of them is given.
-            message!("{}{}: {report}", recipe.checkpoint, recipe.backbone_weights);
+        if let Some(line) = words::loaded(run) {
+            message!("{line}");
         }
         let shown = Progress::new(recipe.schedule.iterations, "iterations");
         self.training = Some(shown.starting_at(run.iteration));
     }
 
     fn stepped(&mut self, step: &Step, timing: &Timing) {
-        let scale = match &step.outcome {
-            StepOutcome::Stepped { scale, .. } => *scale,
-            StepOutcome::Skipped {
-                next_scale,
-                culprits,
-                ..
-            } => {
-                self.skipped += 1;
-                self.culprit = culprits.first().cloned();
-                self.print(&format!("iteration {}: {}", step.iteration, step.outcome));
-                *next_scale
-            }
-            _ => 1.0,
-        };
+        if let Some(line) = words::skipped(step) {
+            self.print(&line);
+        }
         let loss = self.loss.add(step.loss);
-        let seconds = self.seconds.add(timing.total.as_secs_f64());
-        let waited = self.waited.add(timing.waited.as_secs_f64());
+        let pace = &mut self.pace;
+        pace.stepped(step, timing);
         let mut message = format!(
             "loss {loss:.3}  scale {}  {:.2} images/s  data wait {:.0}%",
-            f64::from(scale),
-            timing.images as f64 / seconds.max(1e-9),
-            100.0 * waited / seconds.max(1e-9)
+            pace.scale,
+            pace.images_per_second().unwrap_or(0.0),
+            pace.waited_percent().unwrap_or(0.0)
         );
-        if self.skipped > 0 {
-            message.push_str(&format!("  skipped {}", self.skipped));
-            if let Some(culprit) = &self.culprit {
+        if pace.skipped > 0 {
+            message.push_str(&format!("  skipped {}", pace.skipped));
+            if let Some(culprit) = &pace.culprit {
                 message.push_str(&format!(" (last: {culprit})"));
             }
         }
@@ -241,26 +321,15 @@ impl Observer for Console {
     }
 
     fn evaluated(&mut self, iteration: u64, scores: &Scores, best: bool) {
-        self.print(&format!(
-            "iteration {iteration}: mIoU {:.2}  mAcc {:.2}  aAcc {:.2}{}",
-            100.0 * scores.mean_iou,
-            100.0 * scores.mean_accuracy,
-            100.0 * scores.pixel_accuracy,
-            if best { "  (best so far)" } else { "" }
-        ));
+        self.print(&words::evaluated(iteration, scores, best));
     }
 
     fn evaluated_plain(&mut self, iteration: u64, scores: &Scores) {
-        self.print(&format!(
-            "iteration {iteration}: mIoU {:.2} of the weights themselves, not averaged",
-            100.0 * scores.mean_iou,
-        ));
+        self.print(&words::evaluated_plain(iteration, scores));
     }
 
     fn not_finite(&mut self, name: &str, pixels: usize) {
-        let warn = || {
-            warning!("{name}: the scores of {pixels} pixels are not finite, which count as missed");
-        };
+        let warn = || warning!("{}", words::not_finite(name, pixels));
         match &self.training {
             Some(shown) => shown.above(warn),
             None => warn(),

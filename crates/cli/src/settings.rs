@@ -262,7 +262,7 @@ fn text(path: &Path) -> Result<&str, Error> {
 /// Says which flags change nothing of how the network is run.
 fn warn_of_no_effect(args: &InferenceArgs, recipe: &Recipe) {
     if recipe.eval.mode == EvalMode::Whole {
-        for (flag, size) in [("--crop", args.crop), ("--stride", args.stride)] {
+        for (flag, size) in [("--crop", args.pass.crop), ("--stride", args.pass.stride)] {
             if size.is_some() {
                 warning!("{flag} has no effect without --mode slide");
             }
@@ -358,7 +358,8 @@ impl Loaded {
             }
         };
         // The device is this machine's, not that of the run's past.
-        recipe.device = args.device.unwrap_or_default();
+        let pass = &args.pass;
+        recipe.device = pass.device.unwrap_or_default();
         recipe.further_devices.clear();
         recipe.model = config;
         if let Some(policy) = &args.policy {
@@ -367,20 +368,20 @@ impl Loaded {
         let mut keys = Assignments::default();
         keys.text("data.source", data);
         keys.put("precision.dtype", args.precision);
-        keys.put("eval.slide_crop", args.crop);
+        keys.put("eval.slide_crop", pass.crop);
         // Two thirds of the window, as the published sliding recipes have it.
         let third = |side: usize| (side * 2).div_ceil(3);
-        let stride = args.stride.or(args.crop.map(|crop| Crop {
+        let stride = pass.stride.or(pass.crop.map(|crop| Crop {
             height: third(crop.height),
             width: third(crop.width),
         }));
         keys.put("eval.slide_stride", stride);
-        let mode = args.mode.map(|mode| match mode {
+        let mode = pass.mode.map(|mode| match mode {
             Mode::Whole => "whole",
             Mode::Slide => "slide",
         });
         keys.put("eval.mode", mode);
-        keys.put("eval.scale", args.scale.map(String::from));
+        keys.put("eval.scale", pass.scale.map(String::from));
         keys.put("eval.ms_flip", args.ms_flip.then_some(true));
         keys.apply(&args.sources, &mut recipe)?;
         recipe.check("the flags")?;
@@ -400,8 +401,7 @@ impl Loaded {
             );
         }
         let outputs = recipe.model.num_classes;
-        let known = known_classes(&weights)?.filter(|classes| classes.len() == outputs);
-        let classes = known.unwrap_or_else(|| Classes::cityscapes().of_network(outputs));
+        let classes = Classes::for_network(known_classes(&weights)?, outputs);
         message!(
             "{} on {} in {} from {}: {report}",
             recipe.model.method,

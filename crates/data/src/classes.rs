@@ -76,6 +76,13 @@ impl Classes {
         }
     }
 
+    /// The classes of a network of `count` outputs whose checkpoint names `known` ones: these if they are as many, else
+    /// Cityscapes' where these are, else numbered ones.
+    pub fn for_network(known: Option<Self>, count: usize) -> Self {
+        let known = known.filter(|classes| classes.len() == count);
+        known.unwrap_or_else(|| Self::cityscapes().of_network(count))
+    }
+
     /// Number of classes.
     pub fn len(&self) -> usize {
         self.names.len()

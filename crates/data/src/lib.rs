@@ -51,9 +51,9 @@ pub use definition::{
 };
 pub use error::DataError;
 pub use image::{
-    ImageReader, InstanceMap, LabelMap, PartialImage, Plane, RgbImage, encode_label, encode_rgb,
-    image_size, is_own_png, is_picture, read_image, read_instances, read_label, write_label,
-    write_rgb,
+    ImageReader, InstanceMap, LabelMap, OpenedPicture, PartialImage, Plane, RgbImage, encode_label,
+    encode_rgb, image_size, is_own_png, is_picture, read_image, read_instances, read_label,
+    write_label, write_rgb,
 };
 pub use labels::{
     CATEGORIES, CLASS_NAMES, CLASSES, IGNORE, LABELS, Label, PALETTE, check_labels, label_id,

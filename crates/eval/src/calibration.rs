@@ -1,5 +1,8 @@
 //! Whether probabilities are what they say.
 
+use std::iter::StepBy;
+use std::ops::Range;
+
 use halfseg_data::{IGNORE, LabelMap};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +45,11 @@ impl Confidences {
         self.width.div_ceil(self.stride)
     }
 
+    /// The grid's rows among the `rows` rows of a band that begins at the picture's row `first`, counted from there.
+    pub fn grid_rows(&self, first: usize, rows: usize) -> StepBy<Range<usize>> {
+        grid_rows(first, rows, self.stride)
+    }
+
     /// Adds the grid's rows of a band of the picture, which come in their order. `scores` has a value of each class
     /// for each of these pixels, `[classes, rows, columns]`: logits, or probabilities if `probabilities` says so.
     /// `chosen` has the class of each pixel of the band, whose first row is the picture's `first`.
@@ -55,7 +63,7 @@ impl Confidences {
         first: usize,
         probabilities: bool,
     ) {
-        let rows = grid_rows(first, chosen.height, self.stride);
+        let rows = self.grid_rows(first, chosen.height);
         let area = rows.len() * self.columns();
         assert_eq!(chosen.width, self.width, "a band as wide as the picture");
         assert!(
@@ -79,12 +87,7 @@ impl Confidences {
     }
 }
 
-/// The grid's rows among the `rows` rows of a band that begins at the picture's row `first`, counted from there.
-pub(crate) fn grid_rows(
-    first: usize,
-    rows: usize,
-    stride: usize,
-) -> std::iter::StepBy<std::ops::Range<usize>> {
+fn grid_rows(first: usize, rows: usize, stride: usize) -> StepBy<Range<usize>> {
     let start = first.next_multiple_of(stride) - first;
     (start..rows.max(start)).step_by(stride)
 }
@@ -159,7 +162,7 @@ impl Calibration {
     pub fn update(&mut self, confidences: &Confidences, chosen: &LabelMap, label: &LabelMap) {
         let size = (chosen.width, chosen.height);
         assert_eq!(size, (label.width, label.height), "maps of one size");
-        let rows = grid_rows(0, chosen.height, confidences.stride);
+        let rows = confidences.grid_rows(0, chosen.height);
         let expected = rows.len() * confidences.columns();
         assert_eq!(confidences.values.len(), expected, "of the same picture");
         let columns = || (0..chosen.width).step_by(confidences.stride);

@@ -191,29 +191,34 @@ impl ConfusionMatrix {
             .collect();
         let total: u64 = classes.iter().map(|class| class.pixels).sum();
         let hits: u64 = (0..n).map(|k| self.counts[k * n + k]).sum();
-        let constant = (0..n)
-            .map(|k| {
-                let occurring = classes
-                    .iter()
-                    .enumerate()
-                    .filter(|(i, c)| c.pixels > 0 || *i == k);
-                classes[k].pixels as f64 / total.max(1) as f64 / occurring.count() as f64
-            })
-            .fold(0.0, f64::max);
         Scores {
             pixel_accuracy: ratio(hits, total).unwrap_or(0.0),
-            mean_accuracy: mean(&classes, |class| class.accuracy),
-            mean_iou: mean(&classes, |class| class.iou),
+            mean_accuracy: mean(classes.iter().map(|class| class.accuracy)),
+            mean_iou: mean(classes.iter().map(|class| class.iou)),
             mean_boundary_iou: None,
-            constant_mean_iou: constant,
+            constant_mean_iou: mean(constant_iou(&classes).into_iter()),
             classes,
         }
     }
 }
 
+/// The IoU of each class that occurs if the class with most pixels is predicted everywhere: the best of such predictions.
+fn constant_iou(classes: &[ClassScore]) -> Vec<Option<f64>> {
+    let pixels = || classes.iter().map(|class| class.pixels);
+    let (total, most) = (pixels().sum::<u64>(), pixels().max());
+    let predicted = pixels().position(|pixels| Some(pixels) == most);
+    let iou = |(class, pixels): (usize, u64)| {
+        (pixels > 0).then(|| match Some(class) == predicted {
+            true => pixels as f64 / total as f64,
+            false => 0.0,
+        })
+    };
+    pixels().enumerate().map(iou).collect()
+}
+
 /// The mean of what classes have; 0 where none has any.
-fn mean(classes: &[ClassScore], of: impl Fn(&ClassScore) -> Option<f64>) -> f64 {
-    let values: Vec<f64> = classes.iter().filter_map(of).collect();
+fn mean(values: impl Iterator<Item = Option<f64>>) -> f64 {
+    let values: Vec<f64> = values.flatten().collect();
     match values.is_empty() {
         true => 0.0,
         false => values.iter().sum::<f64>() / values.len() as f64,
@@ -257,9 +262,15 @@ pub struct Scores {
 }
 
 impl Scores {
+    /// The IoU of each class under the best prediction of one class everywhere, that of the class with most pixels;
+    /// `None` for a class without pixels.
+    pub fn constant_iou(&self) -> Vec<Option<f64>> {
+        constant_iou(&self.classes)
+    }
+
     /// The mean over the classes that have this score; 0 where none has.
     pub fn mean(&self, of: impl Fn(&ClassScore) -> Option<f64>) -> f64 {
-        mean(&self.classes, of)
+        mean(self.classes.iter().map(of))
     }
 
     /// A table in percent: a row for each class of `names` with IoU, accuracy (recall), precision and Dice

@@ -72,6 +72,23 @@ impl Curve {
     }
 }
 
+/// Each point with the mean of the last `window` values up to it, of fewer at the beginning.
+///
+/// # Panics
+/// If `window` is 0 and there are points.
+pub fn running_mean(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
+    assert!(window > 0 || points.is_empty(), "a mean of some values");
+    let mut sum = 0.0;
+    let mean = |end: usize| {
+        sum += points[end].1;
+        if let Some(left) = end.checked_sub(window) {
+            sum -= points[left].1;
+        }
+        (points[end].0, sum / window.min(end + 1) as f64)
+    };
+    (0..points.len()).map(mean).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@ pub use boundary::BoundaryCounts;
 pub use calibration::{Calibration, CalibrationBin, Confidences};
 pub use cityscapes::{CityscapesScore, CityscapesScorer, CityscapesScores};
 pub use confusion::{ClassScore, ConfusionMatrix, Scores};
-pub use curve::Curve;
+pub use curve::{Curve, running_mean};
 pub use error::EvalError;
 pub use inference::{Prediction, Windows, argmax, multi_scale_flip, slide};
 pub use plots::{Chart, Series, charts_svg, confusion_svg, curves_svg};

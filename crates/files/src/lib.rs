@@ -10,5 +10,5 @@ mod python;
 pub use atomic::{move_into_place, sweep, write_atomically};
 pub use folder::{entries, is_hidden, walk, walk_visible};
 pub use json::parse_json;
-pub use open::{open_regular, read_text};
+pub use open::{open_regular, read_head, read_text};
 pub use python::{PythonValue, python_text};

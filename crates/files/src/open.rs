@@ -28,6 +28,18 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, unfit))
 }
 
+/// The first bytes of a regular file, at most so many: what tells files of a program from others.
+///
+/// # Errors
+/// As [`open_regular`], and a file that cannot be read.
+pub fn read_head(path: &Path, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    open_regular(path)?
+        .take(bytes as u64)
+        .read_to_end(&mut head)?;
+    Ok(head)
+}
+
 /// Reads a text that people write, such as a configuration, of at most 16 MiB. A pipe is read to its
 /// end, as the shell's `<(..)` is.
 ///

@@ -44,8 +44,7 @@ impl Predictor {
         let shape = [sizes.len(), format.channels(), height, width];
         let values = Tensor::<4>::from_data(TensorData::new(values, shape), self.device());
         let logits = autocast(self.policy(), || self.model().forward(values));
-        let threshold = self.model().config().logit_threshold();
-        Ok(argmax(self.decisive(self.of_classes(logits), threshold)))
+        Ok(argmax(self.decisive(self.of_classes(logits), false)))
     }
 
     /// Segments a grey picture of `width` and `height` in pixels, so that the first picture of this size does not wait

@@ -62,8 +62,7 @@ impl Film<'_> {
             Some(mean) => mean * self.smoothing + new * (1.0 - self.smoothing),
             None => new,
         };
-        let threshold = self.predictor.model().config().threshold;
-        let scores = self.predictor.decisive(mean.clone(), threshold);
+        let scores = self.predictor.decisive(mean.clone(), true);
         let found = argmax(scores).swap_remove(0);
         self.mean = (found.not_finite == 0).then_some(mean);
         Ok(found)

@@ -110,9 +110,7 @@ impl Predictor {
     /// the network's, else Cityscapes' where these are as many, else numbered ones.
     pub fn classes(&self) -> Classes {
         let count = self.model.config().num_classes;
-        let known = self.settings.classes.clone();
-        let known = known.filter(|classes| classes.len() == count);
-        known.unwrap_or_else(|| Classes::cityscapes().of_network(count))
+        Classes::for_network(self.settings.classes.clone(), count)
     }
 
     /// The network.
@@ -254,21 +252,17 @@ impl Predictor {
         confidences: Option<&mut Confidences>,
     ) -> Prediction {
         let probabilities = self.config().ms_flip;
-        let threshold = match probabilities {
-            true => self.model.config().threshold,
-            false => self.model.config().logit_threshold(),
-        };
         let [_, classes, rows, _] = scores.dims();
         let looked = confidences.and_then(|looked| {
-            let stride = looked.stride();
-            let start = first.next_multiple_of(stride) - first;
+            let start = looked.grid_rows(first, rows).next()?;
             // Read before the classes are, which take all scores.
-            let grid = |start: usize| Slice::new(start as isize, None, stride as isize);
+            let grid = |start: usize| Slice::new(start as isize, None, looked.stride() as isize);
             let all = |count: usize| Slice::from(0..count);
             let place = [all(1), all(classes), grid(start), grid(0)];
-            (start < rows).then(|| (looked, scores.clone().slice(place).into_data()))
+            let grid = scores.clone().slice(place).into_data();
+            Some((looked, grid))
         });
-        let found = argmax(self.decisive(scores, threshold)).swap_remove(0);
+        let found = argmax(self.decisive(scores, probabilities)).swap_remove(0);
         if let Some((looked, grid)) = looked {
             let grid = grid.convert::<f32>();
             let grid = grid.as_slice().expect("converted to f32 above");
@@ -296,10 +290,7 @@ impl Predictor {
     pub fn segment(&self, images: Tensor<4>) -> Vec<LabelMap> {
         let [_, _, height, width] = images.dims();
         let logits = autocast(&self.settings.policy, || self.model.head_logits(images));
-        let logits = self.decisive(
-            self.of_classes(logits),
-            self.model.config().logit_threshold(),
-        );
+        let logits = self.decisive(self.of_classes(logits), false);
         let (size, align_corners) = ([height, width], self.model.config().align_corners);
         match most_likely_classes(&logits, size, align_corners) {
             Some(maps) => {
@@ -386,11 +377,16 @@ impl Predictor {
     }
 
     /// `scores` of which the largest is that of the pixel's class: where the network tells two classes apart by one
-    /// output, the second's if it is above `threshold`.
-    pub(crate) fn decisive(&self, scores: Tensor<4>, threshold: f64) -> Tensor<4> {
-        if !self.model.config().binary {
+    /// output, the second's if it is above the threshold, which probabilities and logits have their own of.
+    pub(crate) fn decisive(&self, scores: Tensor<4>, probabilities: bool) -> Tensor<4> {
+        let config = self.model.config();
+        if !config.binary {
             return scores;
         }
+        let threshold = match probabilities {
+            true => config.threshold,
+            false => config.logit_threshold(),
+        };
         let second = scores.narrow(1, 1, 1);
         Tensor::cat(vec![second.full_like(threshold), second], 1)
     }

@@ -1,5 +1,7 @@
 //! What a program does with a loaded network.
 
+mod narrow;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,22 +9,16 @@ use std::thread;
 
 use burn::tensor::{Device, Tensor};
 use halfseg_amp::Policy;
-use halfseg_data::{
-    Classes, Dataset, IGNORE, LabelMap, PictureRef, RgbImage, SyntheticStreets, encode_rgb,
-};
+use halfseg_data::{Classes, IGNORE, LabelMap, PictureRef, RgbImage, encode_rgb};
 use halfseg_predict::{
     EvalMode, PredictError, Predictor, PredictorConfig, PredictorSettings, class_pixels,
     fill_polygons, polygons,
 };
-use halfseg_segmentor::{Depth, Method, Segmentor, SegmentorConfig};
+use halfseg_segmentor::{Method, Segmentor};
+use narrow::{config, picture};
 
 fn network(method: Method, binary: bool) -> Segmentor {
-    let mut config = SegmentorConfig::new(method, Depth::R18);
-    config.stem_channels = 8;
-    config.base_channels = 4;
-    config.head_channels = 8;
-    config.c1_channels = 4;
-    config.aux_channels = 8;
+    let mut config = config(method);
     if binary {
         (config.num_classes, config.binary) = (2, true);
     }
@@ -31,11 +27,6 @@ fn network(method: Method, binary: bool) -> Segmentor {
 
 fn predictor(method: Method, policy: Policy) -> Predictor {
     Predictor::new(&network(method, false), policy, PredictorConfig::default())
-}
-
-fn picture(seed: u64, width: usize, height: usize) -> RgbImage {
-    let sample = SyntheticStreets::new(width, height, 1, seed).get(0);
-    sample.unwrap().image.into_rgb().unwrap()
 }
 
 fn values(scores: Tensor<4>) -> Vec<f32> {

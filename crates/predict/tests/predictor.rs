@@ -1,5 +1,7 @@
 //! A narrow network applied to pictures.
 
+mod narrow;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::thread;
@@ -10,23 +12,13 @@ use halfseg_amp::{Op, Policy, Precision};
 use halfseg_data::{Dataset, RgbImage, SyntheticStreets};
 use halfseg_predict::{EvalMode, PredictError, Predictor, PredictorConfig, PredictorSettings};
 use halfseg_segmentor::{Depth, Method, Segmentor, SegmentorConfig};
+use narrow::{config, picture};
 
 const fn may_be_shared<T: Send + Sync + 'static>() {}
 const _: () = may_be_shared::<Predictor>();
 
 fn network(method: Method) -> Segmentor {
-    let mut config = SegmentorConfig::new(method, Depth::R18);
-    config.stem_channels = 8;
-    config.base_channels = 4;
-    config.head_channels = 8;
-    config.c1_channels = 4;
-    config.aux_channels = 8;
-    config.init(&Device::flex())
-}
-
-fn picture(seed: u64, width: usize, height: usize) -> RgbImage {
-    let sample = SyntheticStreets::new(width, height, 1, seed).get(0);
-    sample.unwrap().image.into_rgb().unwrap()
+    config(method).init(&Device::flex())
 }
 
 fn values(scores: Tensor<4>) -> Vec<f32> {

@@ -73,8 +73,17 @@ pub enum Cell {
 
 /// A table with its first column as the heads of its rows; `name` tells it apart for whoever cannot see it.
 pub fn table(name: &str, heads: &[String], rows: &[Vec<Cell>]) -> String {
+    table_of("", name, heads, rows)
+}
+
+/// A [`table`] of words, which stand left.
+pub fn words(name: &str, heads: &[String], rows: &[Vec<Cell>]) -> String {
+    table_of(" class=\"words\"", name, heads, rows)
+}
+
+fn table_of(class: &str, name: &str, heads: &[String], rows: &[Vec<Cell>]) -> String {
     let mut out = format!(
-        "<div class=\"scroll\" tabindex=\"0\" role=\"group\" aria-label=\"{}\"><table>\n<thead><tr>",
+        "<div class=\"scroll\" tabindex=\"0\" role=\"group\" aria-label=\"{}\"><table{class}>\n<thead><tr>",
         escaped(name)
     );
     for head in heads {
@@ -105,11 +114,12 @@ pub fn note(text: impl Display) -> String {
     format!("<p class=\"note\">{}</p>\n", escaped(text))
 }
 
-/// The colour of a class.
-pub fn swatch([r, g, b]: [u8; 3]) -> String {
+/// The colour of a class and its name.
+pub fn class_name([r, g, b]: [u8; 3], name: &str) -> String {
     format!(
         "<svg class=\"swatch\" viewBox=\"0 0 1 1\" aria-hidden=\"true\"><rect width=\"1\" height=\"1\" \
-         fill=\"rgb({r},{g},{b})\"/></svg>"
+         fill=\"rgb({r},{g},{b})\"/></svg>{}",
+        escaped(name)
     )
 }
 

@@ -12,7 +12,7 @@ use crate::ReportError;
 const POINTS: usize = 400;
 
 /// A curve of the log.
-type Points = Vec<(f64, f64)>;
+pub type Points = Vec<(f64, f64)>;
 
 /// The quantities of the log's `train` lines that are drawn.
 #[derive(Debug)]

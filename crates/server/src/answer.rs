@@ -5,7 +5,7 @@ use std::fmt::Write;
 use axum::http::StatusCode;
 use halfseg_data::{Classes, LabelMap, encode_label, encode_rgb};
 use halfseg_predict::{class_pixels, colorize, count_corners, overlay, polygons};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::model::Model;
 use crate::output::Output;
@@ -17,7 +17,7 @@ use crate::worker::Done;
 const MOST_CORNERS: u64 = 1 << 20;
 
 /// `#rrggbb`.
-pub(crate) fn hex([r, g, b]: [u8; 3]) -> String {
+fn hex([r, g, b]: [u8; 3]) -> String {
     format!("#{r:02x}{g:02x}{b:02x}")
 }
 
@@ -100,11 +100,17 @@ fn json_of(model: &Model, precision: &str, map: &LabelMap) -> Result<String, Pro
     Ok(out)
 }
 
-fn properties(classes: &Classes, class: usize, pixels: u64) -> serde_json::Value {
+/// What a class is called and shown in.
+pub(crate) fn class_entry(classes: &Classes, class: usize) -> Value {
     json!({
         "class": class,
         "name": classes.names().get(class),
         "color": classes.colors().get(class).map(|color| hex(*color)),
-        "pixels": pixels,
     })
+}
+
+fn properties(classes: &Classes, class: usize, pixels: u64) -> Value {
+    let mut entry = class_entry(classes, class);
+    entry["pixels"] = pixels.into();
+    entry
 }

@@ -162,14 +162,8 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
 /// Networks, their precisions and classes, and the limits of requests.
 async fn classes(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let models = shared.models.iter().map(|model| {
-        let names = model
-            .classes
-            .names()
-            .into_iter()
-            .zip(model.classes.colors());
-        let classes = names.enumerate().map(|(class, (name, color))| {
-            json!({ "class": class, "name": name, "color": answer::hex(*color) })
-        });
+        let classes = 0..model.classes.len();
+        let classes = classes.map(|class| answer::class_entry(&model.classes, class));
         json!({
             "name": model.name,
             "precisions": model.precision_names(),

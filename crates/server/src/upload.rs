@@ -156,9 +156,10 @@ pub(crate) fn decode(
         memory: of_file,
     } = upload;
     let file: Arc<[u8]> = bytes.into();
-    let (width, height) = reader.size_of(NAME, file.clone()).map_err(failed)?;
+    let opened = reader.opened(NAME, file, format).map_err(failed)?;
+    let (width, height) = opened.size();
     let of_picture = memory.reserve(width as u64 * height as u64 * pixel_bytes)?;
-    let picture = reader.picture_of(NAME, file, format).map_err(failed)?;
+    let picture = opened.read().map_err(failed)?;
     drop(of_file);
     Ok((picture, of_picture))
 }

@@ -1,8 +1,11 @@
 //! Whole files with the crate's error.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::Path;
+
+use halfseg_files::parse_json;
+use serde::de::DeserializeOwned;
 
 use crate::Error;
 
@@ -22,6 +25,26 @@ pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     halfseg_files::open_regular(path)?.read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// What is in the file of JSON at `path`, which is to be what `expected` says; `None` if there is no file.
+pub(crate) fn read_json<T: DeserializeOwned>(
+    path: &Path,
+    expected: &str,
+) -> Result<Option<T>, Error> {
+    let bytes = match read_regular(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(Error::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    let read = parse_json(&bytes);
+    read.map(Some)
+        .map_err(|error| Error::state(path, expected, error))
 }
 
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<(), Error> {

@@ -192,6 +192,15 @@ impl From<halfseg_predict::PredictError> for Error {
 }
 
 impl Error {
+    /// A file of a run that holds something else.
+    pub(crate) fn state(path: &std::path::Path, expected: &str, found: impl ToString) -> Self {
+        Self::State {
+            path: path.to_owned(),
+            expected: expected.to_owned(),
+            found: found.to_string(),
+        }
+    }
+
     pub(crate) fn append(path: &std::path::Path, source: std::io::Error) -> Self {
         Self::Append {
             path: path.to_owned(),

@@ -12,15 +12,9 @@ use halfseg_train::RunPrecision;
 use super::{ConfigSources, ModelArgs};
 use crate::values::{DEVICES, ExportFormat, Mode, PRECISIONS, listed};
 
-/// How a trained network is run.
+/// How pictures pass through networks, and where.
 #[derive(Clone, Debug, Default, Args)]
-pub struct InferenceArgs {
-    /// The network, where the checkpoint does not tell
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Weights: a file, the output folder of a training run, or zoo:NAME for a published checkpoint
-    #[arg(long, value_name = "FILE|zoo:NAME")]
-    pub checkpoint: PathBuf,
+pub struct PassArgs {
     /// How pictures pass through the network
     #[arg(long, value_enum)]
     pub mode: Option<Mode>,
@@ -30,13 +24,31 @@ pub struct InferenceArgs {
     /// Distance between windows of `--mode slide`
     #[arg(long, value_name = "HxW")]
     pub stride: Option<Crop>,
-    /// Average softmax over six sizes (0.5 to 1.75) and their mirror images
-    #[arg(long)]
-    pub ms_flip: bool,
     /// Run at the size that fits into this, in the image's ratio, and resize the logits back;
     /// `own` is the image's own size
     #[arg(long, value_name = "WxH|own")]
     pub scale: Option<EvalScale>,
+    /// Where to compute: cpu (of which flex, the backend's name, is another name), cuda or cuda:N, wgpu
+    /// or wgpu:N
+    #[arg(long, value_parser = listed::<DeviceChoice>(DEVICES))]
+    pub device: Option<DeviceChoice>,
+}
+
+/// How a trained network is run.
+#[derive(Clone, Debug, Default, Args)]
+pub struct InferenceArgs {
+    /// The network, where the checkpoint does not tell
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Weights: a file, the output folder of a training run, or zoo:NAME for a published checkpoint
+    #[arg(long, value_name = "FILE|zoo:NAME")]
+    pub checkpoint: PathBuf,
+    /// How pictures pass through the network, and where
+    #[command(flatten)]
+    pub pass: PassArgs,
+    /// Average softmax over six sizes (0.5 to 1.75) and their mirror images
+    #[arg(long)]
+    pub ms_flip: bool,
     /// Dtype of the computation; unless given, what the checkpoint was trained in, and f32 where it does
     /// not say
     #[arg(long, value_parser = listed::<RunPrecision>(PRECISIONS))]
@@ -45,10 +57,6 @@ pub struct InferenceArgs {
     /// --precision that contradicts it is refused
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// Where to compute: cpu (of which flex, the backend's name, is another name), cuda or cuda:N, wgpu
-    /// or wgpu:N
-    #[arg(long, value_parser = listed::<DeviceChoice>(DEVICES))]
-    pub device: Option<DeviceChoice>,
     /// Configuration
     #[command(flatten)]
     pub sources: ConfigSources,

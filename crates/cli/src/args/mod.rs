@@ -20,7 +20,7 @@ use halfseg_train::{LossScale, RunPrecision};
 pub use self::data::{
     BrowseArgs, ConvertArgs, DataArgs, DataCommand, DoctorArgs, ExtractArgs, InitArgs,
 };
-pub use self::inference::{EvalArgs, ExportArgs, InferenceArgs, PredictArgs, ScoreArgs};
+pub use self::inference::{EvalArgs, ExportArgs, InferenceArgs, PassArgs, PredictArgs, ScoreArgs};
 pub use self::published::{PlotArgs, ZooArgs};
 pub use self::serve::ServeArgs;
 pub use self::shown::{ReportArgs, ShownArgs};

@@ -5,12 +5,11 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
-use halfseg_data::{Crop, Scale};
-use halfseg_devices::DeviceChoice;
-use halfseg_predict::EvalScale;
+use halfseg_data::Scale;
 use halfseg_train::RunPrecision;
 
-use crate::values::{DEVICES, Mode, PRECISIONS, listed};
+use super::PassArgs;
+use crate::values::{PRECISIONS, listed};
 
 /// Flags of `serve`.
 #[derive(Debug, Args)]
@@ -39,23 +38,9 @@ pub struct ServeArgs {
     /// does not say
     #[arg(long, value_parser = listed::<RunPrecision>(PRECISIONS))]
     pub precision: Option<RunPrecision>,
-    /// How pictures pass through the networks
-    #[arg(long, value_enum)]
-    pub mode: Option<Mode>,
-    /// Window of `--mode slide`
-    #[arg(long, value_name = "HxW")]
-    pub crop: Option<Crop>,
-    /// Distance between windows of `--mode slide`
-    #[arg(long, value_name = "HxW")]
-    pub stride: Option<Crop>,
-    /// Run at the size that fits into this, in the picture's ratio, and resize the logits back;
-    /// `own` is the picture's own size
-    #[arg(long, value_name = "WxH|own")]
-    pub scale: Option<EvalScale>,
-    /// Where to compute: cpu (of which flex, the backend's name, is another name), cuda or cuda:N, wgpu
-    /// or wgpu:N
-    #[arg(long, value_parser = listed::<DeviceChoice>(DEVICES))]
-    pub device: Option<DeviceChoice>,
+    /// How pictures pass through the networks, and where
+    #[command(flatten)]
+    pub pass: PassArgs,
     /// Pictures that wait for a network; further requests get 503
     #[arg(long, value_name = "N", default_value = "64", help_heading = "Limits")]
     pub queue: NonZeroUsize,

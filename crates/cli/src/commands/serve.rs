@@ -116,12 +116,8 @@ mod built_in {
     fn model(args: &ServeArgs, name: &str, checkpoint: &Path) -> Result<Model> {
         let inference = InferenceArgs {
             checkpoint: checkpoint.to_owned(),
-            mode: args.mode,
-            crop: args.crop,
-            stride: args.stride,
-            scale: args.scale,
+            pass: args.pass.clone(),
             precision: args.precision,
-            device: args.device,
             ..InferenceArgs::default()
         };
         let loaded = Loaded::open(&inference, None)?;

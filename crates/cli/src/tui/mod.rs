@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use halfseg_amp::StepOutcome;
 use halfseg_eval::Scores;
 use halfseg_train::{Observer, Started, Step, Timing};
 use ratatui::Terminal;
@@ -25,6 +24,7 @@ use ratatui::crossterm::terminal::{
 };
 
 use self::state::State;
+use crate::progress::words;
 use crate::{interrupt, output};
 
 /// How often the screen is drawn, and keys are looked for.
@@ -187,16 +187,15 @@ impl Observer for Dashboard {
         for note in run.notes {
             warning!("{note}");
         }
-        if let Some(report) = run.loaded {
-            let recipe = run.recipe;
-            message!("{}{}: {report}", recipe.checkpoint, recipe.backbone_weights);
+        if let Some(line) = words::loaded(run) {
+            message!("{line}");
         }
         self.state().started(run);
     }
 
     fn stepped(&mut self, step: &Step, timing: &Timing) {
-        if let StepOutcome::Skipped { .. } = &step.outcome {
-            message!("iteration {}: {}", step.iteration, step.outcome);
+        if let Some(line) = words::skipped(step) {
+            message!("{line}");
         }
         self.state().stepped(step, timing);
     }
@@ -206,18 +205,16 @@ impl Observer for Dashboard {
     }
 
     fn not_finite(&mut self, name: &str, pixels: usize) {
-        warning!("{name}: the scores of {pixels} pixels are not finite, which count as missed");
+        warning!("{}", words::not_finite(name, pixels));
     }
 
     fn evaluated(&mut self, iteration: u64, scores: &Scores, best: bool) {
-        message!(
-            "iteration {iteration}: mIoU {:.2}  mAcc {:.2}  aAcc {:.2}{}",
-            100.0 * scores.mean_iou,
-            100.0 * scores.mean_accuracy,
-            100.0 * scores.pixel_accuracy,
-            if best { "  (best so far)" } else { "" }
-        );
+        message!("{}", words::evaluated(iteration, scores, best));
         self.state().evaluated(iteration, scores, best);
+    }
+
+    fn evaluated_plain(&mut self, iteration: u64, scores: &Scores) {
+        message!("{}", words::evaluated_plain(iteration, scores));
     }
 
     fn saved(&mut self, path: &Path) {

@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use halfseg_amp::StepOutcome;
 use halfseg_eval::{Curve, Scores};
 use halfseg_train::{Started, Step, Timing};
 
-use crate::progress::Average;
+use crate::progress::{Average, Pace};
 
 /// Points of a curve: about what a terminal can show.
 const POINTS: usize = 256;
@@ -24,14 +23,9 @@ pub struct State {
     pub loss: Curve,
     pub scale: Curve,
     pub shown_loss: Average,
-    pub seconds: Average,
-    pub waited: Average,
     pub accuracy: Average,
     pub lr: f64,
-    pub last_scale: f64,
-    pub images: usize,
-    pub skipped: u64,
-    pub culprit: Option<String>,
+    pub pace: Pace,
     /// In percent, by iteration.
     pub miou: Vec<(f64, f64)>,
     pub best: Option<(u64, f64)>,
@@ -51,14 +45,9 @@ impl Default for State {
             loss: Curve::new(POINTS),
             scale: Curve::new(POINTS),
             shown_loss: Average::default(),
-            seconds: Average::default(),
-            waited: Average::default(),
             accuracy: Average::default(),
             lr: 0.0,
-            last_scale: 1.0,
-            images: 0,
-            skipped: 0,
-            culprit: None,
+            pace: Pace::default(),
             miou: Vec::new(),
             best: None,
             evaluating: None,
@@ -93,25 +82,10 @@ impl State {
             self.shown_loss.add(step.loss);
         }
         self.accuracy.add(step.accuracy);
-        self.seconds.add(timing.total.as_secs_f64());
-        self.waited.add(timing.waited.as_secs_f64());
-        self.images = timing.images;
         self.lr = step.lr;
-        match &step.outcome {
-            StepOutcome::Stepped { scale, .. } => self.last_scale = f64::from(*scale),
-            StepOutcome::Skipped {
-                next_scale,
-                culprits,
-                ..
-            } => {
-                self.skipped += 1;
-                self.culprit = culprits.first().cloned();
-                self.last_scale = f64::from(*next_scale);
-            }
-            _ => {}
-        }
-        if self.last_scale > 0.0 {
-            self.scale.push((x, self.last_scale.log2()));
+        self.pace.stepped(step, timing);
+        if self.pace.scale > 0.0 {
+            self.scale.push((x, self.pace.scale.log2()));
         }
     }
 
@@ -139,7 +113,7 @@ impl State {
     /// How long the iterations that are left take, at the pace of the last ones.
     pub fn left(&self) -> Option<Duration> {
         let left = self.iterations.saturating_sub(self.iteration);
-        let seconds = self.seconds.get()? * left as f64;
+        let seconds = self.pace.seconds.get()? * left as f64;
         Duration::try_from_secs_f64(seconds).ok()
     }
 }

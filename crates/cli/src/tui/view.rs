@@ -164,7 +164,7 @@ fn draw_messages(frame: &mut Frame<'_>, state: &State, area: Rect) {
 }
 
 fn numbers(state: &State) -> Vec<Line<'static>> {
-    let seconds = state.seconds.get().unwrap_or(0.0).max(1e-9);
+    let pace = &state.pace;
     let known = |value: Option<f64>, text: &dyn Fn(f64) -> String| value.map_or("–".into(), text);
     let left = match state.left() {
         Some(left) if state.iteration > 0 => time(left),
@@ -180,25 +180,21 @@ fn numbers(state: &State) -> Vec<Line<'static>> {
             known(state.accuracy.get(), &|share| format!("{share:.1} %")),
         ),
         ("learning rate", format!("{:.3e}", state.lr)),
-        ("loss scale", format!("{}", state.last_scale)),
+        ("loss scale", pace.scale.to_string()),
         (
             "skipped steps",
-            match &state.culprit {
-                Some(culprit) => format!("{} ({culprit})", state.skipped),
-                None => state.skipped.to_string(),
+            match &pace.culprit {
+                Some(culprit) => format!("{} ({culprit})", pace.skipped),
+                None => pace.skipped.to_string(),
             },
         ),
         (
             "pictures/s",
-            known(state.seconds.get(), &|_| {
-                format!("{:.2}", state.images as f64 / seconds)
-            }),
+            known(pace.images_per_second(), &|images| format!("{images:.2}")),
         ),
         (
             "data wait",
-            known(state.waited.get(), &|waited| {
-                format!("{:.0} %", 100.0 * waited / seconds)
-            }),
+            known(pace.waited_percent(), &|percent| format!("{percent:.0} %")),
         ),
         ("since start", time(state.elapsed())),
         ("left", left),
@@ -236,6 +232,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
+    use crate::progress::Pace;
 
     fn state() -> State {
         let mut state = State {
@@ -243,10 +240,13 @@ mod tests {
             about: "synthetic, f16 on flex".into(),
             iteration: 120,
             iterations: 500,
-            skipped: 3,
-            culprit: Some("decode_head.conv_seg.weight".into()),
-            last_scale: 512.0,
-            images: 4,
+            pace: Pace {
+                skipped: 3,
+                culprit: Some("decode_head.conv_seg.weight".into()),
+                scale: 512.0,
+                images: 4,
+                ..Pace::default()
+            },
             miou: vec![(50.0, 20.0), (100.0, 41.5)],
             best: Some((100, 41.5)),
             ..State::default()
@@ -255,8 +255,8 @@ mod tests {
             state.loss.push((f64::from(i), 3.0 / f64::from(i + 1)));
             state.scale.push((f64::from(i), 9.0));
         }
-        state.seconds.add(0.5);
-        state.waited.add(0.125);
+        state.pace.seconds.add(0.5);
+        state.pace.waited.add(0.125);
         state.shown_loss.add(0.25);
         state.accuracy.add(87.5);
         state.say("iteration 100: mIoU 41.50".into());
@@ -331,7 +331,7 @@ mod tests {
         let mut strange = state();
         strange.iterations = 0;
         strange.miou = vec![(1.0, f64::NAN)];
-        strange.seconds.add(f64::MAX);
+        strange.pace.seconds.add(f64::MAX);
         drawn(&strange, 100, 40);
     }
 }

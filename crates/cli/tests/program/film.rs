@@ -207,14 +207,7 @@ fn ctrl_c_keeps_what_a_camera_saw_and_no_part_of_a_film() {
             assert!(began.elapsed().as_secs() < 120, "nothing is written");
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        let id = child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-INT", &id])
-                .status()
-                .unwrap()
-                .success()
-        );
+        signal(&child, "-INT");
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
         assert!(stderr(&output).contains(said), "{}", stderr(&output));

@@ -53,7 +53,7 @@ mod built_in {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpStream;
     use std::path::Path;
-    use std::process::{Child, Command, Stdio};
+    use std::process::{Child, Stdio};
 
     use super::*;
 
@@ -100,15 +100,8 @@ mod built_in {
         (head, reply.split_off(end + 4))
     }
 
-    fn stop(child: Child, signal: &str) -> String {
-        let id = child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([signal, &id])
-                .status()
-                .unwrap()
-                .success()
-        );
+    fn stop(child: Child, by: &str) -> String {
+        signal(&child, by);
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         stderr(&output)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 
 use halfseg_data::{SyntheticStreets, write_cityscapes_layout};
 use serde_json::Value;
@@ -58,6 +58,15 @@ pub fn halfseg(args: &[&str]) -> Command {
 
 pub fn run(args: &[&str]) -> Output {
     halfseg(args).output().expect("the program starts")
+}
+
+/// Sends a signal, such as `-INT`, to a program that runs.
+pub fn signal(child: &Child, signal: &str) {
+    let kill = Command::new("kill")
+        .args([signal, &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(kill.success());
 }
 
 pub fn stderr(output: &Output) -> String {

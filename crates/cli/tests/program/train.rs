@@ -354,14 +354,7 @@ fn an_interrupted_audit_ends_at_once_and_promises_nothing() {
     // Its version is the first that it says, when it is ready for signals.
     let mut line = String::new();
     said.read_line(&mut line).unwrap();
-    let id = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &id])
-            .status()
-            .unwrap()
-            .success()
-    );
+    signal(&child, "-INT");
     let mut rest = String::new();
     said.read_to_string(&mut rest).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{line}{rest}");
@@ -528,11 +521,7 @@ fn an_interrupted_run_saves_ends_with_130_and_resumes() {
         assert!(child.try_wait().unwrap().is_none(), "ended by itself");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let kill = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(kill.success());
+    signal(&child, "-INT");
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
     let hint = format!("`halfseg train --resume --out '{}'`", out.display());

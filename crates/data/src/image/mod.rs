@@ -16,7 +16,7 @@ pub use self::limits::ImageReader;
 pub(crate) use self::pending::PendingImage;
 pub use self::pending::is_picture;
 pub use self::plane::{InstanceMap, LabelMap, PartialImage, Plane, RgbImage};
-pub use self::reader::{image_size, read_image, read_instances, read_label};
+pub use self::reader::{OpenedPicture, image_size, read_image, read_instances, read_label};
 pub use self::write::{encode_label, encode_rgb, is_own_png, write_label, write_rgb};
 
 #[cfg(test)]

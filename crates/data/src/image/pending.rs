@@ -23,14 +23,30 @@ fn rgb(pixel: &[u8]) -> [u8; 3] {
     }
 }
 
+/// Formats of pictures.
+enum Format {
+    Png,
+    Jpeg,
+    #[cfg(feature = "tiff")]
+    Tiff,
+}
+
+impl Format {
+    /// That of a file that starts with these bytes, four or more.
+    fn of(start: &[u8]) -> Option<Self> {
+        match start {
+            [0x89, b'P', b'N', b'G', ..] => Some(Self::Png),
+            [0xFF, 0xD8, ..] => Some(Self::Jpeg),
+            #[cfg(feature = "tiff")]
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Some(Self::Tiff),
+            _ => None,
+        }
+    }
+}
+
 /// Whether a file that starts with these bytes, four or more, is told to be a PNG, a JPEG or, with the feature, a TIFF.
 pub fn is_picture(start: &[u8]) -> bool {
-    let tiff = cfg!(feature = "tiff")
-        && matches!(
-            start,
-            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..]
-        );
-    tiff || matches!(start, [0x89, b'P', b'N', b'G', ..] | [0xFF, 0xD8, ..])
+    Format::of(start).is_some()
 }
 
 /// A picture of known size whose pixels have not been decoded yet.
@@ -87,16 +103,12 @@ impl PendingImage {
         let mut magic = Vec::new();
         let start = source.open()?.take(4).read_to_end(&mut magic);
         start.map_err(|e| DataError::io(path, e))?;
-        match magic[..] {
-            [0x89, b'P', b'N', b'G'] => {
-                Ok(Self::Png(Box::new(PngFile::open(source, change, reader)?)))
-            }
-            [0xFF, 0xD8, ..] => Ok(Self::Jpeg(Jpeg::open(source, reader)?)),
+        match Format::of(&magic) {
+            Some(Format::Png) => Ok(Self::Png(Box::new(PngFile::open(source, change, reader)?))),
+            Some(Format::Jpeg) => Ok(Self::Jpeg(Jpeg::open(source, reader)?)),
             #[cfg(feature = "tiff")]
-            [b'I', b'I', 42 | 43, 0] | [b'M', b'M', 0, 42 | 43] => {
-                Ok(Self::Tiff(Box::new(TiffFile::open(source, reader)?)))
-            }
-            _ => {
+            Some(Format::Tiff) => Ok(Self::Tiff(Box::new(TiffFile::open(source, reader)?))),
+            None => {
                 let found = format!("a file that starts with {magic:02x?}");
                 Err(undecodable(path, FORMATS, found))
             }

@@ -12,6 +12,27 @@ use super::png::PngFile;
 use super::source::Source;
 use crate::{DataError, Picture, PictureFormat};
 
+/// A picture whose size is known, and whose pixels are not decoded yet.
+pub struct OpenedPicture<'a> {
+    pending: PendingImage,
+    format: &'a PictureFormat,
+}
+
+impl OpenedPicture<'_> {
+    /// Width and height, as [`ImageReader::size`] finds them.
+    pub fn size(&self) -> (usize, usize) {
+        self.pending.size()
+    }
+
+    /// Decodes it.
+    ///
+    /// # Errors
+    /// As [`ImageReader::picture`].
+    pub fn read(self) -> Result<Picture, DataError> {
+        self.pending.picture(self.format)
+    }
+}
+
 impl ImageReader {
     /// Width and height of a picture, the right way up, from its header alone.
     ///
@@ -42,6 +63,21 @@ impl ImageReader {
         PendingImage::open_as(path, self, format)?.picture(format)
     }
 
+    /// Reads the head of a picture whose file is in memory; errors call it `name`. Its pixels follow when they are asked
+    /// for.
+    ///
+    /// # Errors
+    /// As [`Self::size`], but for files that cannot be read.
+    pub fn opened<'a>(
+        self,
+        name: &str,
+        file: Arc<[u8]>,
+        format: &'a PictureFormat,
+    ) -> Result<OpenedPicture<'a>, DataError> {
+        let pending = PendingImage::read_as(&Source::memory(name, file), self, format)?;
+        Ok(OpenedPicture { pending, format })
+    }
+
     /// Reads a picture whose file is in memory, as [`Self::picture`] does; errors call it `name`.
     ///
     /// # Errors
@@ -52,15 +88,7 @@ impl ImageReader {
         file: Arc<[u8]>,
         format: &PictureFormat,
     ) -> Result<Picture, DataError> {
-        PendingImage::read_as(&Source::memory(name, file), self, format)?.picture(format)
-    }
-
-    /// Width and height of a picture whose file is in memory, as [`Self::size`] finds them.
-    ///
-    /// # Errors
-    /// As [`Self::size`], but for files that cannot be read.
-    pub fn size_of(self, name: &str, file: Arc<[u8]>) -> Result<(usize, usize), DataError> {
-        Ok(PendingImage::read(&Source::memory(name, file), self)?.size())
+        self.opened(name, file, format)?.read()
     }
 
     /// Reads a single-channel 8-bit PNG as it is: palette indices are not looked up.

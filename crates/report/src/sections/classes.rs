@@ -4,7 +4,7 @@ use halfseg_eval::{ClassScore, Scores};
 use serde_json::Value;
 
 use super::not_evaluated;
-use crate::html::{Cell, escaped, grouped, note, percent, swatch, table};
+use crate::html::{Cell, class_name, escaped, grouped, note, percent, table};
 use crate::run::Run;
 
 /// The scores of a run's last evaluation, with the names of the classes.
@@ -51,24 +51,6 @@ fn of_json(json: &Value) -> Option<Scored> {
     })
 }
 
-/// The IoU of each class if the class with most pixels is predicted everywhere: the best of such predictions.
-fn constant(scores: &Scores) -> Vec<Option<f64>> {
-    let pixels = || scores.classes.iter().map(|class| class.pixels);
-    let total: u64 = pixels().sum();
-    let most = pixels()
-        .enumerate()
-        .max_by_key(|(place, pixels)| (*pixels, usize::MAX - place));
-    let most = most.map(|(place, _)| place);
-    let classes = scores.classes.iter().enumerate();
-    let iou = |(place, class): (usize, &ClassScore)| {
-        (class.pixels > 0).then(|| match Some(place) == most {
-            true => class.pixels as f64 / total as f64,
-            false => 0.0,
-        })
-    };
-    classes.map(iou).collect()
-}
-
 /// A share as a bar, with its number.
 fn bar(share: Option<f64>) -> Cell {
     let part = 100.0 * share.unwrap_or(0.0).clamp(0.0, 1.0);
@@ -109,7 +91,7 @@ fn one(
     let mut heads: Vec<String> = [
         "class",
         "IoU",
-        "",
+        "of 100",
         "constant IoU",
         "accuracy",
         "precision",
@@ -117,21 +99,16 @@ fn one(
     ]
     .map(str::to_owned)
     .to_vec();
-    heads[2] = "of 100".into();
     if outlines {
         heads.push("boundary IoU".into());
     }
     heads.push("pixels".into());
     heads.push("% of pixels".into());
     let total: u64 = scores.classes.iter().map(|class| class.pixels).sum();
-    let constant = constant(scores);
+    let constant = scores.constant_iou();
     let mut rows = Vec::new();
     for (place, class) in scores.classes.iter().enumerate() {
-        let name = format!(
-            "{}{}",
-            swatch(run.class_color(place)),
-            escaped(&names[place])
-        );
+        let name = class_name(run.class_color(place), &names[place]);
         let share = class.pixels as f64 / total.max(1) as f64;
         let mut row = vec![
             Cell::Html(name),
@@ -219,8 +196,7 @@ fn beside(runs: &[Run], all: &[Option<Scored>]) -> String {
     };
     let mut rows: Vec<_> = (0..first.1.names.len())
         .map(|class| {
-            let name = escaped(&first.1.names[class]);
-            let name = format!("{}{name}", swatch(first.0.class_color(class)));
+            let name = class_name(first.0.class_color(class), &first.1.names[class]);
             row(Cell::Html(name), &|scores| scores.classes[class].iou)
         })
         .collect();
@@ -247,7 +223,7 @@ mod tests {
             .update(&[0, 0, 1, 1, 3, 0], &[0, 1, 1, 1, 2, 255], 255)
             .unwrap();
         let scores = matrix.scores();
-        let constant = constant(&scores);
+        let constant = scores.constant_iou();
         assert_eq!(constant, [Some(0.0), Some(0.6), Some(0.0), None]);
         let known: Vec<f64> = constant.into_iter().flatten().collect();
         let mean = known.iter().sum::<f64>() / known.len() as f64;

@@ -6,7 +6,7 @@ use halfseg_train::Recipe;
 use serde_json::Value;
 
 use super::overview::plain;
-use crate::html::{Cell, escaped, table};
+use crate::html::{Cell, escaped, words};
 use crate::run::Run;
 
 /// The values of a configuration by key.
@@ -63,7 +63,6 @@ pub fn html(runs: &[Run]) -> String {
         .iter()
         .filter_map(|run| Some((run, run.record.recipe.as_ref()?)))
         .collect();
-    let words = |table: String| table.replacen("<table>", "<table class=\"words\">", 1);
     let mut out = String::new();
     match known.as_slice() {
         [] => return out,
@@ -75,11 +74,8 @@ pub fn html(runs: &[Run]) -> String {
                 "<p>Where it differs from the published recipe of {} on {}:</p>\n",
                 recipe.model.method, recipe.model.backbone
             );
-            out += &words(table(
-                "Differences from the published recipe",
-                &heads,
-                &rows(differing),
-            ));
+            let rows = rows(differing);
+            out += &words("Differences from the published recipe", &heads, &rows);
         }
         several => {
             let all: Vec<_> = several.iter().map(|(_, recipe)| flat(recipe)).collect();
@@ -90,11 +86,7 @@ pub fn html(runs: &[Run]) -> String {
                 let mut heads = vec!["key".to_owned()];
                 heads.extend(several.iter().map(|(run, _)| run.name.clone()));
                 out += "<p>Where the runs differ:</p>\n";
-                out += &words(table(
-                    "Differences between the runs",
-                    &heads,
-                    &rows(differing),
-                ));
+                out += &words("Differences between the runs", &heads, &rows(differing));
             }
         }
     }

@@ -1,26 +1,17 @@
 //! Curves over the iterations.
 
+use halfseg_eval::running_mean;
+
 use crate::chart::{Chart, Line};
 use crate::html::{escaped, note};
-use crate::run::{Curves, Run};
+use crate::run::{Curves, Evaluated, Points, Run};
 
 /// Points that a point of the smoothed curves averages at least.
 const SMOOTH: usize = 5;
 
-type Points = Vec<(f64, f64)>;
-
 /// Running means.
 fn smooth(points: &[(f64, f64)]) -> Points {
-    let window = SMOOTH.max(points.len() / 25);
-    let mut sum = 0.0;
-    let mean = |end: usize| {
-        sum += points[end].1;
-        if let Some(left) = end.checked_sub(window) {
-            sum -= points[left].1;
-        }
-        (points[end].0, sum / window.min(end + 1) as f64)
-    };
-    (0..points.len()).map(mean).collect()
+    running_mean(points, SMOOTH.max(points.len() / 25))
 }
 
 /// A chart of what `of` takes from each run.
@@ -62,9 +53,8 @@ fn smoothed(mut chart: Chart) -> Chart {
 fn scores(runs: &[Run]) -> Chart {
     let mut lines = Vec::new();
     for (color, run) in runs.iter().enumerate() {
-        let points = |of: fn(&crate::run::Evaluated) -> Option<f64>| {
-            let point =
-                |one: &crate::run::Evaluated| Some((one.iteration as f64, 100.0 * of(one)?));
+        let points = |of: fn(&Evaluated) -> Option<f64>| {
+            let point = |one: &Evaluated| Some((one.iteration as f64, 100.0 * of(one)?));
             run.evaluations.iter().filter_map(point).collect::<Points>()
         };
         let line = |name: &str, color: usize, points| Line {

@@ -3,8 +3,7 @@
 use halfseg_train::Recipe;
 use serde_json::Value;
 
-use crate::html::escaped;
-use crate::html::{Cell, duration, grouped, note, number, percent, swatch, table};
+use crate::html::{Cell, class_name, duration, escaped, grouped, note, number, percent, words};
 use crate::run::{Run, State};
 
 /// A row of the table.
@@ -161,7 +160,7 @@ pub fn html(runs: &[Run]) -> String {
             };
         }
     }
-    let mut heads = vec![String::new()];
+    let mut heads = vec!["what".to_owned()];
     match runs {
         [_] => heads.push("value".into()),
         all => heads.extend(all.iter().map(|run| run.name.clone())),
@@ -173,9 +172,7 @@ pub fn html(runs: &[Run]) -> String {
             .collect()
     };
     let rows: Vec<Vec<Cell>> = ROWS.iter().map(row).collect();
-    heads[0] = "what".into();
-    // Of words, not numbers.
-    out += &table("Overview", &heads, &rows).replacen("<table>", "<table class=\"words\">", 1);
+    out += &words("Overview", &heads, &rows);
     for run in runs {
         out += &classes(run, runs.len() > 1);
     }
@@ -204,7 +201,7 @@ fn classes(run: &Run, named: bool) -> String {
     };
     let entries = classes.names().into_iter().zip(classes.colors());
     let entries: String = entries
-        .map(|(name, color)| format!("<li>{}{}</li>", swatch(*color), escaped(name)))
+        .map(|(name, color)| format!("<li>{}</li>", class_name(*color, name)))
         .collect();
     format!("<h3>Classes{of}</h3>\n<ul class=\"classes\">{entries}</ul>\n")
 }

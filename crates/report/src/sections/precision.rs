@@ -1,7 +1,5 @@
 //! The audit of half precision, if somebody made one.
 
-use serde_json::Value;
-
 use super::overview::plain;
 use crate::html::{Cell, escaped, grouped, note, number, table};
 use crate::run::{AUDIT, Run};
@@ -22,15 +20,13 @@ pub fn html(run: &Run) -> String {
             "{AUDIT} holds no audit as `halfseg audit --json` writes it."
         ));
     };
-    let text = |value: &Value| plain(value);
-    let float = |value: &Value| value.as_f64();
     let mut rows = Vec::new();
     for row in operations.iter().take(LISTED) {
-        let error = float(&row["relative_error"]);
+        let error = row["relative_error"].as_f64();
         rows.push(vec![
-            Cell::Text(text(&row["site"])),
-            Cell::Text(text(&row["op"])),
-            Cell::Text(text(&row["policy"])),
+            Cell::Text(plain(&row["site"])),
+            Cell::Text(plain(&row["op"])),
+            Cell::Text(plain(&row["policy"])),
             Cell::Number(error.map_or("–".into(), |error| format!("{error:.2e}"))),
             Cell::Number(row["non_finite"].as_u64().map_or("–".into(), grouped)),
             Cell::Number(row["flushed"].as_u64().map_or("–".into(), grouped)),
@@ -46,11 +42,11 @@ pub fn html(run: &Run) -> String {
     ];
     format!(
         "<p>Loss {} in f32 and {} under the policy. The {} of {} operations that half precision ({}) errs most in:</p>\n{}",
-        number(float(&audit["loss"]), 6),
-        number(float(&audit["policy_loss"]), 6),
+        number(audit["loss"].as_f64(), 6),
+        number(audit["policy_loss"].as_f64(), 6),
         rows.len(),
         operations.len(),
-        escaped(text(&audit["precision"])),
+        escaped(plain(&audit["precision"])),
         table(
             &format!("Precision audit of {}", run.name),
             &heads.map(str::to_owned),

@@ -1,6 +1,6 @@
 //! Each class in single pictures.
 
-use crate::html::{Cell, escaped, percent, swatch, table};
+use crate::html::{Cell, class_name, percent, table};
 use crate::run::Run;
 
 /// Pictures that are named for each class.
@@ -29,11 +29,7 @@ pub fn html(run: &Run) -> String {
             .map(|(iou, name)| format!("{name} ({})", percent(Some(*iou))))
             .collect();
         rows.push(vec![
-            Cell::Html(format!(
-                "{}{}",
-                swatch(run.class_color(class)),
-                escaped(name)
-            )),
+            Cell::Html(class_name(run.class_color(class), name)),
             Cell::Number(scored.len().to_string()),
             Cell::Number(percent(Some((middle[0] + middle[1]) / 2.0))),
             Cell::Number(percent(Some(scored[0].0))),

@@ -1,16 +1,14 @@
 //! What an evaluation tells beyond its scores: `evaluation.json`.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
 use halfseg_data::Classes;
 use halfseg_eval::{BoundaryCounts, Calibration, ConfusionMatrix, Scores};
-use halfseg_files::parse_json;
 use serde::{Deserialize, Serialize};
 
-use super::manifest::Evaluation;
+use super::manifest::{Evaluation, scores_of};
 use crate::Error;
-use crate::atomic::{read_regular, write_text};
+use crate::atomic::{read_json, write_text};
 
 /// Raised when an old file cannot be read as a new one.
 const FORMAT: u32 = 1;
@@ -109,22 +107,11 @@ impl RunEvaluation {
 
     /// That in the file at `path`; `None` if there is none.
     pub(crate) fn read(path: &Path) -> Result<Option<Self>, Error> {
-        let bytes = match read_regular(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(Error::Read {
-                    path: path.to_owned(),
-                    source,
-                });
-            }
+        let expected = "an evaluation that halfseg writes";
+        let wrong = |found: String| Error::state(path, expected, found);
+        let Some(read) = read_json::<Self>(path, expected)? else {
+            return Ok(None);
         };
-        let wrong = |found: String| Error::State {
-            path: path.to_owned(),
-            expected: "an evaluation that halfseg writes".into(),
-            found,
-        };
-        let read: Self = parse_json(&bytes).map_err(|error| wrong(error.to_string()))?;
         let classes = read.matrix.classes();
         if read.format != FORMAT {
             return Err(wrong(format!("format {} (this is {FORMAT})", read.format)));
@@ -146,11 +133,7 @@ impl RunEvaluation {
 
     /// The scores that follow from the counts.
     pub fn scores(&self) -> Scores {
-        let mut scores = self.matrix.scores();
-        if let Some(boundary) = &self.boundary {
-            boundary.add_to(&mut scores);
-        }
-        scores
+        scores_of(&self.matrix, self.boundary.as_ref())
     }
 
     /// The pictures from the lowest mIoU on.

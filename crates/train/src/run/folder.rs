@@ -71,7 +71,7 @@ pub const REPORT_FILE: &str = "report.html";
 /// What is in such a page, near its beginning.
 pub const REPORT_MARK: &str = "<meta name=\"generator\" content=\"halfseg-report";
 /// Bytes within which it is.
-const REPORT_HEAD: u64 = 1024;
+const REPORT_HEAD: usize = 1024;
 
 /// What a run leaves besides checkpoints and pictures.
 const FILES: [&str; 9] = [
@@ -422,10 +422,8 @@ fn found_run(path: &Path) -> Option<String> {
 
 /// Whether the page at `path` says that it is a report of a run.
 pub fn is_own_report(path: &Path) -> bool {
-    let mut head = Vec::new();
-    let read = halfseg_files::open_regular(path)
-        .and_then(|file| file.take(REPORT_HEAD).read_to_end(&mut head));
-    read.is_ok() && String::from_utf8_lossy(&head).contains(REPORT_MARK)
+    let head = halfseg_files::read_head(path, REPORT_HEAD);
+    head.is_ok_and(|head| String::from_utf8_lossy(&head).contains(REPORT_MARK))
 }
 
 /// Removes the files of whatever run was in the folder at `path`, for a run with `recipe`.
@@ -436,10 +434,9 @@ fn remove_run(path: &Path, recipe: &Recipe) -> Result<(), Error> {
     };
     // First what the others are told by: if this ends here, the folder can be neither resumed nor
     // mistaken for that of the new run.
-    let first = [LAST, MANIFEST];
-    let kept = |name: &&&str| [LAST, CONFIG].contains(*name) || **name == REPORT_FILE;
-    let rest = FILES.iter().filter(|name| !kept(name));
-    for name in first.iter().chain(rest) {
+    let later = [LAST, CONFIG, REPORT_FILE];
+    let rest = FILES.iter().filter(|name| !later.contains(name));
+    for name in [LAST, MANIFEST].iter().chain(rest) {
         remove(path.join(name))?;
     }
     for name in names(path).filter(|name| checkpoint_of(name).is_some()) {

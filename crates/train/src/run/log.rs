@@ -156,18 +156,22 @@ impl Log {
     ///
     /// When the file cannot be read.
     pub(crate) fn each(path: &Path, event: &str, mut take: impl FnMut(Value)) -> Result<(), Error> {
+        Self::lines(path, |line| {
+            line.filter(|line| line["event"] == event)
+                .into_iter()
+                .for_each(&mut take);
+        })
+    }
+
+    /// Calls `take` with each line of the log at `path`, oldest first: with nothing for one that is no JSON.
+    pub(crate) fn lines(path: &Path, mut take: impl FnMut(Option<Value>)) -> Result<(), Error> {
         let failed = |source| Error::Read {
             path: path.to_owned(),
             source,
         };
         let file = halfseg_files::open_regular(path).map_err(failed)?;
         for line in BufReader::new(file).split(b'\n') {
-            let line = serde_json::from_slice::<Value>(&line.map_err(failed)?);
-            if let Ok(line) = line
-                && line["event"] == event
-            {
-                take(line);
-            }
+            take(serde_json::from_slice(&line.map_err(failed)?).ok());
         }
         Ok(())
     }

@@ -1,17 +1,15 @@
 //! What a run's manifest, `run.json`, holds.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use halfseg_eval::{BoundaryCounts, ConfusionMatrix, Scores};
-use halfseg_files::parse_json;
 use serde::{Deserialize, Serialize};
 
 use super::log::LogLine;
 use crate::Error;
-use crate::atomic::{read_regular, write_text};
+use crate::atomic::{read_json, write_text};
 
 /// Raised when an old manifest cannot be read as a new one.
 const FORMAT: u32 = 1;
@@ -83,12 +81,18 @@ pub(crate) struct Evaluation {
 impl Evaluation {
     /// The scores, where they are known.
     pub fn scores(&self) -> Option<Scores> {
-        let mut scores = self.matrix.as_ref()?.scores();
-        if let Some(boundary) = &self.boundary {
-            boundary.add_to(&mut scores);
-        }
-        Some(scores)
+        let matrix = self.matrix.as_ref()?;
+        Some(scores_of(matrix, self.boundary.as_ref()))
     }
+}
+
+/// The scores that follow from counts, of outlines where these were counted.
+pub fn scores_of(matrix: &ConfusionMatrix, boundary: Option<&BoundaryCounts>) -> Scores {
+    let mut scores = matrix.scores();
+    if let Some(boundary) = boundary {
+        boundary.add_to(&mut scores);
+    }
+    scores
 }
 
 impl Manifest {
@@ -107,25 +111,13 @@ impl Manifest {
 
     /// That at `path`; `None` if there is none.
     pub fn read(path: &Path) -> Result<Option<Self>, Error> {
-        let bytes = match read_regular(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(Error::Read {
-                    path: path.to_owned(),
-                    source,
-                });
-            }
+        let expected = "the list of a run's files that halfseg writes";
+        let Some(manifest) = read_json::<Self>(path, expected)? else {
+            return Ok(None);
         };
-        let wrong = |found: String| Error::State {
-            path: path.to_owned(),
-            expected: "the list of a run's files that halfseg writes".into(),
-            found,
-        };
-        let manifest: Self = parse_json(&bytes).map_err(|error| wrong(error.to_string()))?;
         if manifest.format != FORMAT {
             let found = format!("format {} (this is {FORMAT})", manifest.format);
-            return Err(wrong(found));
+            return Err(Error::state(path, expected, found));
         }
         Ok(Some(manifest))
     }

@@ -1,6 +1,6 @@
 //! What a run's folder holds, for whoever only reads it.
 
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use halfseg_data::Classes;
@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::details::RunEvaluation;
 use super::folder::{Places, resolve_checkpoint};
 use super::manifest::Manifest;
-use crate::{Error, Recipe};
+use crate::atomic::read_json;
+use crate::{Error, Log, Recipe};
 
 /// The parts of a run's folder as they are now, also of a run that goes on, was cut short or is that of an earlier
 /// version. Nothing is locked or changed.
@@ -56,7 +57,8 @@ impl RunRecord {
                 evaluations.find_map(RunEvaluation::of_manifest)
             });
         }
-        let scores = there(&places.scores, &mut faults, read_json);
+        let scores = |path: &Path| read_json(path, "the scores that halfseg writes");
+        let scores = there(&places.scores, &mut faults, scores).flatten();
         let named = evaluation
             .as_ref()
             .and_then(|evaluation| evaluation.classes.clone());
@@ -83,25 +85,15 @@ impl RunRecord {
     ///
     /// A log that cannot be read.
     pub fn for_each_line(&self, mut take: impl FnMut(&Value)) -> Result<Option<usize>, Error> {
-        let path = Places::of(&self.path).log;
-        let failed = |source| Error::Read {
-            path: path.clone(),
-            source,
-        };
-        let file = match halfseg_files::open_regular(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(failed(source)),
-        };
         let mut cut = 0;
-        for line in BufReader::new(file).split(b'\n') {
-            let line = line.map_err(failed)?;
-            match serde_json::from_slice::<Value>(&line) {
-                Ok(line) if line.is_object() => take(&line),
-                _ => cut += 1,
-            }
+        let read = Log::lines(&Places::of(&self.path).log, |line| match line {
+            Some(line) if line.is_object() => take(&line),
+            _ => cut += 1,
+        });
+        match read {
+            Err(Error::Read { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+            read => read.map(|()| Some(cut)),
         }
-        Ok(Some(cut))
     }
 
     /// The file of a picture of the run: `NAME.png` for an empty `kind` (picture, prediction and label side by side),
@@ -130,16 +122,4 @@ fn there<T>(
     read(path)
         .map_err(|error| faults.push(error.to_string()))
         .ok()
-}
-
-fn read_json(path: &Path) -> Result<Value, Error> {
-    let bytes = crate::atomic::read_regular(path).map_err(|source| Error::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    halfseg_files::parse_json(&bytes).map_err(|error| Error::State {
-        path: path.to_owned(),
-        expected: "the scores that halfseg writes".into(),
-        found: error.to_string(),
-    })
 }

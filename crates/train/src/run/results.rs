@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use halfseg_eval::{Curve, Series, curves_svg};
+use halfseg_eval::{Curve, Series, curves_svg, running_mean};
 
 use super::details::RunEvaluation;
 use crate::{Error, Log};
@@ -29,15 +29,7 @@ pub fn draw_curves(log: &Path, svg: &Path) -> Result<(), Error> {
     })?;
     let (shared, loss) = (loss.shared(), loss.into_points());
     let window = SMOOTH.max(loss.len() / 50);
-    let mut sum = 0.0;
-    let smooth = (0..loss.len()).map(|end| {
-        sum += loss[end].1;
-        if let Some(left) = end.checked_sub(window) {
-            sum -= loss[left].1;
-        }
-        (loss[end].0, sum / window.min(end + 1) as f64)
-    });
-    let smooth = smooth.collect();
+    let smooth = running_mean(&loss, window);
     let series = [
         Series {
             name: "loss".into(),

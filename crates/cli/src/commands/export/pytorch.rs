@@ -1,6 +1,6 @@
 //! A network as PyTorch's `.pth`, with MMSegmentation's configuration beside it.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -37,12 +37,7 @@ pub fn check(args: &ExportArgs, naming: Naming) -> Result<()> {
 }
 
 fn is_own(path: &Path) -> Result<bool> {
-    let mut head = Vec::new();
-    halfseg_files::open_regular(path)
-        .and_then(|file| {
-            file.take(MMSEG_CONFIG_HEAD.len() as u64)
-                .read_to_end(&mut head)
-        })
+    let head = halfseg_files::read_head(path, MMSEG_CONFIG_HEAD.len())
         .with_context(|| format!("cannot read {}", path.display()))?;
     Ok(head == MMSEG_CONFIG_HEAD.as_bytes())
 }
