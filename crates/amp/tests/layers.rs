@@ -22,7 +22,7 @@ use burn::nn::{
     PReluConfig, RmsNormConfig, RnnConfig, RnnState, SoftplusConfig, SwiGluConfig,
 };
 use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, activation};
-use common::{check_layer, check_unary, device, exact, policies, values, vec};
+use common::{check_layer, check_unary, device, exact, policies, settled, values, vec};
 use halfseg_amp::nn::{MhaInput, TransformerDecoderInput, TransformerEncoderInput};
 use halfseg_amp::{Op, OpClass, Policy, Precision, autocast, nn};
 
@@ -347,23 +347,26 @@ fn an_encoder_layer_is_what_casts_by_hand_make_of_it() {
     let layer = &encoder.layers[0];
     let x = values([2, 5, 8], 1, &device);
     for (half, policy) in policies() {
-        // By hand, norms after the parts, which add up in f32.
-        let f32 = FloatDType::F32;
-        let (_, y) = attend(
-            &layer.mha,
-            [&x, &x, &x].map(Tensor::clone),
-            [None, None],
-            half,
-        );
-        let y = layer.norm_1.forward(x.clone() + y.cast(f32));
-        let pwff = in_dtype(&layer.pwff, half);
-        let expected = layer
-            .norm_2
-            .forward(y.clone() + pwff.forward(y.cast(half)).cast(f32));
+        // Norms after the parts, which add up in f32.
+        let by_hand = || {
+            let f32 = FloatDType::F32;
+            let (_, y) = attend(
+                &layer.mha,
+                [&x, &x, &x].map(Tensor::clone),
+                [None, None],
+                half,
+            );
+            let y = layer.norm_1.forward(x.clone() + y.cast(f32));
+            let pwff = in_dtype(&layer.pwff, half);
+            layer
+                .norm_2
+                .forward(y.clone() + pwff.forward(y.cast(half)).cast(f32))
+        };
+        let expected = settled(by_hand);
         let found = autocast(&policy, || {
             nn::transformer_encoder(&encoder, TransformerEncoderInput::new(x.clone()))
         });
-        assert_eq!(exact(found), exact(expected));
+        assert_eq!(exact(found), expected);
     }
 }
 

@@ -1,9 +1,11 @@
 //! The log of a run as event files for TensorBoard.
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use halfseg_tensorboard::{EventWriter, Scalar, read_scalars};
+use halfseg_tensorboard::{EventWriter, read_scalars};
 use halfseg_train::{Observer, RunRecord};
 use serde_json::Value;
 
@@ -51,12 +53,32 @@ fn scalars(line: &Value) -> (u64, Vec<(String, f64)>) {
     (line["iteration"].as_u64().unwrap_or(0), values)
 }
 
+/// What is known of each iteration, as a sum over its values in any order.
+#[derive(Default)]
+struct Marks(HashMap<u64, u64>);
+
+impl Marks {
+    fn add(&mut self, step: u64, tag: &str, value: f32) {
+        let mut hasher = DefaultHasher::new();
+        (tag, value.to_bits()).hash(&mut hasher);
+        let mark = self.0.entry(step).or_default();
+        *mark = mark.wrapping_add(hasher.finish());
+    }
+
+    /// The first iteration of which `self` and `other` know different things.
+    fn first_difference(&self, other: &Self) -> Option<u64> {
+        let known = self.0.keys().chain(other.0.keys());
+        known
+            .filter(|step| self.0.get(step) != other.0.get(step))
+            .min()
+            .copied()
+    }
+}
+
 /// Writes each line of a run's log into a folder, too.
 pub struct Events {
     /// None once a file could not be written.
     writer: Option<EventWriter>,
-    /// The last iterations that the folder has values of, of training and of evaluation.
-    last: [Option<u64>; 2],
 }
 
 impl Events {
@@ -72,55 +94,46 @@ impl Events {
         Ok(())
     }
 
-    /// Begins with `folder` for the run in the folder `run`, which goes on after `iteration`. What the log says up to
-    /// there and the folder does not, as after a run without events, is made up.
+    /// Begins with `folder` for the run in the folder `run`, which goes on after `iteration`. From the first iteration
+    /// on of which the folder says something else than the log, as after a run without events, what was there is void
+    /// and the log is written again.
     pub fn open(folder: &Path, run: &Path, iteration: u64) -> Result<Self> {
-        let there: Vec<Scalar> = read_scalars(folder)?;
-        let last = |tag: &str| {
-            let steps = there.iter().filter(|scalar| scalar.tag == tag);
-            steps
-                .map(|scalar| scalar.step)
-                .filter(|step| *step <= iteration)
-                .max()
-        };
-        let mut events = Self {
-            last: match iteration {
-                0 => [None, None],
-                _ => [last(LOSS), last(MIOU)],
-            },
-            writer: None,
-        };
-        let from = match iteration {
-            0 => 0,
-            _ => events.last[0].unwrap_or(0) + 1,
-        };
-        events.writer = Some(EventWriter::create(folder, from)?);
-        if iteration > 0 {
-            // What was void before `from` has gone with it.
-            events.last[1] = events.last[1].filter(|step| *step < from);
-            RunRecord::read(run)?.for_each_line(|line| {
-                if line["iteration"].as_u64().is_some_and(|at| at <= iteration) {
-                    events.logged(line);
-                }
-            })?;
+        if iteration == 0 {
+            let writer = Some(EventWriter::create(folder, 0)?);
+            return Ok(Self { writer });
         }
+        let record = RunRecord::read(run)?;
+        let (mut there, mut logged) = (Marks::default(), Marks::default());
+        for scalar in read_scalars(folder)? {
+            if scalar.step <= iteration {
+                there.add(scalar.step, &scalar.tag, scalar.value);
+            }
+        }
+        record.for_each_line(|line| {
+            let (step, values) = scalars(line);
+            for (tag, value) in values.into_iter().filter(|_| step <= iteration) {
+                logged.add(step, &tag, value as f32);
+            }
+        })?;
+        let from = there.first_difference(&logged).unwrap_or(iteration + 1);
+        let writer = Some(EventWriter::create(folder, from)?);
+        let mut events = Self { writer };
+        record.for_each_line(|line| {
+            let at = line["iteration"].as_u64();
+            if at.is_some_and(|at| (from..=iteration).contains(&at)) {
+                events.logged(line);
+            }
+        })?;
         Ok(events)
     }
 }
 
 impl Observer for Events {
     fn logged(&mut self, line: &Value) {
-        let kind = match line["event"].as_str() {
-            Some("train") => 0,
-            Some("eval") => 1,
-            _ => return,
-        };
         let (step, values) = scalars(line);
-        // An evaluation may be made again after its events were written.
-        if self.last[kind].is_some_and(|last| step <= last) {
+        if values.is_empty() {
             return;
         }
-        self.last[kind] = Some(step);
         if let Some(writer) = &mut self.writer
             && let Err(error) = writer.scalars(step, &values)
         {
@@ -203,5 +216,33 @@ mod tests {
             assert_eq!(of(&events, LOSS), [1, 2, 3, 4, 5, 6], "{what}");
             assert_eq!(of(&events, MIOU), [2, 4], "{what}");
         }
+    }
+
+    /// A killed run had written up to iteration 6; a run without events went on after 2 with other values.
+    #[test]
+    fn what_a_run_without_events_wrote_anew_replaces_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, events) = (folder.path().join("run"), folder.path().join("events"));
+        fs::create_dir(&run).unwrap();
+        let mut first = Events::open(&events, &run, 0).unwrap();
+        for step in 1..=6 {
+            first.logged(&train(step));
+        }
+        drop(first);
+        let other = |step| {
+            let mut line = train(step);
+            line["loss"] = json!(3.0);
+            line
+        };
+        let lines = [train(1), train(2), other(3), other(4)];
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        fs::write(run.join("log.jsonl"), text).unwrap();
+        let mut second = Events::open(&events, &run, 4).unwrap();
+        second.logged(&train(5));
+        drop(second);
+        let found = read_scalars(&events).unwrap();
+        let losses: Vec<_> = found.iter().filter(|one| one.tag == LOSS).collect();
+        let losses: Vec<_> = losses.iter().map(|one| (one.step, one.value)).collect();
+        assert_eq!(losses, [(1, 2.0), (2, 2.0), (3, 3.0), (4, 3.0), (5, 2.0)]);
     }
 }

@@ -14,7 +14,7 @@ use super::state::State;
 
 /// Columns from which on curves and numbers are side by side.
 const WIDE: u16 = 76;
-/// Columns of the numbers.
+/// Columns of the numbers at least; where they need more, they get up to two fifths of all.
 const NUMBERS: u16 = 34;
 /// Rows that a curve needs.
 const CURVE: u16 = 7;
@@ -77,8 +77,10 @@ fn draw_gauge(frame: &mut Frame<'_>, state: &State, area: Rect) {
 fn draw_body(frame: &mut Frame<'_>, state: &State, lines: &[Line<'static>], area: Rect) {
     let text = Paragraph::new(lines.to_vec());
     if area.width >= WIDE && area.height >= CURVE {
-        let [curves, numbers] =
-            Layout::horizontal([Constraint::Min(0), Constraint::Length(NUMBERS)]).areas(area);
+        let longest = lines.iter().map(Line::width).max().unwrap_or(0) as u16 + 2;
+        let room = NUMBERS.max(area.width / 5 * 2);
+        let columns = Constraint::Length(longest.clamp(NUMBERS, room));
+        let [curves, numbers] = Layout::horizontal([Constraint::Min(0), columns]).areas(area);
         draw_curves(frame, state, curves);
         frame.render_widget(text.block(Block::bordered()), numbers);
         return;
@@ -200,10 +202,10 @@ fn numbers(state: &State) -> Vec<Line<'static>> {
         ("left", left),
     ];
     if let Some((_, last)) = state.miou.last() {
-        let best = state.best.map_or(String::new(), |(at, best)| {
-            format!(" (best {best:.2} at {at})")
-        });
-        rows.push(("mIoU", format!("{last:.2}{best}")));
+        rows.push(("mIoU", format!("{last:.2}")));
+    }
+    if let Some((at, best)) = state.best {
+        rows.push(("best mIoU", format!("{best:.2} at {at}")));
     }
     let line = |(name, value): (&str, String)| {
         let dim = Style::default().add_modifier(Modifier::DIM);
@@ -281,11 +283,12 @@ mod tests {
             "loss          0.2500",
             "87.5 %",
             "loss scale    512",
-            "skipped steps 3 (decode_head",
+            "skipped steps 3 (decode_head.conv_seg.weight)",
             "pictures/s    8.00",
             "data wait     25 %",
             "left          0:03:10",
-            "41.50 (best 41.50 at 100)",
+            "mIoU          41.50",
+            "best mIoU     41.50 at 100",
             "mIoU, %",
             "loss scale, power of 2",
             "iteration 100: mIoU 41.50",

@@ -15,6 +15,9 @@ warnings.filterwarnings("ignore")
 
 
 def missing(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+
     def op(*_, **__):
         raise NotImplementedError(f"mmcv.ops.{name}")
 
