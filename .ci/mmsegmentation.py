@@ -15,6 +15,7 @@ warnings.filterwarnings("ignore")
 
 
 def missing(name):
+    # Python asks any module for some.
     if name.startswith("__"):
         raise AttributeError(name)
 

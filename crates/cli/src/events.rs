@@ -118,12 +118,14 @@ impl Events {
         let from = there.first_difference(&logged).unwrap_or(iteration + 1);
         let writer = Some(EventWriter::create(folder, from)?);
         let mut events = Self { writer };
-        record.for_each_line(|line| {
-            let at = line["iteration"].as_u64();
-            if at.is_some_and(|at| (from..=iteration).contains(&at)) {
-                events.logged(line);
-            }
-        })?;
+        if from <= iteration {
+            record.for_each_line(|line| {
+                let at = line["iteration"].as_u64();
+                if at.is_some_and(|at| (from..=iteration).contains(&at)) {
+                    events.logged(line);
+                }
+            })?;
+        }
         Ok(events)
     }
 }
