@@ -270,6 +270,7 @@ fn variables_that_nothing_understands_are_named_once() {
             "portable, avx2, avx512, avx512bf16 or amx",
             2,
         ),
+        ("HALFSEG_F32", "foo", &train[..], "tiles or vector", 2),
         ("HALFSEG_RANKS", "foo", &train[..], "`alone`", 1),
         ("HALFSEG_OFFLINE", "foo", &zoo[..], "1 or 0", 1),
         ("HALFSEG_MIRROR", "foo", &zoo[..], "an address", 1),

@@ -25,7 +25,7 @@ pub use classes::{CrossEntropyTerms, cross_entropy_terms, most_likely_classes};
 pub use conv::PackedWeights;
 pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 #[cfg(feature = "flex")]
-pub use cpu::isa::{InstructionSetError, instruction_set};
+pub use cpu::isa::{InstructionSetError, f32_products, instruction_set};
 pub use lists::{SgdParameter, handles_lists, measure_list, scale_list, sgd_step_list};
 pub use norm::{BatchNormOutput, BatchParts, batch_norm_shared, batch_norm_train};
 pub use resize::resize_bilinear;

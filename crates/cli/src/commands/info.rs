@@ -11,6 +11,7 @@ use halfseg_train::{Recipe, RunPrecision};
 use serde_json::{Map, Value, json};
 
 use crate::args::InfoArgs;
+use crate::commands::cpu_kernels;
 use crate::failure::Usage;
 use crate::output::{check_writable, print_table, write_json};
 use crate::settings::{architecture, config_file, weights_file};
@@ -106,6 +107,12 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             seconds * 80_000.0 / 3600.0
         );
     }
+    let kernels = cpu_kernels();
+    if let Some((instruction_set, f32_products)) = kernels {
+        table += &format!(
+            "\nconvolutions on this CPU: instruction set {instruction_set}, products of f32 by {f32_products}\n"
+        );
+    }
     print_table(&table, args.json.as_deref())?;
     if let Some(path) = &args.json {
         let parts: Map<_, _> = cost
@@ -118,6 +125,8 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "method": config.method.to_string(),
             "backbone": config.backbone.to_string(),
             "classes": config.num_classes,
+            "instruction_set": kernels.map(|(instruction_set, _)| instruction_set),
+            "f32_products": kernels.map(|(_, f32_products)| f32_products),
             "class_names": classes.as_ref().map(Classes::names),
             "palette": classes.as_ref().map(Classes::colors),
             "config": config,

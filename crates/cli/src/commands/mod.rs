@@ -79,10 +79,25 @@ pub fn run(command: Command) -> Result<()> {
     }
 }
 
+/// What the kernels on this CPU are compiled for, and what multiplies f32; nothing without them.
+fn cpu_kernels() -> Option<(&'static str, &'static str)> {
+    #[cfg(feature = "flex")]
+    return halfseg_kernels::instruction_set()
+        .ok()
+        .zip(halfseg_kernels::f32_products().ok());
+    #[cfg(not(feature = "flex"))]
+    None
+}
+
 /// Refuses what the environment says and nothing understands, before the first operation would.
 fn check_environment() -> Result<()> {
     #[cfg(feature = "flex")]
-    halfseg_kernels::instruction_set().map_err(|error| Usage(error.to_string()))?;
+    for checked in [
+        halfseg_kernels::instruction_set(),
+        halfseg_kernels::f32_products(),
+    ] {
+        checked.map_err(|error| Usage(error.to_string()))?;
+    }
     Ok(())
 }
 

@@ -2,11 +2,12 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m512, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _mm256_mask_storeu_epi16,
+    __m512, __m512i, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _mm256_mask_storeu_epi16,
     _mm256_maskz_loadu_epi16, _mm512_add_epi32, _mm512_and_epi32, _mm512_castps_si512,
     _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32,
-    _mm512_cvtph_ps, _mm512_cvtps_ph, _mm512_mask_or_epi32, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_slli_epi32, _mm512_srli_epi32,
+    _mm512_cvtph_ps, _mm512_cvtps_ph, _mm512_fpclass_ps_mask, _mm512_mask_or_epi32,
+    _mm512_mask_storeu_epi16, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32,
+    _mm512_slli_epi32, _mm512_srli_epi32,
 };
 use std::mem::MaybeUninit;
 
@@ -77,6 +78,21 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// Those are writable; the processor has AVX-512.
     #[cfg(target_arch = "x86_64")]
     unsafe fn store_lanes(values: __m512, mask: u16, target: *mut Self);
+
+    /// As [`Self::store_lanes`], twice as many.
+    ///
+    /// # Safety
+    /// As [`Self::store_lanes`]; the processor has `isa`, which is at least AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn store_two(isa: Isa, values: [__m512; 2], mask: u32, target: *mut Self) {
+        let _ = isa;
+        // SAFETY: the caller's promises.
+        unsafe {
+            Self::store_lanes(values[0], mask as u16, target);
+            Self::store_lanes(values[1], (mask >> 16) as u16, target.wrapping_add(16));
+        }
+    }
 }
 
 /// Values as room for others.
@@ -160,6 +176,25 @@ impl Element for bf16 {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn store_two(isa: Isa, values: [__m512; 2], mask: u32, target: *mut Self) {
+        const SUBNORMAL: i32 = 0x20;
+        // SAFETY: the caller's promises.
+        unsafe {
+            let subnormal = _mm512_fpclass_ps_mask::<SUBNORMAL>(values[0])
+                | _mm512_fpclass_ps_mask::<SUBNORMAL>(values[1]);
+            // The instruction counts them as zero.
+            if isa.has(Level::Avx512Bf16) && subnormal == 0 {
+                let rounded = round_two(values);
+                _mm512_mask_storeu_epi16(target.cast(), mask, rounded);
+            } else {
+                Self::store_lanes(values[0], mask as u16, target);
+                Self::store_lanes(values[1], (mask >> 16) as u16, target.wrapping_add(16));
+            }
+        }
+    }
+
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -178,6 +213,28 @@ impl Element for bf16 {
     fn bf16_bits(self) -> u16 {
         self.to_bits()
     }
+}
+
+/// The nearest bf16 of numbers that are not subnormal, as the processor rounds them.
+///
+/// # Safety
+/// The processor has AVX-512 BF16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn round_two([first, second]: [__m512; 2]) -> __m512i {
+    let rounded: __m512i;
+    // SAFETY: the caller promises the instruction, which touches no memory.
+    unsafe {
+        std::arch::asm!(
+            "vcvtne2ps2bf16 {rounded}, {second}, {first}",
+            rounded = lateout(zmm_reg) rounded,
+            first = in(zmm_reg) first,
+            second = in(zmm_reg) second,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    rounded
 }
 
 impl Element for f16 {

@@ -22,18 +22,25 @@ pub enum Level {
     Amx,
 }
 
-/// `HALFSEG_ISA` names no instruction set.
+/// `HALFSEG_ISA` names no instruction set, or `HALFSEG_F32` no way to multiply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstructionSetError {
+    variable: &'static str,
+    expected: &'static str,
     found: OsString,
 }
 
 impl fmt::Display for InstructionSetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let found = self.found.display();
+        let Self {
+            variable,
+            expected,
+            found,
+        } = self;
         write!(
             f,
-            "HALFSEG_ISA: expected portable, avx2, avx512, avx512bf16 or amx, found `{found}`"
+            "{variable}: expected {expected}, found `{}`",
+            found.display()
         )
     }
 }
@@ -49,6 +56,42 @@ pub fn instruction_set() -> Result<&'static str, InstructionSetError> {
     let isa = Isa::chosen()?;
     let known = Isa::NAMES.iter().find(|(level, _)| *level == isa.0);
     Ok(known.map_or("portable", |(_, name)| name))
+}
+
+/// What multiplies f32 in convolutions on the CPU in this process: `tiles` of bf16, where the kernels are compiled for
+/// AMX, or `vector` registers of f32, which `HALFSEG_F32=vector` asks for. 3x3 kernels to which Winograd's
+/// filtering applies, and weight gradients, always use vectors.
+///
+/// # Errors
+/// A `HALFSEG_F32` that is neither, or a wrong `HALFSEG_ISA`: the kernels panic with it.
+pub fn f32_products() -> Result<&'static str, InstructionSetError> {
+    static WANTED: LazyLock<Result<bool, InstructionSetError>> = LazyLock::new(|| {
+        let wanted = std::env::var_os("HALFSEG_F32").unwrap_or_default();
+        tiles_wanted(&wanted)
+    });
+    let tiles = WANTED.clone()? && Isa::chosen()?.has(Level::Amx);
+    Ok(if tiles { "tiles" } else { "vector" })
+}
+
+/// Whether this value of `HALFSEG_F32` allows tiles.
+fn tiles_wanted(value: &OsStr) -> Result<bool, InstructionSetError> {
+    match value.to_str() {
+        Some("" | "tiles") => Ok(true),
+        Some("vector") => Ok(false),
+        _ => Err(InstructionSetError {
+            variable: "HALFSEG_F32",
+            expected: "tiles or vector",
+            found: value.into(),
+        }),
+    }
+}
+
+/// As [`f32_products`] says.
+///
+/// # Panics
+/// If `HALFSEG_F32` or `HALFSEG_ISA` is wrong.
+pub fn multiplies_f32_with_tiles() -> bool {
+    f32_products().unwrap_or_else(|error| panic!("{error}")) == "tiles"
 }
 
 /// A set of instructions that the processor has: safe code has one only from where they are detected.
@@ -116,7 +159,11 @@ impl Isa {
         match known {
             Some((level, _)) => Ok(Some(*level)),
             None if name.is_empty() => Ok(None),
-            None => Err(InstructionSetError { found: name.into() }),
+            None => Err(InstructionSetError {
+                variable: "HALFSEG_ISA",
+                expected: "portable, avx2, avx512, avx512bf16 or amx",
+                found: name.into(),
+            }),
         }
     }
 
@@ -141,7 +188,7 @@ impl Isa {
         Self(match (avx2, avx512) {
             (false, _) => Level::Portable,
             (true, false) => Level::Avx2,
-            (true, true) if tile_registers::granted() => Level::Amx,
+            (true, true) if has_dots() && tile_registers::granted() => Level::Amx,
             (true, true) if has_fast_dots() => Level::Avx512Bf16,
             (true, true) => Level::Avx512,
         })
@@ -153,6 +200,12 @@ impl Isa {
     }
 }
 
+/// Whether the processor has dot products of bf16, and rounds to it.
+#[cfg(target_arch = "x86_64")]
+fn has_dots() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+}
+
 /// Whether the processor has dot products of bf16 that beat widening to f32. AMD's (Zen 4 and later) make twice as
 /// many products in the same time; Intel's as many (one such instruction a cycle, and two of f32). By who made it, not by a
 /// clock: results must not change from run to run.
@@ -162,7 +215,7 @@ fn has_fast_dots() -> bool {
 
     let vendor = __cpuid(0);
     let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
-    name.as_flattened() == b"AuthenticAMD" && is_x86_feature_detected!("avx512bf16")
+    name.as_flattened() == b"AuthenticAMD" && has_dots()
 }
 
 /// What [`compiled`] runs. `run` is to be `#[inline(always)]`, so that it is compiled with the
@@ -272,5 +325,17 @@ mod tests {
         );
         let known = Isa::NAMES.map(|(_, name)| name);
         assert!(known.contains(&instruction_set().unwrap()));
+    }
+
+    #[test]
+    fn f32_is_multiplied_by_vectors_where_that_is_asked_for() {
+        assert_eq!(tiles_wanted(OsStr::new("vector")), Ok(false));
+        assert_eq!(tiles_wanted(OsStr::new("tiles")), Ok(true));
+        assert_eq!(tiles_wanted(OsStr::new("")), Ok(true));
+        let error = tiles_wanted(OsStr::new("Vector")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "HALFSEG_F32: expected tiles or vector, found `Vector`"
+        );
     }
 }

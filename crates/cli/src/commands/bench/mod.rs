@@ -17,6 +17,7 @@ use serde_json::json;
 
 use self::peak::measure_gflops;
 use crate::args::BenchArgs;
+use crate::commands::cpu_kernels;
 use crate::commands::info::memory_plan;
 use crate::commands::start_threads;
 use crate::failure::{Interrupted, Usage};
@@ -96,6 +97,13 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         let share = 100.0 * floor_s / times.median;
         row("share of the floor", format!("{share:.1}%"));
     }
+    let kernels = (args.device == DeviceChoice::Flex)
+        .then(cpu_kernels)
+        .flatten();
+    if let Some((instruction_set, f32_products)) = kernels {
+        row("instruction set", instruction_set.into());
+        row("f32 products", f32_products.into());
+    }
     row(
         "peak memory",
         memory.map_or("unknown".into(), |peak: Bytes| peak.to_string()),
@@ -128,6 +136,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             "gradient_checkpointing": args.gradient_checkpointing,
             "device": args.device.to_string(),
             "threads": threads,
+            "instruction_set": kernels.map(|(instruction_set, _)| instruction_set),
+            "f32_products": kernels.map(|(_, f32_products)| f32_products),
             "warmup": args.warmup,
             "parameters": parameters,
             "seconds": times.all,

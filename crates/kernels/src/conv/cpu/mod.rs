@@ -23,7 +23,7 @@ pub use tail::Tail;
 pub use weight::Weight;
 
 use crate::cpu::element::{Element, uninitialised};
-use crate::cpu::isa::{Isa, Level, dispatch};
+use crate::cpu::isa::{self, Isa, Level, dispatch};
 use crate::cpu::scratch::Shared;
 
 /// How exact a forward pass has to be.
@@ -46,7 +46,12 @@ macro_rules! with_core {
             }
             #[cfg(target_arch = "x86_64")]
             Level::Amx if is::<$E, half::f16>() => {
-                let $core = micro::AmxF16::on($isa);
+                let $core = micro::AmxParts::<half::f16>::on($isa);
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx if is::<$E, f32>() && isa::multiplies_f32_with_tiles() => {
+                let $core = micro::AmxParts::<f32>::on($isa);
                 $body
             }
             #[cfg(target_arch = "x86_64")]
@@ -199,7 +204,7 @@ enum Algorithm {
 }
 
 fn algorithm<E: Element>(isa: Isa, geometry: &Geometry, exactness: Exactness) -> Algorithm {
-    if has_amx_for::<E>(isa) {
+    if has_tiles_for_halves::<E>(isa) {
         Algorithm::Direct
     } else if exactness == Exactness::Output && winograd::pays::<4>(geometry) {
         Algorithm::Winograd4
@@ -211,12 +216,12 @@ fn algorithm<E: Element>(isa: Isa, geometry: &Geometry, exactness: Exactness) ->
 }
 
 /// Tiles of bf16, also three for one of f16, are faster than any way to save products of f32.
-fn has_amx_for<E: Element>(isa: Isa) -> bool {
+fn has_tiles_for_halves<E: Element>(isa: Isa) -> bool {
     isa.has(Level::Amx) && !is::<E, f32>()
 }
 
-/// Without tiles, if the operands are such that tiles cannot hold them: an f16 that is not finite is not the
-/// sum of two bf16.
+/// Without tiles, if the operands are such that tiles cannot hold them: an f16 or f32 that is not finite is not
+/// the sum of a few bf16.
 fn without_tiles(isa: Isa) -> Isa {
     isa.at_most(Level::Avx512)
 }
@@ -308,7 +313,7 @@ fn weight_gradient_with<E: Element, W: Element>(
         depthwise::weight_gradient(isa, &geometry, x, gradient, &mut result);
     } else {
         #[cfg(target_arch = "x86_64")]
-        if has_amx_for::<E>(isa) {
+        if has_tiles_for_halves::<E>(isa) {
             let core = micro::Amx::on(isa);
             if direct::weight_gradient_amx(core, &geometry, x, gradient, &mut result) {
                 return result;

@@ -45,7 +45,7 @@ impl<E: Element> Tail<'_, E> {
         #[cfg(target_arch = "x86_64")]
         if isa.has(Level::Avx512) {
             // SAFETY: the processor has them.
-            unsafe { self.store_avx512(channel, at, values, target) };
+            unsafe { self.store_avx512(isa, channel, at, values, target) };
             return;
         }
         self.apply(isa, channel, at, values);
@@ -55,41 +55,70 @@ impl<E: Element> Tail<'_, E> {
     /// As [`Self::store`], in one pass.
     ///
     /// # Safety
-    /// The processor has AVX-512.
+    /// The processor has `isa`, which is at least AVX-512.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn store_avx512(
         &self,
+        isa: Isa,
         channel: usize,
         at: usize,
         values: &[f32],
         target: &mut [MaybeUninit<E>],
     ) {
+        const LANES: usize = 16;
+        let skip = self.skip.map(|skip| &skip[at..at + values.len()]);
+        let bias = self.bias.map_or(0.0, |bias| bias[channel]);
+        for first in (0..values.len()).step_by(2 * LANES) {
+            let mask = u32::MAX >> (2 * LANES - (2 * LANES).min(values.len() - first));
+            // SAFETY: the masks keep to the slices, which are as long as each other; the caller
+            // promises the instructions.
+            unsafe {
+                let (low, high) = (mask as u16, (mask >> LANES) as u16);
+                let [first_sums, second_sums] = [
+                    self.finish(bias, skip, values, first, low),
+                    self.finish(bias, skip, values, first + LANES, high),
+                ];
+                let target = target.as_mut_ptr().add(first).cast();
+                E::store_two(isa, [first_sums, second_sums], mask, target);
+            }
+        }
+    }
+
+    /// Finishes those of sixteen `values` from `first` on that `mask` has.
+    ///
+    /// # Safety
+    /// They are there, also in `skip`; the processor has AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn finish(
+        &self,
+        bias: f32,
+        skip: Option<&[E]>,
+        values: &[f32],
+        first: usize,
+        mask: u16,
+    ) -> std::arch::x86_64::__m512 {
         use std::arch::x86_64::{
             _CMP_LT_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_mask_mov_ps,
             _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
         };
-        const LANES: usize = 16;
-        let skip = self.skip.map(|skip| &skip[at..at + values.len()]);
-        for first in (0..values.len()).step_by(LANES) {
-            let mask = u16::MAX >> (LANES - LANES.min(values.len() - first));
-            // SAFETY: the mask keeps to the slices, which are as long as each other; the caller
-            // promises the instructions.
-            unsafe {
-                let mut sums = _mm512_maskz_loadu_ps(mask, values.as_ptr().add(first));
-                if let Some(bias) = self.bias {
-                    sums = _mm512_add_ps(sums, _mm512_set1_ps(bias[channel]));
-                }
-                if let Some(skip) = skip {
-                    sums = _mm512_add_ps(sums, E::load_lanes(skip.as_ptr().add(first), mask));
-                }
-                if self.relu {
-                    let zero = _mm512_setzero_ps();
-                    let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sums, zero);
-                    sums = _mm512_mask_mov_ps(sums, negative, zero);
-                }
-                E::store_lanes(sums, mask, target.as_mut_ptr().add(first).cast());
+        // SAFETY: the caller's promises.
+        unsafe {
+            let mut sums = _mm512_maskz_loadu_ps(mask, values.as_ptr().wrapping_add(first));
+            if self.bias.is_some() {
+                sums = _mm512_add_ps(sums, _mm512_set1_ps(bias));
             }
+            if let Some(skip) = skip {
+                let skip = E::load_lanes(skip.as_ptr().wrapping_add(first), mask);
+                sums = _mm512_add_ps(sums, skip);
+            }
+            if self.relu {
+                let zero = _mm512_setzero_ps();
+                let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sums, zero);
+                sums = _mm512_mask_mov_ps(sums, negative, zero);
+            }
+            sums
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use super::super::micro::Core;
+use super::super::micro::{Core, MOST_PARTS};
 use super::super::weight::{Weight, rounded};
 use super::problem::{Problem, Slice};
 use crate::cpu::element::Element;
@@ -154,10 +154,10 @@ impl<E: Element, W: Element, C: Core> PackRow<'_, E, W, C> {
                 E::narrow_run(C::ISA, &wide[..count], values);
             }
         }
-        let mut parts = [[C::Value::default(); TOGETHER]; 2];
-        let [first_part, second_part] = &mut parts;
+        let mut parts = [[C::Value::default(); TOGETHER]; MOST_PARTS];
+        let targets = parts.each_mut().map(|part| &mut part[..]);
         // SAFETY: the caller promises the instructions.
-        if !unsafe { C::values(values, [first_part, second_part]) } {
+        if !unsafe { C::values(values, targets) } {
             self.exact.store(false, Ordering::Relaxed);
         }
         let at = C::left_at(step, lane);

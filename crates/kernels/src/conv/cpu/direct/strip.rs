@@ -49,18 +49,25 @@ impl<E: Element, C: Core> Work for (&Strip<'_, E, C>, &mut [C::Value], &mut [f32
 }
 
 impl<E: Element, C: Core> Strip<'_, E, C> {
+    /// Whether the left operand is the wider one, which stays in the first-level cache.
+    const LEFT_STAYS: bool = C::NR <= C::MR;
+
+    /// Neighbouring panels whose sums are stored channel by channel. Channels lie powers of two apart, so that
+    /// lines of many of them meet in one set of the first-level cache; those of one do not.
+    const STORED: usize = if Self::LEFT_STAYS { 8 } else { 1 };
+
     /// Values of a panel's part of the strip.
     fn panel_length(&self) -> usize {
         let deepest = self.slices.iter().map(|slice| slice.depth).max();
         deepest.unwrap_or(0) * C::RIGHT
     }
 
-    /// Values of the strip, and sums: of all blocks, or of one if each is done at once.
+    /// Values of the strip, and sums: of all blocks, or of those that are stored together.
     pub fn lengths(&self) -> [usize; 2] {
         let blocks = if self.slices.len() > 1 {
             self.rows.len() * self.panels.len()
         } else {
-            1
+            Self::STORED.min(self.panels.len())
         };
         [self.panel_length() * self.panels.len(), blocks * C::BLOCK]
     }
@@ -96,12 +103,12 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
             }
             let weight = &self.weight[all_rows * C::LEFT * slice.start..];
             let walk = Walk::packed::<C>(slice.depth);
-            // The wider operand of a product stays in the first-level cache, the left one if they are
-            // alike: then neighbouring pixels of the output follow each other.
-            let chunk = if C::NR > C::MR {
-                (CHUNK / (slice.depth * C::LEFT)).max(1)
-            } else {
+            // If operands are alike the left one stays: then neighbouring pixels of the output follow each
+            // other.
+            let chunk = if Self::LEFT_STAYS {
                 1
+            } else {
+                (CHUNK / (slice.depth * C::LEFT)).max(1)
             };
             let mut first = self.rows.start;
             while first < self.rows.end {
@@ -110,15 +117,19 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                     if !filled[panel] && !last_slice {
                         continue;
                     }
+                    // The panels that are stored together with this one.
+                    let stored = panel / Self::STORED * Self::STORED
+                        ..count.min((panel / Self::STORED + 1) * Self::STORED);
                     let right = &strip[panel * panel_length..][..slice.depth * C::RIGHT];
                     for row in first..last {
                         let left = &weight[row * C::LEFT * slice.depth..][..C::LEFT * slice.depth];
                         let at = if self.slices.len() > 1 {
-                            (row - self.rows.start) * count + panel
+                            (row - self.rows.start) * count + stored.start
                         } else {
                             0
                         };
-                        let block = &mut sums[at * C::BLOCK..][..C::BLOCK];
+                        let blocks = &mut sums[at * C::BLOCK..][..stored.len() * C::BLOCK];
+                        let block = &mut blocks[(panel - stored.start) * C::BLOCK..][..C::BLOCK];
                         if last_slice {
                             self.fetch_output(row, &runs[panel]);
                         }
@@ -137,9 +148,9 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
                         } else if !begun[panel] {
                             block.fill(0.0);
                         }
-                        if last_slice {
+                        if last_slice && panel + 1 == stored.end {
                             // SAFETY: the caller's promise.
-                            unsafe { self.store(row, &runs[panel], block) };
+                            unsafe { self.store(row, &runs[stored.clone()], blocks) };
                         }
                     }
                 }
@@ -278,36 +289,39 @@ impl<E: Element, C: Core> Strip<'_, E, C> {
         }
     }
 
-    /// Adds what follows the sums of a panel of channels, rounds and stores.
+    /// Adds what follows the sums of a panel of channels, rounds and stores: the blocks of neighbouring panels.
     ///
     /// # Safety
     /// As [`Self::compute`].
     #[inline(always)]
-    unsafe fn store(&self, row: usize, runs: &[Run], block: &mut [f32]) {
+    unsafe fn store(&self, row: usize, runs: &[Vec<Run>], blocks: &mut [f32]) {
         let problem = self.problem;
         let plane = problem.output[0] * problem.output[1];
         let m = problem.channels[1];
         let channels = (m - row * C::MR).min(C::MR);
-        for (lane, values) in block.chunks_exact_mut(C::NR).enumerate().take(channels) {
+        for lane in 0..channels {
             let channel = row * C::MR + lane;
-            for run in runs {
-                let y = run.y * problem.output_step[0] + problem.output_base[0];
-                let x = run.x * problem.output_step[1] + problem.output_base[1];
-                let values = &mut values[run.lane..run.lane + run.length];
-                let at = self.start + channel * plane + y * problem.output[1] + x;
-                let target = self.output.at(at);
-                if problem.output_step[1] == 1 {
-                    // SAFETY: a run's pixels are neighbours inside one row of the output, and this
-                    // task's own.
-                    let target =
-                        unsafe { std::slice::from_raw_parts_mut(target.cast(), values.len()) };
-                    self.tail
-                        .store(C::ISA, self.group * m + channel, at, values, target);
-                } else {
-                    // An input gradient, which nothing follows.
-                    for (i, &value) in values.iter().enumerate() {
-                        // SAFETY: as above, with other pixels between them.
-                        unsafe { *target.add(i * problem.output_step[1]) = E::narrow(value) };
+            for (runs, block) in runs.iter().zip(blocks.chunks_exact_mut(C::BLOCK)) {
+                let values = &mut block[lane * C::NR..][..C::NR];
+                for run in runs {
+                    let y = run.y * problem.output_step[0] + problem.output_base[0];
+                    let x = run.x * problem.output_step[1] + problem.output_base[1];
+                    let values = &mut values[run.lane..run.lane + run.length];
+                    let at = self.start + channel * plane + y * problem.output[1] + x;
+                    let target = self.output.at(at);
+                    if problem.output_step[1] == 1 {
+                        // SAFETY: a run's pixels are neighbours inside one row of the output, and
+                        // this task's own.
+                        let target =
+                            unsafe { std::slice::from_raw_parts_mut(target.cast(), values.len()) };
+                        let channel = self.group * m + channel;
+                        self.tail.store(C::ISA, channel, at, values, target);
+                    } else {
+                        // An input gradient, which nothing follows.
+                        for (i, &value) in values.iter().enumerate() {
+                            // SAFETY: as above, with other pixels between them.
+                            unsafe { *target.add(i * problem.output_step[1]) = E::narrow(value) };
+                        }
                     }
                 }
             }

@@ -1,9 +1,10 @@
 //! Weight gradient of bf16 and f16 maps with tiles: as in [`weight_gradient`](mod@super::weight_gradient), but
 //! the input's rows are multiplied where they lie, and pairs of the gradient's pixels are packed side by
-//! side. An f16 has two parts, as in [`AmxF16`](super::super::micro::AmxF16).
+//! side. An f16 has two parts, as in [`AmxParts`](super::super::micro::AmxParts).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use half::f16;
 use rayon::prelude::*;
 
 use super::super::geometry::{Geometry, inside};
@@ -25,7 +26,7 @@ const STEP: usize = Amx::STEP;
 /// Parts of a value of `E`, which is bf16 or f16.
 fn parts<E: Element>() -> usize {
     assert_eq!(size_of::<E>(), size_of::<u16>());
-    1 + usize::from(std::any::TypeId::of::<E>() == std::any::TypeId::of::<half::f16>())
+    1 + usize::from(std::any::TypeId::of::<E>() == std::any::TypeId::of::<f16>())
 }
 
 /// Writes the parts of a row, each with a target of its own. Whether all are finite, or bf16.
@@ -36,7 +37,7 @@ fn parts<E: Element>() -> usize {
 unsafe fn write_parts<E: Element>(source: &[E], [high, low]: [&mut [u16]; 2]) -> bool {
     if parts::<E>() == 2 {
         // SAFETY: the caller's promise.
-        return unsafe { split_run(source, [high, low]) };
+        return unsafe { split_run::<f16, E>(source, [high, low, &mut []]) };
     }
     for (target, source) in high.iter_mut().zip(source) {
         *target = source.bf16_bits();
@@ -179,7 +180,7 @@ impl<E: Element> Work for Pairs<'_, E> {
             for (lane, split) in split.iter_mut().enumerate().take(self.count) {
                 let (high, low) = split.split_at_mut(PIXELS);
                 // SAFETY: the caller promises the processor.
-                if !unsafe { split_run(row(lane), [high, low]) } {
+                if !unsafe { split_run::<f16, E>(row(lane), [high, low, &mut []]) } {
                     self.exact.store(false, Ordering::Relaxed);
                 }
             }

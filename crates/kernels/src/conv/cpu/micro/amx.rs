@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{Core, Walk};
+use super::{Core, MOST_PARTS, Walk};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Level, Registers};
 use crate::cpu::tile_registers::TileRegisters;
@@ -32,7 +32,7 @@ impl Core for Amx {
     const NR: usize = 32;
     const PAIR: usize = 2;
     const STEP: usize = 32;
-    const DEPTH: usize = 512;
+    const DEPTH: usize = 256;
     const STRIP: usize = 320 << 10;
 
     // Two tiles of 16 rows, each with 32 products side by side.
@@ -41,7 +41,7 @@ impl Core for Amx {
     }
 
     #[inline(always)]
-    unsafe fn values<E: Element>(elements: &[E], [target, _]: [&mut [u16]; 2]) -> bool {
+    unsafe fn values<E: Element>(elements: &[E], [target, ..]: [&mut [u16]; MOST_PARTS]) -> bool {
         for (target, element) in target.iter_mut().zip(elements) {
             *target = element.bf16_bits();
         }

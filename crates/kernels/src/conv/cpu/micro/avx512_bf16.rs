@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::amx::pair_up;
-use super::{Core, Walk};
+use super::{Core, MOST_PARTS, Walk};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Level, Registers};
 
@@ -39,7 +39,7 @@ impl Core for Avx512Bf16 {
     }
 
     #[inline(always)]
-    unsafe fn values<E: Element>(elements: &[E], [target, _]: [&mut [u16]; 2]) -> bool {
+    unsafe fn values<E: Element>(elements: &[E], [target, ..]: [&mut [u16]; MOST_PARTS]) -> bool {
         for (target, element) in target.iter_mut().zip(elements) {
             *target = element.bf16_bits();
         }

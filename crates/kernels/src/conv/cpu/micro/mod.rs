@@ -3,7 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
-mod amx_f16;
+mod amx_parts;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -16,7 +16,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 pub use amx::{Amx, multiply_rows};
 #[cfg(target_arch = "x86_64")]
-pub use amx_f16::{AmxF16, split_run};
+pub use amx_parts::{AmxParts, split_run};
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -33,8 +33,8 @@ use crate::cpu::isa::{Isa, Registers};
 ///
 /// A block has `MR` rows (channels that result) and `NR` columns (pixels). The left operand is packed
 /// as [`left_at`](Self::left_at) says; the right one has, for each `PAIR` of products, `PAIR` values a
-/// column. Where a value has several parts, the second ones of a step of the left operand, and of a
-/// `PAIR` of the right one, follow its first ones.
+/// column. Where a value has several parts, all second ones of a step of the left operand, and of a
+/// `PAIR` of the right one, follow its first ones, and so on.
 pub trait Core: Send + Sync + 'static {
     /// What packed operands hold.
     type Value: bytemuck::Pod + Default + Send + Sync;
@@ -46,7 +46,7 @@ pub trait Core: Send + Sync + 'static {
     const NR: usize;
     /// Values of a block.
     const BLOCK: usize = Self::MR * Self::NR;
-    /// Packed values that an element becomes, 1 or 2: their sum is the element.
+    /// Packed values that an element becomes, at most [`MOST_PARTS`]: their sum is the element.
     const PARTS: usize = 1;
     /// Packed values of a row of blocks for each product.
     const LEFT: usize = Self::MR * Self::PARTS;
@@ -62,7 +62,7 @@ pub trait Core: Send + Sync + 'static {
     /// Values of right operands that fill about half of a second-level cache.
     const STRIP: usize;
 
-    /// Where product `step` of row `lane` lies; its second part follows `MR * STEP` values on.
+    /// Where product `step` of row `lane` lies; its next part follows `MR * STEP` values on.
     fn left_at(step: usize, lane: usize) -> usize;
 
     /// Elements as packed values, part by part. Whether the parts mean what the elements do: those
@@ -70,7 +70,7 @@ pub trait Core: Send + Sync + 'static {
     ///
     /// # Safety
     /// The processor has [`ISA`](Self::ISA) but for tiles.
-    unsafe fn values<E: Element>(elements: &[E], parts: [&mut [Self::Value]; 2]) -> bool;
+    unsafe fn values<E: Element>(elements: &[E], parts: [&mut [Self::Value]; MOST_PARTS]) -> bool;
 
     /// Packs neighbouring pixels of `PAIR` channels, of which the second may be missing, side by
     /// side, from column `lane` of the `NR` that `target` has. Returns what [`values`](Self::values) does.
@@ -102,6 +102,9 @@ pub trait Core: Send + Sync + 'static {
         add: bool,
     );
 }
+
+/// The most [`Core::PARTS`].
+pub const MOST_PARTS: usize = 3;
 
 /// Columns that transforms of f32 take at a time, and of which every [`Core::NR`] is a multiple.
 pub const LANES: usize = 16;
@@ -169,7 +172,7 @@ impl<C: Wide> Core for C {
     }
 
     #[inline(always)]
-    unsafe fn values<E: Element>(elements: &[E], [target, _]: [&mut [f32]; 2]) -> bool {
+    unsafe fn values<E: Element>(elements: &[E], [target, ..]: [&mut [f32]; MOST_PARTS]) -> bool {
         E::widen_run(<C as Wide>::ISA, elements, &mut target[..elements.len()]);
         true
     }
