@@ -389,6 +389,33 @@ mod tests {
                 }
                 let equal = found.iter().zip(&narrow).position(|(a, b)| !same(*a, *b));
                 assert_eq!(equal.map(|at| wide[at]), None, "lanes");
+                // Two vectors at once, the second of them in part; apart from subnormal numbers, which
+                // are rounded otherwise, and among them.
+                let normal = |value: &&f32| !value.is_subnormal();
+                let apart: Vec<f32> = wide.iter().filter(normal).copied().collect();
+                for wide in [&wide, &apart] {
+                    let mut found = vec![E::default(); wide.len()];
+                    for (wide, found) in wide.chunks(29).zip(found.chunks_mut(29)) {
+                        let mask = u32::MAX >> (32 - wide.len());
+                        dispatch(
+                            isa,
+                            #[inline(always)]
+                            // SAFETY: as above.
+                            |_| unsafe {
+                                let (low, high) = (mask as u16, (mask >> 16) as u16);
+                                let second = wide.as_ptr().wrapping_add(16);
+                                let lanes = [
+                                    <f32 as Element>::load_lanes(wide.as_ptr(), low),
+                                    <f32 as Element>::load_lanes(second, high),
+                                ];
+                                E::store_two(isa, lanes, mask, found.as_mut_ptr());
+                            },
+                        );
+                    }
+                    let expected = wide.iter().map(|value| reference(*value));
+                    let equal = found.iter().zip(expected).position(|(a, b)| !same(*a, b));
+                    assert_eq!(equal.map(|at| wide[at]), None, "two vectors of {isa:?}");
+                }
             }
         }
     }
