@@ -88,10 +88,21 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     unsafe fn store_two(isa: Isa, values: [__m512; 2], mask: u32, target: *mut Self) {
         let _ = isa;
         // SAFETY: the caller's promises.
-        unsafe {
-            Self::store_lanes(values[0], mask as u16, target);
-            Self::store_lanes(values[1], (mask >> 16) as u16, target.wrapping_add(16));
-        }
+        unsafe { store_each(values, mask, target) }
+    }
+}
+
+/// As [`Element::store_two`], one after the other.
+///
+/// # Safety
+/// As [`Element::store_lanes`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn store_each<E: Element>(values: [__m512; 2], mask: u32, target: *mut E) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        E::store_lanes(values[0], mask as u16, target);
+        E::store_lanes(values[1], (mask >> 16) as u16, target.wrapping_add(16));
     }
 }
 
@@ -189,8 +200,7 @@ impl Element for bf16 {
                 let rounded = round_two(values);
                 _mm512_mask_storeu_epi16(target.cast(), mask, rounded);
             } else {
-                Self::store_lanes(values[0], mask as u16, target);
-                Self::store_lanes(values[1], (mask >> 16) as u16, target.wrapping_add(16));
+                store_each(values, mask, target);
             }
         }
     }

@@ -65,12 +65,15 @@ pub fn instruction_set() -> Result<&'static str, InstructionSetError> {
 /// # Errors
 /// A `HALFSEG_F32` that is neither, or a wrong `HALFSEG_ISA`: the kernels panic with it.
 pub fn f32_products() -> Result<&'static str, InstructionSetError> {
+    Ok(if f32_by_tiles()? { "tiles" } else { "vector" })
+}
+
+fn f32_by_tiles() -> Result<bool, InstructionSetError> {
     static WANTED: LazyLock<Result<bool, InstructionSetError>> = LazyLock::new(|| {
         let wanted = std::env::var_os("HALFSEG_F32").unwrap_or_default();
         tiles_wanted(&wanted)
     });
-    let tiles = WANTED.clone()? && Isa::chosen()?.has(Level::Amx);
-    Ok(if tiles { "tiles" } else { "vector" })
+    Ok(WANTED.clone()? && Isa::chosen()?.has(Level::Amx))
 }
 
 /// Whether this value of `HALFSEG_F32` allows tiles.
@@ -91,7 +94,7 @@ fn tiles_wanted(value: &OsStr) -> Result<bool, InstructionSetError> {
 /// # Panics
 /// If `HALFSEG_F32` or `HALFSEG_ISA` is wrong.
 pub fn multiplies_f32_with_tiles() -> bool {
-    f32_products().unwrap_or_else(|error| panic!("{error}")) == "tiles"
+    f32_by_tiles().unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A set of instructions that the processor has: safe code has one only from where they are detected.

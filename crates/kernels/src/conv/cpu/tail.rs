@@ -68,19 +68,19 @@ impl<E: Element> Tail<'_, E> {
     ) {
         const LANES: usize = 16;
         let skip = self.skip.map(|skip| &skip[at..at + values.len()]);
-        let bias = self.bias.map_or(0.0, |bias| bias[channel]);
+        let bias = self.bias.map(|bias| bias[channel]);
         for first in (0..values.len()).step_by(2 * LANES) {
             let mask = u32::MAX >> (2 * LANES - (2 * LANES).min(values.len() - first));
             // SAFETY: the masks keep to the slices, which are as long as each other; the caller
             // promises the instructions.
             unsafe {
                 let (low, high) = (mask as u16, (mask >> LANES) as u16);
-                let [first_sums, second_sums] = [
+                let sums = [
                     self.finish(bias, skip, values, first, low),
                     self.finish(bias, skip, values, first + LANES, high),
                 ];
                 let target = target.as_mut_ptr().add(first).cast();
-                E::store_two(isa, [first_sums, second_sums], mask, target);
+                E::store_two(isa, sums, mask, target);
             }
         }
     }
@@ -93,7 +93,7 @@ impl<E: Element> Tail<'_, E> {
     #[inline(always)]
     unsafe fn finish(
         &self,
-        bias: f32,
+        bias: Option<f32>,
         skip: Option<&[E]>,
         values: &[f32],
         first: usize,
@@ -106,7 +106,7 @@ impl<E: Element> Tail<'_, E> {
         // SAFETY: the caller's promises.
         unsafe {
             let mut sums = _mm512_maskz_loadu_ps(mask, values.as_ptr().wrapping_add(first));
-            if self.bias.is_some() {
+            if let Some(bias) = bias {
                 sums = _mm512_add_ps(sums, _mm512_set1_ps(bias));
             }
             if let Some(skip) = skip {

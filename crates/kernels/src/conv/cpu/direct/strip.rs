@@ -49,7 +49,7 @@ impl<E: Element, C: Core> Work for (&Strip<'_, E, C>, &mut [C::Value], &mut [f32
 }
 
 impl<E: Element, C: Core> Strip<'_, E, C> {
-    /// Whether the left operand is the wider one, which stays in the first-level cache.
+    /// Whether the left operand, no narrower than the right one, stays in the first-level cache.
     const LEFT_STAYS: bool = C::NR <= C::MR;
 
     /// Neighbouring panels whose sums are stored channel by channel. Channels lie powers of two apart, so that

@@ -8,6 +8,40 @@ use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Level, Registers};
 use crate::cpu::tile_registers::TileRegisters;
 
+/// Assembly: takes up a block's sums in tiles 0 to 3, or clears those, and goes on at label 3.
+macro_rules! take_up {
+    () => {
+        concat!(
+            "test {add}, {add}\n",
+            "jz 2f\n",
+            "tileloadd tmm0, [{block} + {stride}]\n",
+            "tileloadd tmm1, [{block} + {stride} + 64]\n",
+            "tileloadd tmm2, [{block} + {stride} + 2048]\n",
+            "tileloadd tmm3, [{block} + {stride} + 2112]\n",
+            "jmp 3f\n",
+            "2:\n",
+            "tilezero tmm0\n",
+            "tilezero tmm1\n",
+            "tilezero tmm2\n",
+            "tilezero tmm3\n",
+        )
+    };
+}
+
+/// Assembly: lays down what [`take_up`] took.
+macro_rules! lay_down {
+    () => {
+        concat!(
+            "tilestored [{block} + {stride}], tmm0\n",
+            "tilestored [{block} + {stride} + 64], tmm1\n",
+            "tilestored [{block} + {stride} + 2048], tmm2\n",
+            "tilestored [{block} + {stride} + 2112], tmm3\n",
+        )
+    };
+}
+
+pub(super) use {lay_down, take_up};
+
 /// Two by two tiles of 16 x 16 sums; products of bf16 are exact and are added in f32. Values
 /// below 2^-126 count as zero.
 pub struct Amx(());
@@ -173,18 +207,7 @@ pub unsafe fn multiply_rows(
     // promises.
     unsafe {
         asm!(
-            "test {add}, {add}",
-            "jz 2f",
-            "tileloadd tmm0, [{block} + {stride}]",
-            "tileloadd tmm1, [{block} + {stride} + 64]",
-            "tileloadd tmm2, [{block} + {stride} + 2048]",
-            "tileloadd tmm3, [{block} + {stride} + 2112]",
-            "jmp 3f",
-            "2:",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
+            take_up!(),
             // A run.
             "3:",
             "mov {count}, {steps}",
@@ -206,10 +229,7 @@ pub unsafe fn multiply_rows(
             "add {high}, {left_row}",
             "dec {rows}",
             "jnz 3b",
-            "tilestored [{block} + {stride}], tmm0",
-            "tilestored [{block} + {stride} + 64], tmm1",
-            "tilestored [{block} + {stride} + 2048], tmm2",
-            "tilestored [{block} + {stride} + 2112], tmm3",
+            lay_down!(),
             add = in(reg) usize::from(add),
             block = in(reg) block,
             stride = in(reg) Amx::BLOCK_STRIDE,

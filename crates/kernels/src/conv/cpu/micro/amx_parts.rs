@@ -7,9 +7,11 @@ use std::mem::MaybeUninit;
 
 use half::f16;
 
+use super::amx::{lay_down, take_up};
 use super::{Amx, Core, MOST_PARTS, Walk};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Registers};
+use crate::cpu::tile_registers::TileRegisters;
 
 /// A number that is the sum of a few bf16.
 pub trait Parts: Element {
@@ -18,18 +20,12 @@ pub trait Parts: Element {
     /// Products that are summed before a block is stored.
     const DEPTH: usize;
 
-    /// The parts of sixteen numbers, in the upper halves of their lanes, the largest first; and which of the
-    /// numbers are not finite, or round to a bf16 that is not.
-    ///
-    /// # Safety
-    /// The processor has AVX-512.
-    unsafe fn split(values: __m512) -> ([__m512i; MOST_PARTS], __mmask16);
-
     /// As [`Core::multiply`] of packed operands, `steps` of them.
     ///
     /// # Safety
-    /// As [`Core::multiply`]; this thread's tile registers are configured.
+    /// As [`Core::multiply`].
     unsafe fn multiply(
+        _: &TileRegisters,
         steps: usize,
         left: *const u16,
         right: *const u16,
@@ -103,13 +99,11 @@ impl<F: Parts> Core for AmxParts<F> {
         block: *mut f32,
         add: bool,
     ) {
-        // Nothing is multiplied without them.
-        registers.tiles();
         let steps = walk.depth / Self::STEP;
         assert!(walk.rows == 1 && steps > 0 && walk.depth.is_multiple_of(Self::STEP));
         assert!(walk.right_step == Self::RIGHT);
         // SAFETY: the caller's promises are the same.
-        unsafe { F::multiply(steps, left, right, block, add) }
+        unsafe { F::multiply(registers.tiles(), steps, left, right, block, add) }
     }
 }
 
@@ -195,24 +189,10 @@ macro_rules! walk {
 macro_rules! multiply {
     ($steps:expr, $left:expr, $right:expr, $block:expr, $add:expr, $($walk:expr),+) => {
         asm!(
-            "test {add}, {add}",
-            "jz 2f",
-            "tileloadd tmm0, [{block} + {stride}]",
-            "tileloadd tmm1, [{block} + {stride} + 64]",
-            "tileloadd tmm2, [{block} + {stride} + 2048]",
-            "tileloadd tmm3, [{block} + {stride} + 2112]",
-            "jmp 3f",
-            "2:",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
+            take_up!(),
             "3:",
             $($walk,)+
-            "tilestored [{block} + {stride}], tmm0",
-            "tilestored [{block} + {stride} + 64], tmm1",
-            "tilestored [{block} + {stride} + 2048], tmm2",
-            "tilestored [{block} + {stride} + 2112], tmm3",
+            lay_down!(),
             add = in(reg) usize::from($add),
             block = in(reg) $block,
             stride = in(reg) Amx::BLOCK_STRIDE,
@@ -239,20 +219,15 @@ impl Parts for f16 {
     const DEPTH: usize = 128;
 
     #[inline(always)]
-    unsafe fn split(values: __m512) -> ([__m512i; MOST_PARTS], __mmask16) {
-        // SAFETY: the caller's promise.
-        unsafe { split(values) }
-    }
-
-    #[inline(always)]
     unsafe fn multiply(
+        _: &TileRegisters,
         steps: usize,
         left: *const u16,
         right: *const u16,
         block: *mut f32,
         add: bool,
     ) {
-        // SAFETY: the caller promises tiles of 16 rows of 64 bytes, and every address.
+        // SAFETY: tiles have 16 rows of 64 bytes, as the token says; the caller promises every address.
         unsafe {
             multiply!(
                 steps,
@@ -276,13 +251,8 @@ impl Parts for f32 {
     const DEPTH: usize = 96;
 
     #[inline(always)]
-    unsafe fn split(values: __m512) -> ([__m512i; MOST_PARTS], __mmask16) {
-        // SAFETY: the caller's promise.
-        unsafe { split(values) }
-    }
-
-    #[inline(always)]
     unsafe fn multiply(
+        _: &TileRegisters,
         steps: usize,
         left: *const u16,
         right: *const u16,
@@ -291,7 +261,7 @@ impl Parts for f32 {
     ) {
         let mut sums = MaybeUninit::<Sums>::uninit();
         let target = if add { sums.as_mut_ptr().cast() } else { block };
-        // SAFETY: the caller promises tiles of 16 rows of 64 bytes, and every address.
+        // SAFETY: tiles have 16 rows of 64 bytes, as the token says; the caller promises every address.
         unsafe {
             multiply!(
                 steps,
@@ -328,7 +298,8 @@ impl Sums {
     }
 }
 
-/// As [`Parts::split`]; of an f16 the third part is zero.
+/// The parts of sixteen numbers, in the upper halves of their lanes, the largest first (of an f16 the third is zero);
+/// and which of the numbers are not finite, or round to a bf16 that is not.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn split(values: __m512) -> ([__m512i; MOST_PARTS], __mmask16) {
@@ -380,7 +351,7 @@ unsafe fn split_all<F: Parts>(
         let mask = u16::MAX >> (16 - (length - first).min(16));
         // SAFETY: the mask keeps to the run and the targets.
         unsafe {
-            let (parts, found) = F::split(F::load_lanes(elements.add(first), mask));
+            let (parts, found) = split(F::load_lanes(elements.add(first), mask));
             strange |= found;
             for (part, target) in parts.iter().zip(targets).take(F::PARTS) {
                 let narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(*part));
@@ -406,13 +377,13 @@ unsafe fn pair_up<F: Parts>(
         let mask = u16::MAX >> (16 - (length - done).min(16));
         // SAFETY: masks keep every access inside the runs and the target.
         unsafe {
-            let (a, found) = F::split(F::load_lanes(first.add(done), mask));
+            let (a, found) = split(F::load_lanes(first.add(done), mask));
             strange |= found;
             let b = match second {
                 Some(second) => F::load_lanes(second.add(done), mask),
                 None => _mm512_setzero_ps(),
             };
-            let (b, found) = F::split(b);
+            let (b, found) = split(b);
             strange |= found;
             for (part, (a, b)) in a.into_iter().zip(b).enumerate().take(F::PARTS) {
                 let pair = _mm512_or_epi32(_mm512_srli_epi32::<16>(a), b);
