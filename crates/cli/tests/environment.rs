@@ -267,7 +267,7 @@ fn variables_that_nothing_understands_are_named_once() {
             "HALFSEG_ISA",
             "foo",
             &train[..],
-            "portable, avx2, avx512, avx512bf16 or amx",
+            "portable, avx2, avx512, avx512bf16, amx or amxfp16",
             2,
         ),
         ("HALFSEG_F32", "foo", &train[..], "tiles or vector", 2),

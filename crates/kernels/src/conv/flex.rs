@@ -46,8 +46,15 @@ fn run(
     // A pass that is recorded may be followed by a step, which changes the weight.
     let keeps = exactness == Exactness::Output && cpu::keeps();
     let owner = keeps.then(|| owner(&weight, options.groups));
-    let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
-    let skip = extra.skip.map(|skip| skip.to_contiguous());
+    let channels_last = exactness == Exactness::Output
+        && with_element!(x.dtype(), E => cpu::takes_channels_last::<E>(&geometry));
+    let laid = |map: FlexTensor| match channels_last {
+        // No copy where it lies so, as what such a convolution makes does.
+        true => map.permute(&[0, 2, 3, 1]).to_contiguous(),
+        false => map.to_contiguous(),
+    };
+    let (x, weight) = (laid(x), weight.to_contiguous());
+    let skip = extra.skip.map(laid);
     one_dtype(&[Some(&x), skip.as_ref()]);
     let [scale, bias] = [extra.scale, extra.bias].map(|per_channel| {
         per_channel.map(|values| {
@@ -68,9 +75,17 @@ fn run(
                 scale,
                 owner: owner.as_ref(),
             };
-            cpu::forward::<E, W>(&geometry, values(&x), weight, tail, exactness)
+            match channels_last {
+                true => cpu::forward_channels_last::<E, W>(&geometry, values(&x), weight, tail),
+                false => cpu::forward::<E, W>(&geometry, values(&x), weight, tail, exactness),
+            }
         });
-        tensor(output, geometry.output_shape())
+        let shape = geometry.output_shape();
+        if !channels_last {
+            return tensor(output, shape);
+        }
+        let [n, c, h, w] = shape;
+        tensor(output, [n, h, w, c]).permute(&[0, 3, 1, 2])
     })
 }
 

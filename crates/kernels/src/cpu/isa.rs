@@ -20,6 +20,8 @@ pub enum Level {
     Avx512Bf16,
     /// Tiles of bf16 (AMX), which the operating system must have granted.
     Amx,
+    /// Tiles of f16, too (Intel's Xeon 6).
+    AmxFp16,
 }
 
 /// `HALFSEG_ISA` names no instruction set, or `HALFSEG_F32` no way to multiply.
@@ -48,7 +50,8 @@ impl fmt::Display for InstructionSetError {
 impl std::error::Error for InstructionSetError {}
 
 /// What the kernels on the CPU are compiled for in this process: the best that the processor has, but none
-/// above `HALFSEG_ISA`, where that is set. One of `portable`, `avx2`, `avx512`, `avx512bf16` and `amx`.
+/// above `HALFSEG_ISA`, where that is set. One of `portable`, `avx2`, `avx512`, `avx512bf16`, `amx` and `amxfp16`. The last one
+/// is taken at its word where there are tiles: where it is wrong, the first product of f16 ends the process (SIGILL).
 ///
 /// # Errors
 /// A `HALFSEG_ISA` that is none of these, with which the kernels panic.
@@ -102,12 +105,13 @@ pub fn multiplies_f32_with_tiles() -> bool {
 pub struct Isa(Level);
 
 impl Isa {
-    const NAMES: [(Level, &str); 5] = [
+    const NAMES: [(Level, &str); 6] = [
         (Level::Portable, "portable"),
         (Level::Avx2, "avx2"),
         (Level::Avx512, "avx512"),
         (Level::Avx512Bf16, "avx512bf16"),
         (Level::Amx, "amx"),
+        (Level::AmxFp16, "amxfp16"),
     ];
 
     /// What every processor of the target has.
@@ -150,10 +154,19 @@ impl Isa {
     fn chosen() -> Result<Self, InstructionSetError> {
         static CHOSEN: LazyLock<Result<Isa, InstructionSetError>> = LazyLock::new(|| {
             let limit = Isa::named(&std::env::var_os("HALFSEG_ISA").unwrap_or_default())?;
-            let found = Isa::detect();
-            Ok(limit.map_or(found, |limit| found.at_most(limit)))
+            Ok(Isa::detect().limited(limit))
         });
         CHOSEN.clone()
+    }
+
+    /// This set, but none above `limit`. Who names tiles of f16 answers for them where there are tiles: virtual
+    /// machines hide what some of their hosts lack.
+    fn limited(self, limit: Option<Level>) -> Self {
+        match limit {
+            Some(Level::AmxFp16) if self.has(Level::Amx) => Self(Level::AmxFp16),
+            Some(limit) => self.at_most(limit),
+            None => self,
+        }
     }
 
     /// The set of this name; none for no name.
@@ -164,7 +177,7 @@ impl Isa {
             None if name.is_empty() => Ok(None),
             None => Err(InstructionSetError {
                 variable: "HALFSEG_ISA",
-                expected: "portable, avx2, avx512, avx512bf16 or amx",
+                expected: "portable, avx2, avx512, avx512bf16, amx or amxfp16",
                 found: name.into(),
             }),
         }
@@ -191,7 +204,13 @@ impl Isa {
         Self(match (avx2, avx512) {
             (false, _) => Level::Portable,
             (true, false) => Level::Avx2,
-            (true, true) if has_dots() && tile_registers::granted() => Level::Amx,
+            (true, true) if has_dots() && tile_registers::granted() => {
+                if tile_registers::multiply_f16() {
+                    Level::AmxFp16
+                } else {
+                    Level::Amx
+                }
+            }
             (true, true) if has_fast_dots() => Level::Avx512Bf16,
             (true, true) => Level::Avx512,
         })
@@ -303,7 +322,9 @@ pub fn dispatch<R>(isa: Isa, body: impl FnOnce(Isa) -> R) -> R {
             // SAFETY: the processor has them.
             Level::Avx2 => unsafe { avx2(body) },
             // SAFETY: as above.
-            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => unsafe { avx512(body) },
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx | Level::AmxFp16 => unsafe {
+                avx512(body)
+            },
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -324,10 +345,20 @@ mod tests {
         let error = Isa::named(OsStr::new("AVX2")).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "HALFSEG_ISA: expected portable, avx2, avx512, avx512bf16 or amx, found `AVX2`"
+            "HALFSEG_ISA: expected portable, avx2, avx512, avx512bf16, amx or amxfp16, found `AVX2`"
         );
         let known = Isa::NAMES.map(|(_, name)| name);
         assert!(known.contains(&instruction_set().unwrap()));
+    }
+
+    #[test]
+    fn tiles_of_f16_are_believed_where_there_are_tiles() {
+        let named = Some(Level::AmxFp16);
+        assert_eq!(Isa(Level::Amx).limited(named), Isa(Level::AmxFp16));
+        assert_eq!(Isa(Level::Avx512).limited(named), Isa(Level::Avx512));
+        let both = Isa(Level::AmxFp16);
+        assert_eq!(both.limited(None), both);
+        assert_eq!(both.limited(Some(Level::Amx)), Isa(Level::Amx));
     }
 
     #[test]

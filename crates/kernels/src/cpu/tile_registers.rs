@@ -44,6 +44,14 @@ pub fn granted() -> bool {
     false
 }
 
+/// Whether the processor reports that tiles multiply f16, as Intel's Xeon 6 (Granite Rapids) does.
+pub fn multiply_f16() -> bool {
+    const AMX_FP16: u32 = 1 << 21;
+    const LEAF: u32 = 7;
+    let subleaves = std::arch::x86_64::__cpuid_count(LEAF, 0).eax;
+    subleaves >= 1 && std::arch::x86_64::__cpuid_count(LEAF, 1).eax & AMX_FP16 != 0
+}
+
 /// This thread's tile registers, configured as eight tiles of 16 rows of 64 bytes. Whoever is given one
 /// may use tiles, but must not expect to find in them what another `asm!` block left. Released when
 /// dropped, so that a switch of threads need not save them.

@@ -8,6 +8,8 @@
 //! generic over how blocks are multiplied ([`micro::Core`]) and compiled for each instruction set
 //! ([`isa`](crate::cpu::isa)); processors with tiles multiply bf16 without widening it.
 
+#[cfg(target_arch = "x86_64")]
+mod channels_last;
 mod depthwise;
 mod direct;
 mod geometry;
@@ -40,8 +42,13 @@ macro_rules! with_core {
     ($isa:expr, $E:ident, $core:ident => $body:expr) => {
         match $isa.level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Amx if is::<$E, half::bf16>() => {
-                let $core = micro::Amx::on($isa);
+            Level::Amx | Level::AmxFp16 if is::<$E, half::bf16>() => {
+                let $core = micro::Amx::<half::bf16>::on($isa);
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::AmxFp16 if is::<$E, half::f16>() => {
+                let $core = micro::Amx::<half::f16>::on($isa);
                 $body
             }
             #[cfg(target_arch = "x86_64")]
@@ -50,7 +57,7 @@ macro_rules! with_core {
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Amx if is::<$E, f32>() && isa::multiplies_f32_with_tiles() => {
+            Level::Amx | Level::AmxFp16 if is::<$E, f32>() && isa::multiplies_f32_with_tiles() => {
                 let $core = micro::AmxParts::<f32>::on($isa);
                 $body
             }
@@ -70,7 +77,7 @@ macro_rules! with_weight_core {
         match $isa.level() {
             // 32 columns divide the usual numbers of channels.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => {
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx | Level::AmxFp16 => {
                 let $core = micro::Avx512::<12, 2>::on($isa);
                 $body
             }
@@ -84,7 +91,7 @@ macro_rules! with_wide_core {
     ($isa:expr, $core:ident => $body:expr) => {
         match $isa.level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => {
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx | Level::AmxFp16 => {
                 let $core = micro::Avx512::<8, 3>::on($isa);
                 $body
             }
@@ -99,6 +106,36 @@ macro_rules! with_wide_core {
             }
         }
     };
+}
+
+/// Whether [`forward_channels_last`] is the way to compute this on this processor.
+pub fn takes_channels_last<E: Element>(geometry: &Geometry) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return channels_last::takes::<E>(Isa::best(), geometry);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = geometry;
+        false
+    }
+}
+
+/// As [`forward`], within [`Exactness::Output`], of maps that are `[n, h, w, c]`, and so is the result.
+///
+/// # Panics
+/// If this is none that [`takes_channels_last`] is true of.
+pub fn forward_channels_last<E: Element, W: Element>(
+    geometry: &Geometry,
+    x: &[E],
+    weight: Weight<'_, W>,
+    tail: Tail<'_, E>,
+) -> Vec<E> {
+    #[cfg(target_arch = "x86_64")]
+    return channels_last::forward(Isa::best(), geometry, x, weight, tail);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (x, weight.values, tail.relu);
+        unreachable!("{geometry:?} is none for which maps lie channels last")
+    }
 }
 
 /// `act(x * weight + bias + skip)`, all contiguous; the result is `[n, c_out, h_out, w_out]`.
@@ -215,7 +252,7 @@ fn algorithm<E: Element>(isa: Isa, geometry: &Geometry, exactness: Exactness) ->
     }
 }
 
-/// Tiles of bf16, also three for one of f16, are faster than any way to save products of f32.
+/// Tiles of bf16, also three products for one of f16, are faster than any way to save products of f32.
 fn has_tiles_for_halves<E: Element>(isa: Isa) -> bool {
     isa.has(Level::Amx) && !is::<E, f32>()
 }
@@ -314,8 +351,14 @@ fn weight_gradient_with<E: Element, W: Element>(
     } else {
         #[cfg(target_arch = "x86_64")]
         if has_tiles_for_halves::<E>(isa) {
-            let core = micro::Amx::on(isa);
-            if direct::weight_gradient_amx(core, &geometry, x, gradient, &mut result) {
+            let exact = if isa.has(Level::AmxFp16) && is::<E, half::f16>() {
+                let core = micro::Amx::<half::f16>::on(isa);
+                direct::weight_gradient_amx(core, &geometry, x, gradient, &mut result)
+            } else {
+                let core = micro::Amx::<half::bf16>::on(isa);
+                direct::weight_gradient_amx(core, &geometry, x, gradient, &mut result)
+            };
+            if exact {
                 return result;
             }
         }

@@ -1,5 +1,10 @@
 //! What follows the sums of a convolution on the CPU.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    __m512, _CMP_LT_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_mask_mov_ps,
+    _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+};
 use std::mem::MaybeUninit;
 
 use crate::cpu::element::Element;
@@ -98,20 +103,32 @@ impl<E: Element> Tail<'_, E> {
         values: &[f32],
         first: usize,
         mask: u16,
-    ) -> std::arch::x86_64::__m512 {
-        use std::arch::x86_64::{
-            _CMP_LT_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_mask_mov_ps,
-            _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
-        };
+    ) -> __m512 {
         // SAFETY: the caller's promises.
         unsafe {
             let mut sums = _mm512_maskz_loadu_ps(mask, values.as_ptr().wrapping_add(first));
             if let Some(bias) = bias {
                 sums = _mm512_add_ps(sums, _mm512_set1_ps(bias));
             }
+            self.finish_lanes(
+                sums,
+                skip.map(|skip| skip.as_ptr().wrapping_add(first)),
+                mask,
+            )
+        }
+    }
+
+    /// What follows the bias.
+    ///
+    /// # Safety
+    /// As [`Self::finish`].
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn finish_lanes(&self, mut sums: __m512, skip: Option<*const E>, mask: u16) -> __m512 {
+        // SAFETY: the caller's promises.
+        unsafe {
             if let Some(skip) = skip {
-                let skip = E::load_lanes(skip.as_ptr().wrapping_add(first), mask);
-                sums = _mm512_add_ps(sums, skip);
+                sums = _mm512_add_ps(sums, E::load_lanes(skip, mask));
             }
             if self.relu {
                 let zero = _mm512_setzero_ps();
@@ -119,6 +136,39 @@ impl<E: Element> Tail<'_, E> {
                 sums = _mm512_mask_mov_ps(sums, negative, zero);
             }
             sums
+        }
+    }
+
+    /// As [`Self::store`], of those of 32 neighbouring channels of one pixel from `channel` on that `mask` has, of a
+    /// map that lies channels last. The first is value `at` of the output.
+    ///
+    /// # Safety
+    /// They are there, also in `skip` and at `target`; the processor has `isa`, which is at least AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub unsafe fn store_channels(
+        &self,
+        isa: Isa,
+        [channel, at]: [usize; 2],
+        [low, high]: [__m512; 2],
+        mask: u32,
+        target: *mut E,
+    ) {
+        const LANES: usize = 16;
+        // SAFETY: the caller's promises.
+        unsafe {
+            let (mut sums, masks) = ([low, high], [mask as u16, (mask >> LANES) as u16]);
+            if let Some(bias) = self.bias {
+                let bias = bias.as_ptr().wrapping_add(channel);
+                sums[0] = _mm512_add_ps(sums[0], _mm512_maskz_loadu_ps(masks[0], bias));
+                let bias = bias.wrapping_add(LANES);
+                sums[1] = _mm512_add_ps(sums[1], _mm512_maskz_loadu_ps(masks[1], bias));
+            }
+            let skip = self.skip.map(|skip| skip.as_ptr().wrapping_add(at));
+            sums[0] = self.finish_lanes(sums[0], skip, masks[0]);
+            let skip = skip.map(|skip| skip.wrapping_add(LANES));
+            sums[1] = self.finish_lanes(sums[1], skip, masks[1]);
+            E::store_two(isa, sums, mask, target);
         }
     }
 

@@ -1,6 +1,8 @@
 //! All three passes against sums in f64, over random shapes.
 
 #[cfg(target_arch = "x86_64")]
+mod channels_last;
+#[cfg(target_arch = "x86_64")]
 mod f32_by_tiles;
 
 use half::{bf16, f16};

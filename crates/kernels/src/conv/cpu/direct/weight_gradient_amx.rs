@@ -1,14 +1,18 @@
 //! Weight gradient of bf16 and f16 maps with tiles: as in [`weight_gradient`](mod@super::weight_gradient), but
 //! the input's rows are multiplied where they lie, and pairs of the gradient's pixels are packed side by
-//! side. An f16 has two parts, as in [`AmxParts`](super::super::micro::AmxParts).
+//! side. Where tiles hold bf16 alone, an f16 has two parts, as in [`AmxParts`](super::super::micro::AmxParts).
 
+use std::any::TypeId;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use half::f16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::super::geometry::{Geometry, inside};
-use super::super::micro::{Amx, Core, Walk, interleave, multiply_rows, split_run};
+use super::super::micro::{
+    self, Core, Tiled, Walk, copy_bits, interleave, multiply_rows, split_run,
+};
 use super::weight_gradient::{Rectangle, bands};
 use crate::cpu::element::{Element, convert};
 use crate::cpu::isa::{Level, Registers, Work, compiled};
@@ -18,36 +22,37 @@ use crate::cpu::scratch::{Aligned, Shared, with_scratch};
 const PIXELS: usize = 2048;
 /// Values of the gradient's panels that stay in the second-level cache while the input's pass by.
 const TOGETHER: usize = 1 << 19;
+/// What all tiles have in common.
+type Amx = micro::Amx<bf16>;
 /// Channels of a block, of either map.
 const CHANNELS: usize = Amx::MR;
 /// Pixels of a step.
 const STEP: usize = Amx::STEP;
 
-/// Parts of a value of `E`, which is bf16 or f16.
-fn parts<E: Element>() -> usize {
+/// Values of `F` that one of `E`, which is bf16 or f16, becomes.
+fn parts<F: Tiled, E: Element>() -> usize {
     assert_eq!(size_of::<E>(), size_of::<u16>());
-    1 + usize::from(std::any::TypeId::of::<E>() == std::any::TypeId::of::<f16>())
+    1 + usize::from(TypeId::of::<E>() != TypeId::of::<F>())
 }
 
-/// Writes the parts of a row, each with a target of its own. Whether all are finite, or bf16.
+/// Writes the parts of a row, each with a target of its own. Whether they mean what the row does: what is not finite has
+/// no two parts.
 ///
 /// # Safety
 /// The processor has AVX-512.
 #[inline(always)]
-unsafe fn write_parts<E: Element>(source: &[E], [high, low]: [&mut [u16]; 2]) -> bool {
-    if parts::<E>() == 2 {
+unsafe fn write_parts<F: Tiled, E: Element>(source: &[E], [high, low]: [&mut [u16]; 2]) -> bool {
+    if parts::<F, E>() == 2 {
         // SAFETY: the caller's promise.
         return unsafe { split_run::<f16, E>(source, [high, low, &mut []]) };
     }
-    for (target, source) in high.iter_mut().zip(source) {
-        *target = source.bf16_bits();
-    }
+    copy_bits::<F, E>(source, high);
     true
 }
 
 /// `E` holds bf16 or f16. Returns whether the result is of use: f16 that is not finite has no parts.
-pub fn weight_gradient<E: Element, W: Element>(
-    _: Amx,
+pub fn weight_gradient<F: Tiled, E: Element, W: Element>(
+    _: micro::Amx<F>,
     geometry: &Geometry,
     x: &[E],
     gradient: &[E],
@@ -61,7 +66,7 @@ pub fn weight_gradient<E: Element, W: Element>(
     let (left_panels, right_panels) = (c.div_ceil(CHANNELS), m.div_ceil(CHANNELS));
     let exact = AtomicBool::new(true);
     // [panel of output channels][part][row of the band][pair of pixels][channel][pixel]
-    let panel_length = parts::<E>() * PIXELS * CHANNELS;
+    let panel_length = parts::<F, E>() * PIXELS * CHANNELS;
     let together = TOGETHER / panel_length;
     let mut right = Aligned::<u16>::zeros(right_panels * panel_length);
     for group in 0..groups {
@@ -82,6 +87,7 @@ pub fn weight_gradient<E: Element, W: Element>(
                         count: CHANNELS.min(m - panel * CHANNELS),
                         target,
                         exact: &exact,
+                        tiles: PhantomData::<F>,
                     };
                     // Nothing is multiplied here.
                     // SAFETY: the caller promises the processor.
@@ -108,10 +114,11 @@ pub fn weight_gradient<E: Element, W: Element>(
                         panels: chunk * together..right_panels.min((chunk + 1) * together),
                         sums: Shared(target.at(first * right_panels * Amx::BLOCK)),
                         exact: &exact,
+                        tiles: PhantomData::<F>,
                     };
                     let Some(layout) = part.layout() else { return };
                     with_scratch(
-                        [parts::<E>() * layout.length(), 0],
+                        [parts::<F, E>() * layout.length(), 0],
                         |left: &mut [u16], _| {
                             let work = PartWork {
                                 part: &part,
@@ -119,7 +126,7 @@ pub fn weight_gradient<E: Element, W: Element>(
                                 left,
                             };
                             // SAFETY: the caller promises the processor; tasks own their taps' sums.
-                            unsafe { compiled(Amx::ISA, work) };
+                            unsafe { compiled(F::ISA, work) };
                         },
                     );
                 });
@@ -153,7 +160,7 @@ pub fn weight_gradient<E: Element, W: Element>(
 }
 
 /// Packs a panel of the gradient; pixels that fill the last step, and channels past the last, are zero.
-struct Pairs<'a, E> {
+struct Pairs<'a, F, E> {
     band: Rectangle,
     size: [usize; 2],
     gradient: &'a [E],
@@ -161,16 +168,17 @@ struct Pairs<'a, E> {
     count: usize,
     target: &'a mut [u16],
     exact: &'a AtomicBool,
+    tiles: PhantomData<F>,
 }
 
-impl<E: Element> Work for Pairs<'_, E> {
+impl<F: Tiled, E: Element> Work for Pairs<'_, F, E> {
     #[inline(always)]
     unsafe fn run(self, _: &Registers) {
         let plane = self.size[0] * self.size[1];
         let [height, width] = self.band.size();
         let row_length = width.next_multiple_of(STEP) * CHANNELS;
         let isa = Amx::ISA.at_most(Level::Avx512);
-        let mut split = vec![[0u16; 2 * PIXELS]; if parts::<E>() == 2 { CHANNELS } else { 0 }];
+        let mut split = vec![[0u16; 2 * PIXELS]; if parts::<F, E>() == 2 { CHANNELS } else { 0 }];
         let (high, low) = self.target.split_at_mut(PIXELS * CHANNELS);
         for i in 0..height {
             let at = (self.band.rows[0] + i) * self.size[1] + self.band.columns[0];
@@ -187,7 +195,7 @@ impl<E: Element> Work for Pairs<'_, E> {
             for (part, target) in [&mut *high, &mut *low]
                 .into_iter()
                 .enumerate()
-                .take(parts::<E>())
+                .take(parts::<F, E>())
             {
                 for (row, split) in rows.iter_mut().zip(&split) {
                     *row = split[part * PIXELS..].as_ptr().cast();
@@ -214,7 +222,7 @@ impl<E: Element> Work for Pairs<'_, E> {
 }
 
 /// The taps of one row of the kernel for one panel of input channels, in one band.
-struct Part<'a, E> {
+struct Part<'a, F, E> {
     geometry: &'a Geometry,
     band: Rectangle,
     tap_row: usize,
@@ -228,6 +236,7 @@ struct Part<'a, E> {
     /// Of all panels.
     sums: Shared<f32>,
     exact: &'a AtomicBool,
+    tiles: PhantomData<F>,
 }
 
 /// How a part of a panel of the input is copied: `[copy][channel][row][column]`.
@@ -248,7 +257,7 @@ impl Copies {
     }
 }
 
-impl<E: Element> Part<'_, E> {
+impl<F: Tiled, E: Element> Part<'_, F, E> {
     fn layout(&self) -> Option<Copies> {
         let geometry = self.geometry;
         let offset = geometry.offset(0, self.tap_row);
@@ -319,7 +328,7 @@ impl<E: Element> Part<'_, E> {
                     let source = &source[first..];
                     let exact = if step_x == 1 {
                         // SAFETY: the caller promises the processor.
-                        unsafe { write_parts(&source[..inside.len()], targets) }
+                        unsafe { write_parts::<F, E>(&source[..inside.len()], targets) }
                     } else {
                         let [high, low] = targets;
                         let mut low = low.iter_mut();
@@ -328,7 +337,7 @@ impl<E: Element> Part<'_, E> {
                             let low = low.next().map_or(&mut [][..], std::slice::from_mut);
                             let high = std::slice::from_mut(high);
                             // SAFETY: as above.
-                            exact &= unsafe { write_parts(&[*source], [high, low]) };
+                            exact &= unsafe { write_parts::<F, E>(&[*source], [high, low]) };
                         }
                         exact
                     };
@@ -341,13 +350,13 @@ impl<E: Element> Part<'_, E> {
     }
 }
 
-struct PartWork<'a, E> {
-    part: &'a Part<'a, E>,
+struct PartWork<'a, F, E> {
+    part: &'a Part<'a, F, E>,
     layout: &'a Copies,
     left: &'a mut [u16],
 }
 
-impl<E: Element> Work for PartWork<'_, E> {
+impl<F: Tiled, E: Element> Work for PartWork<'_, F, E> {
     /// # Safety
     /// No other thread touches the sums of these taps and channels.
     #[inline(always)]
@@ -369,7 +378,7 @@ impl<E: Element> Work for PartWork<'_, E> {
         let panels = part.right.len() / part.panel_length;
         // Parts of the input and of the gradient; the product of both low ones is left out.
         let products = [[0, 0], [1, 0], [0, 1]];
-        let products = &products[..2 * parts::<E>() - 1];
+        let products = &products[..2 * parts::<F, E>() - 1];
         for panel in part.panels.clone() {
             let right = &part.right[panel * part.panel_length..][..part.panel_length];
             for tap in 0..kernel_width {
@@ -384,7 +393,7 @@ impl<E: Element> Work for PartWork<'_, E> {
                     // SAFETY: copies hold every row of every channel for every tap; the sums are this
                     // task's own.
                     unsafe {
-                        multiply_rows(
+                        multiply_rows::<F>(
                             registers.tiles(),
                             walk,
                             left[of_left * layout.length() + at..].as_ptr(),

@@ -1,7 +1,11 @@
-//! Blocks of products of bf16 with the tile registers of AMX.
+//! Blocks of products of bf16, and of f16, with the tile registers of AMX.
 
+use std::any::TypeId;
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
+
+use half::{bf16, f16};
 
 use super::{Core, MOST_PARTS, Walk};
 use crate::cpu::element::Element;
@@ -42,26 +46,44 @@ macro_rules! lay_down {
 
 pub(super) use {lay_down, take_up};
 
-/// Two by two tiles of 16 x 16 sums; products of bf16 are exact and are added in f32. Values
-/// below 2^-126 count as zero.
-pub struct Amx(());
+/// What tiles multiply as it is.
+pub trait Tiled: Element {
+    /// The instructions for it.
+    const ISA: Isa;
 
-impl Amx {
+    /// Runs of products, into a block of sums, or added to it. Runs of the right operand follow each other.
+    ///
+    /// # Safety
+    /// The operands are readable as `rows` says, 16 rows of a left tile, and a block at `block` is writable,
+    /// and readable if that is added to.
+    unsafe fn multiply_rows(
+        _: &TileRegisters,
+        rows: Rows,
+        right: *const u16,
+        block: *mut f32,
+        add: bool,
+    );
+}
+
+/// Two by two tiles of 16 x 16 sums; products are exact and are added in f32. Values and sums
+/// below 2^-126 count as zero, which is no f16.
+pub struct Amx<F>(PhantomData<F>);
+
+impl<F: Tiled> Amx<F> {
     /// # Panics
     /// If `isa` has not the instructions.
     pub fn on(isa: Isa) -> Self {
-        assert!(isa.has(Level::Amx));
-        Self(())
+        assert!(isa.has(F::ISA.level()));
+        Self(PhantomData)
     }
 
     /// Bytes of a row of a block, and of one of a packed right operand.
     pub const BLOCK_STRIDE: usize = Self::NR * size_of::<f32>();
 }
 
-impl Core for Amx {
+impl<F: Tiled> Core for Amx<F> {
     type Value = u16;
-    // SAFETY: who has a core has found the instructions.
-    const ISA: Isa = unsafe { Isa::assume(Level::Amx) };
+    const ISA: Isa = F::ISA;
     const MR: usize = 32;
     const NR: usize = 32;
     const PAIR: usize = 2;
@@ -76,9 +98,7 @@ impl Core for Amx {
 
     #[inline(always)]
     unsafe fn values<E: Element>(elements: &[E], [target, ..]: [&mut [u16]; MOST_PARTS]) -> bool {
-        for (target, element) in target.iter_mut().zip(elements) {
-            *target = element.bf16_bits();
-        }
+        copy_bits::<F, E>(elements, target);
         true
     }
 
@@ -103,11 +123,25 @@ impl Core for Amx {
         add: bool,
     ) {
         // SAFETY: the caller's promises are the same.
-        unsafe { multiply_rows(registers.tiles(), walk, left, right, 64, block, add) }
+        unsafe { multiply_rows::<F>(registers.tiles(), walk, left, right, 64, block, add) }
     }
 }
 
-/// As [`Core::gather`] of bf16 in pairs.
+/// Elements, which are `F`s, as they are, into a target that is no shorter.
+#[inline(always)]
+pub fn copy_bits<F: Tiled, E: Element>(elements: &[E], target: &mut [u16]) {
+    assert!(TypeId::of::<E>() == TypeId::of::<F>());
+    const { assert!(size_of::<F>() == size_of::<u16>()) };
+    let target = &mut target[..elements.len()];
+    // SAFETY: as many values of two bytes, of which every one is bits.
+    unsafe {
+        target
+            .as_mut_ptr()
+            .copy_from_nonoverlapping(elements.as_ptr().cast(), target.len())
+    };
+}
+
+/// As [`Core::gather`] of values of two bytes, in pairs.
 ///
 /// # Safety
 /// The processor has AVX-512 F and BW.
@@ -121,7 +155,7 @@ pub unsafe fn pair_up<E: Element>(
     let first = first.unwrap_or_default();
     let target = &mut target[lane * 2..][..first.len() * 2];
     assert!(second.is_none_or(|second| second.len() == first.len()));
-    // SAFETY: elements are bf16; both runs and the target have the lengths that were checked,
+    // SAFETY: elements have two bytes; both runs and the target have the lengths that were checked,
     // and the caller promises the instructions.
     unsafe {
         write_pairs(
@@ -182,13 +216,11 @@ unsafe fn write_pairs(
 /// As [`Core::multiply`]; neighbouring rows of a left tile are `left_stride` bytes apart, and its
 /// second tile 16 rows on. Runs of the right operand follow each other.
 ///
-/// One block of assembly a product: nothing stays in a tile that another one would have to find there.
-///
 /// # Safety
 /// As [`Core::multiply`].
 #[inline(always)]
-pub unsafe fn multiply_rows(
-    _: &TileRegisters,
+pub unsafe fn multiply_rows<F: Tiled>(
+    registers: &TileRegisters,
     walk: Walk,
     left: *const u16,
     right: *const u16,
@@ -196,55 +228,109 @@ pub unsafe fn multiply_rows(
     block: *mut f32,
     add: bool,
 ) {
-    let steps = walk.depth / Amx::STEP;
-    assert!(walk.rows > 0 && steps > 0 && walk.depth.is_multiple_of(Amx::STEP));
-    assert!(walk.right_step == Amx::RIGHT);
-    assert!(walk.rows == 1 || walk.right_row == walk.depth * Amx::RIGHT);
+    let steps = walk.depth / Amx::<F>::STEP;
+    assert!(walk.depth.is_multiple_of(Amx::<F>::STEP));
+    assert!(walk.right_step == Amx::<F>::RIGHT);
+    assert!(walk.rows == 1 || walk.right_row == walk.depth * Amx::<F>::RIGHT);
     // Packed tiles follow each other; rows of a map go on where they are.
-    let left_step = if left_stride == 64 { 64 * Amx::MR } else { 64 };
+    let left_step = if left_stride == 64 {
+        64 * Amx::<F>::MR
+    } else {
+        64
+    };
     let left_row = (walk.left_row * size_of::<u16>()).wrapping_sub(steps * left_step);
-    // SAFETY: tiles have 16 rows of 64 bytes, as the token says; every address is one that the caller
-    // promises.
-    unsafe {
-        asm!(
-            take_up!(),
-            // A run.
-            "3:",
-            "mov {count}, {steps}",
-            "4:",
-            "tileloadd tmm6, [{right} + {stride}]",
-            "tileloadd tmm4, [{low} + {left_stride}]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{right} + {stride} + 64]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{high} + {left_stride}]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {low}, {left_step}",
-            "add {high}, {left_step}",
-            "add {right}, 2048",
-            "dec {count}",
-            "jnz 4b",
-            "add {low}, {left_row}",
-            "add {high}, {left_row}",
-            "dec {rows}",
-            "jnz 3b",
-            lay_down!(),
-            add = in(reg) usize::from(add),
-            block = in(reg) block,
-            stride = in(reg) Amx::BLOCK_STRIDE,
-            low = inout(reg) left => _,
-            high = inout(reg) left.wrapping_byte_add(16 * left_stride) => _,
-            right = inout(reg) right => _,
-            rows = inout(reg) walk.rows => _,
-            count = out(reg) _,
-            steps = in(reg) steps,
-            left_stride = in(reg) left_stride,
-            left_step = in(reg) left_step,
-            left_row = in(reg) left_row,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
+    let rows = Rows {
+        count: walk.rows,
+        steps,
+        left: [left, left.wrapping_byte_add(16 * left_stride)],
+        left_stride,
+        left_step,
+        left_row,
+    };
+    // SAFETY: the caller's promises.
+    unsafe { F::multiply_rows(registers, rows, right, block, add) }
 }
+
+/// Runs of products; steps are of 32 products, distances in bytes.
+#[derive(Clone, Copy)]
+pub struct Rows {
+    pub count: usize,
+    pub steps: usize,
+    /// The two left tiles.
+    pub left: [*const u16; 2],
+    /// Between neighbouring rows of a left tile.
+    pub left_stride: usize,
+    /// From one step to the next.
+    pub left_step: usize,
+    /// From the end of a run to the next.
+    pub left_row: usize,
+}
+
+/// The products of one type, by its instruction. One block of assembly: nothing stays in a tile that another one would
+/// have to find there.
+macro_rules! tiled {
+    ($F:ty, $level:expr, $product:literal) => {
+        impl Tiled for $F {
+            // SAFETY: who has a core has found the instructions.
+            const ISA: Isa = unsafe { Isa::assume($level) };
+
+            #[inline(always)]
+            unsafe fn multiply_rows(
+                _: &TileRegisters,
+                rows: Rows,
+                right: *const u16,
+                block: *mut f32,
+                add: bool,
+            ) {
+                assert!(rows.count > 0 && rows.steps > 0);
+                // SAFETY: tiles have 16 rows of 64 bytes, as the token says; every address is one that the
+                // caller promises.
+                unsafe {
+                    asm!(
+                        take_up!(),
+                        // A run.
+                        "3:",
+                        "mov {count}, {steps}",
+                        "4:",
+                        "tileloadd tmm6, [{right} + {stride}]",
+                        "tileloadd tmm4, [{low} + {left_stride}]",
+                        concat!($product, " tmm0, tmm4, tmm6"),
+                        "tileloadd tmm7, [{right} + {stride} + 64]",
+                        concat!($product, " tmm1, tmm4, tmm7"),
+                        "tileloadd tmm5, [{high} + {left_stride}]",
+                        concat!($product, " tmm2, tmm5, tmm6"),
+                        concat!($product, " tmm3, tmm5, tmm7"),
+                        "add {low}, {left_step}",
+                        "add {high}, {left_step}",
+                        "add {right}, 2048",
+                        "dec {count}",
+                        "jnz 4b",
+                        "add {low}, {left_row}",
+                        "add {high}, {left_row}",
+                        "dec {rows}",
+                        "jnz 3b",
+                        lay_down!(),
+                        add = in(reg) usize::from(add),
+                        block = in(reg) block,
+                        stride = in(reg) Amx::<$F>::BLOCK_STRIDE,
+                        low = inout(reg) rows.left[0] => _,
+                        high = inout(reg) rows.left[1] => _,
+                        right = inout(reg) right => _,
+                        rows = inout(reg) rows.count => _,
+                        count = out(reg) _,
+                        steps = in(reg) rows.steps,
+                        left_stride = in(reg) rows.left_stride,
+                        left_step = in(reg) rows.left_step,
+                        left_row = in(reg) rows.left_row,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+            }
+        }
+    };
+}
+
+tiled!(bf16, Level::Amx, "tdpbf16ps");
+tiled!(f16, Level::AmxFp16, "tdpfp16ps");

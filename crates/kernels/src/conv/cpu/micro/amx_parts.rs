@@ -5,13 +5,16 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use half::f16;
+use half::{bf16, f16};
 
-use super::amx::{lay_down, take_up};
-use super::{Amx, Core, MOST_PARTS, Walk};
+use super::amx::{self, lay_down, take_up};
+use super::{Core, MOST_PARTS, Walk};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Registers};
 use crate::cpu::tile_registers::TileRegisters;
+
+/// Its parts' tiles.
+type Amx = amx::Amx<bf16>;
 
 /// A number that is the sum of a few bf16.
 pub trait Parts: Element {

@@ -1,0 +1,333 @@
+//! The outputs of one task: its rows copied, multiplied, finished.
+
+use std::arch::x86_64::*;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::super::geometry::{Geometry, inside};
+use super::super::micro::{Amx, Core, Rows, Tiled};
+use super::super::tail::Tail;
+use super::pack::panel_length;
+use super::{PANEL, Plan, STEP, TILE};
+use crate::cpu::element::Element;
+use crate::cpu::isa::{Registers, Work};
+use crate::cpu::scratch::Shared;
+
+/// A rectangle of the output of one image, and panels of its channels.
+pub struct Task<'a, E, F> {
+    pub geometry: &'a Geometry,
+    pub plan: &'a Plan,
+    pub weight: &'a [u16],
+    pub x: &'a [E],
+    pub tail: Tail<'a, E>,
+    pub output: Shared<E>,
+    pub image: usize,
+    pub panels: Range<usize>,
+    pub rows: Range<usize>,
+    pub columns: Range<usize>,
+    pub tiles: PhantomData<F>,
+}
+
+/// Neighbouring outputs of one row.
+#[derive(Clone, Copy)]
+struct Tile {
+    y: usize,
+    x: usize,
+    length: usize,
+}
+
+/// Where the pixels of a row of the input lie.
+#[derive(Clone, Copy)]
+struct Row {
+    /// The pixel of the first tap of the task's first column.
+    first: *const u16,
+    /// Bytes from one pixel to the next.
+    pixel: usize,
+}
+
+impl<E: Element, F: Tiled> Work for (&Task<'_, E, F>, &mut [u16], &mut [f32]) {
+    #[inline(always)]
+    unsafe fn run(self, registers: &Registers) {
+        let (task, values, sums) = self;
+        // SAFETY: the caller's promises are the same.
+        unsafe { task.compute(registers, values, sums) }
+    }
+}
+
+impl<E: Element, F: Tiled> Task<'_, E, F> {
+    /// # Safety
+    /// No other thread writes these pixels of these channels, and `output` has them. The processor has the
+    /// instructions of `F`.
+    #[inline(always)]
+    unsafe fn compute(&self, registers: &Registers, copies: &mut [u16], sums: &mut [f32]) {
+        let (geometry, plan) = (self.geometry, self.plan);
+        let [kernel_height, kernel_width] = geometry.kernel;
+        let short = plan.is_short(geometry);
+        let tiles = self.tiles();
+        let blocks: Vec<[Tile; 2]> = tiles
+            .chunks(2)
+            .map(|pair| [pair[0], *pair.last().unwrap_or(&pair[0])])
+            .collect();
+        let mut begun = vec![false; blocks.len()];
+        let length = panel_length(geometry, plan);
+        let taps = kernel_height * kernel_width;
+        for first in (0..plan.channels).step_by(plan.chunk) {
+            let depth = plan.chunk.min(plan.channels - first);
+            // SAFETY: the caller's promises.
+            let rows = unsafe { self.input_rows(first, depth, copies) };
+            for tap_y in 0..kernel_height {
+                let last = first + depth == plan.channels && tap_y + 1 == kernel_height;
+                for (index, block) in blocks.iter().enumerate() {
+                    let lines = block.map(|tile| rows.of(tap_y, tile.y - self.rows.start));
+                    let taps_x = self.reached(block);
+                    let reaches = lines.iter().any(Option::is_some) && !taps_x.is_empty();
+                    if !reaches && !last {
+                        continue;
+                    }
+                    let left = [0, 1].map(|half| {
+                        let line = lines[half].unwrap_or(rows.zeros);
+                        let x = (block[half].x - self.columns.start) * geometry.options.stride[1];
+                        let x = x + taps_x.start * geometry.options.dilation[1];
+                        line.first.wrapping_byte_add(x * line.pixel)
+                    });
+                    let pixel = rows.zeros.pixel;
+                    for panel in self.panels.clone() {
+                        let at = match short {
+                            true => 0,
+                            false => index * plan.panels + panel - self.panels.start,
+                        };
+                        let sums = &mut sums[at * Amx::<F>::BLOCK..][..Amx::<F>::BLOCK];
+                        if reaches {
+                            let tap = tap_y * kernel_width + taps_x.start;
+                            let weight = &self.weight[panel * length..][..length];
+                            let weight = &weight[first * taps * PANEL + tap * depth * PANEL..]
+                                [..taps_x.len() * depth * PANEL];
+                            let step_x = geometry.options.dilation[1] * pixel;
+                            let steps = depth / STEP;
+                            let rows = Rows {
+                                count: taps_x.len(),
+                                steps,
+                                left,
+                                left_stride: pixel * geometry.options.stride[1],
+                                left_step: STEP * size_of::<u16>(),
+                                left_row: step_x.wrapping_sub(steps * STEP * size_of::<u16>()),
+                            };
+                            // SAFETY: rows hold every pixel of every tap that is reached, as the weight
+                            // does its products; a block of sums was sliced.
+                            unsafe {
+                                let (weight, sums) = (weight.as_ptr(), sums.as_mut_ptr());
+                                F::multiply_rows(
+                                    registers.tiles(),
+                                    rows,
+                                    weight,
+                                    sums,
+                                    begun[index],
+                                );
+                            }
+                        } else if !begun[index] {
+                            sums.fill(0.0);
+                        }
+                        if last {
+                            // SAFETY: the caller's promises.
+                            unsafe { self.store(panel, block, sums) };
+                        }
+                    }
+                    begun[index] |= reaches;
+                }
+            }
+        }
+    }
+
+    /// Tiles of the rectangle. The last one of a row starts earlier, where there are pixels for that: what two
+    /// tiles have in common is computed twice.
+    fn tiles(&self) -> Vec<Tile> {
+        let starts = self.columns.clone().step_by(TILE);
+        let last = self
+            .columns
+            .end
+            .saturating_sub(TILE)
+            .max(self.columns.start);
+        let of_row = |y| {
+            starts.clone().map(move |x| {
+                let x = x.min(last);
+                Tile {
+                    y,
+                    x,
+                    length: TILE.min(self.columns.end - x),
+                }
+            })
+        };
+        self.rows.clone().flat_map(of_row).collect()
+    }
+
+    /// The taps along a row that see the map from some pixel of these tiles; neighbours.
+    fn reached(&self, tiles: &[Tile; 2]) -> Range<usize> {
+        let geometry = self.geometry;
+        let sees = |tap: usize| {
+            let offset = geometry.offset(1, tap);
+            let step = geometry.options.stride[1];
+            let columns = inside(geometry.output[1], step, offset, geometry.input[1]);
+            let mut tiles = tiles.iter();
+            tiles.any(|tile| columns.start < tile.x + tile.length && tile.x < columns.end)
+        };
+        let mut taps = (0..geometry.kernel[1]).filter(|tap| sees(*tap));
+        let Some(first) = taps.next() else {
+            return 0..0;
+        };
+        first..taps.next_back().unwrap_or(first) + 1
+    }
+
+    /// The rows of `depth` channels from `first` on: where they lie, or in `copies`, with zeros where there is no map.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    #[inline(always)]
+    unsafe fn input_rows(&self, first: usize, depth: usize, copies: &mut [u16]) -> InputRows {
+        let (geometry, plan) = (self.geometry, self.plan);
+        let [height, width] = geometry.input;
+        let step = geometry.options.stride;
+        let image = &self.x[self.image * height * width * geometry.c_in..];
+        let image = &image[..height * width * geometry.c_in];
+        let start = (self.columns.start * step[1]) as isize + geometry.offset(1, 0);
+        let mut rows = InputRows {
+            zeros: Row {
+                first: copies.as_ptr(),
+                pixel: plan.pixel() * size_of::<u16>(),
+            },
+            rows: Vec::with_capacity(geometry.kernel[0] * self.rows.len()),
+            count: self.rows.len(),
+        };
+        if plan.direct {
+            rows.zeros.pixel = geometry.c_in * size_of::<u16>();
+            for y in self.rows.clone() {
+                let at = (y * step[0] * width + start as usize) * geometry.c_in + first;
+                let first = image[at..].as_ptr().cast();
+                let pixel = rows.zeros.pixel;
+                rows.rows.push(Some(Row { first, pixel }));
+            }
+            return rows;
+        }
+        let length = plan.row(geometry);
+        let (zeros, copies) = copies.split_at_mut(length);
+        zeros.fill(0);
+        let pixels = plan.row_pixels(geometry);
+        let inside = inside(pixels, 1, start, width);
+        // Rows that were copied, by where they are in the map.
+        let mut copied: Vec<usize> = Vec::with_capacity(plan.rows(geometry));
+        for tap in 0..geometry.kernel[0] {
+            for y in self.rows.clone() {
+                let y = (y * step[0]) as isize + geometry.offset(0, tap);
+                let Some(y) = usize::try_from(y).ok().filter(|y| *y < height) else {
+                    rows.rows.push(None);
+                    continue;
+                };
+                let known = copied.iter().position(|copied| *copied == y);
+                let index = known.unwrap_or_else(|| {
+                    copied.push(y);
+                    copied.len() - 1
+                });
+                let target = &mut copies[index * length..][..length];
+                if known.is_none() {
+                    let source = &image[y * width * geometry.c_in..][..width * geometry.c_in];
+                    // SAFETY: the caller's promise.
+                    unsafe { self.copy(source, [first, depth], start, inside.clone(), target) };
+                }
+                rows.rows.push(Some(Row {
+                    first: target.as_ptr(),
+                    pixel: rows.zeros.pixel,
+                }));
+            }
+        }
+        rows
+    }
+
+    /// Copies `depth` channels from `first` on of the pixels `inside` a row that begins at column `start` of
+    /// the map's row `source`; what is outside, and channels past the last, are zero.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    #[inline(always)]
+    unsafe fn copy(
+        &self,
+        source: &[E],
+        [first, depth]: [usize; 2],
+        start: isize,
+        inside: Range<usize>,
+        target: &mut [u16],
+    ) {
+        let (channels, pixel) = (self.geometry.c_in, self.plan.pixel());
+        target[..inside.start * pixel].fill(0);
+        target[inside.end * pixel..].fill(0);
+        if inside.is_empty() {
+            return;
+        }
+        let column = (inside.start as isize + start) as usize;
+        let source = &source[column * channels..][..inside.len() * channels];
+        let target = &mut target[inside.start * pixel..inside.end * pixel];
+        let count = depth.min(channels - first);
+        assert!(depth <= pixel && size_of::<E>() == size_of::<u16>());
+        for (source, target) in source
+            .chunks_exact(channels)
+            .zip(target.chunks_exact_mut(pixel))
+        {
+            let source = source[first..first + count].as_ptr().cast::<u16>();
+            for at in (0..depth).step_by(STEP) {
+                let mask = match count.saturating_sub(at) {
+                    0 => 0,
+                    left => u32::MAX >> (STEP - left.min(STEP)),
+                };
+                // SAFETY: the mask keeps to the pixel, of which a line is read; the target has `depth` values.
+                unsafe {
+                    let line = _mm512_maskz_loadu_epi16(mask, source.wrapping_add(at).cast());
+                    _mm512_storeu_si512(target.as_mut_ptr().add(at).cast(), line);
+                }
+            }
+        }
+    }
+
+    /// Adds what follows the sums of a block, rounds and stores.
+    ///
+    /// # Safety
+    /// As [`Self::compute`].
+    #[inline(always)]
+    unsafe fn store(&self, panel: usize, block: &[Tile; 2], sums: &[f32]) {
+        const LANES: usize = 16;
+        let m = self.geometry.c_out;
+        let [height, width] = self.geometry.output;
+        let channel = panel * PANEL;
+        let mask = u32::MAX >> (PANEL - PANEL.min(m - channel));
+        for (tile, sums) in block.iter().zip(sums.chunks_exact(TILE * PANEL)) {
+            let pixel = (self.image * height + tile.y) * width + tile.x;
+            for (i, sums) in sums.chunks_exact(PANEL).take(tile.length).enumerate() {
+                let at = (pixel + i) * m + channel;
+                // SAFETY: the mask keeps to the channels that there are; the output has the pixel.
+                unsafe {
+                    let sums = [
+                        _mm512_loadu_ps(sums.as_ptr()),
+                        _mm512_loadu_ps(sums.as_ptr().add(LANES)),
+                    ];
+                    let target = self.output.at(at);
+                    self.tail
+                        .store_channels(F::ISA, [channel, at], sums, mask, target);
+                }
+            }
+        }
+    }
+}
+
+/// The rows of the input that a task reads.
+struct InputRows {
+    /// In the place of those that do not exist.
+    zeros: Row,
+    /// `[tap][row of the output]`.
+    rows: Vec<Option<Row>>,
+    /// Rows of the output.
+    count: usize,
+}
+
+impl InputRows {
+    #[inline(always)]
+    fn of(&self, tap: usize, row: usize) -> Option<Row> {
+        self.rows[tap * self.count + row]
+    }
+}
