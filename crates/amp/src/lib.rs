@@ -50,7 +50,7 @@ pub use policy::{Policy, UnmatchedModule};
 pub use precision::Precision;
 pub use promote::{
     add, atan2, cat, cross, div, dot, grid_sample_2d, matmul_operands, mul, operands, promote,
-    scatter, stack, sub, widest,
+    promote_all, scatter, stack, sub, widest,
 };
 pub use report::{CastReport, cast_report};
 pub use scaler::GradScaler;

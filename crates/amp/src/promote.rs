@@ -155,7 +155,8 @@ pub fn scatter<const D: usize>(
     x.scatter(dim, indices, values, update)
 }
 
-fn promote_all<const D: usize>(tensors: Vec<Tensor<D>>) -> Vec<Tensor<D>> {
+/// All in the widest dtype among them, as an operation on them wants them.
+pub fn promote_all<const D: usize>(tensors: Vec<Tensor<D>>) -> Vec<Tensor<D>> {
     let Some(first) = tensors.first() else {
         return tensors;
     };

@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use halfseg_layers::{
     ChannelDropout, Conv2d, ConvBnAct, ConvBnActConfig, DepthwiseSeparable,
-    DepthwiseSeparableConfig, cat, resize_with,
+    DepthwiseSeparableConfig, cat_channels, resize_with,
 };
 use rand::Rng;
 
@@ -99,7 +99,7 @@ impl DeepLabV3PlusHead {
         let low_level = self.c1_bottleneck.forward(low_level);
         let context = resize_with(self.aspp.forward(x), [h, w], self.align_corners);
         // A policy may give the two another dtype.
-        let both = cat(vec![context, low_level], 1);
+        let both = cat_channels(vec![context, low_level]);
         self.sep_bottleneck
             .iter()
             .fold(both, |y, conv| conv.forward(y))

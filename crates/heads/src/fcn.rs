@@ -3,7 +3,7 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use halfseg_layers::{ChannelDropout, Conv2d, ConvBnAct, ConvBnActConfig};
+use halfseg_layers::{ChannelDropout, Conv2d, ConvBnAct, ConvBnActConfig, cat_channels};
 use rand::Rng;
 
 use crate::classifier::{check_inference, classifier};
@@ -107,7 +107,7 @@ impl FcnHead {
         match &self.conv_cat {
             Some(conv) => {
                 let x = x.cast(y.dtype());
-                conv.forward(Tensor::cat(vec![x, y], 1))
+                conv.forward(cat_channels(vec![x, y]))
             }
             None => y,
         }

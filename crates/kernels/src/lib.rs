@@ -12,6 +12,7 @@ mod gpu;
 #[path = "../tests/guard_pages/mod.rs"]
 mod guard_pages;
 mod lists;
+mod maps;
 mod norm;
 mod resize;
 mod sgd;
@@ -27,6 +28,7 @@ pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 #[cfg(feature = "flex")]
 pub use cpu::isa::{InstructionSetError, f32_products, instruction_set};
 pub use lists::{SgdParameter, handles_lists, measure_list, scale_list, sgd_step_list};
+pub use maps::{Between, adaptive_avg_pool2d, cat_channels, max_pool2d, planar, resample};
 pub use norm::{BatchNormOutput, BatchParts, batch_norm_shared, batch_norm_train};
 pub use resize::resize_bilinear;
 pub use sgd::{SgdStep, sgd_step};

@@ -1,12 +1,20 @@
 //! A 3x3 convolution over maps of which some are resized from a few pixels.
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use halfseg_amp::cat;
+use halfseg_amp::promote_all;
 use halfseg_devices::is_host;
 use halfseg_kernels::{Conv2dOptions, conv2d};
 
 use crate::ConvBnAct;
 use crate::resize::{bilinear_weights, resize_with};
+
+/// Joins the channels of maps of one size, in the widest dtype among them.
+///
+/// # Panics
+/// If their sizes differ.
+pub fn cat_channels(maps: Vec<Tensor<4>>) -> Tensor<4> {
+    halfseg_kernels::cat_channels(promote_all(maps))
+}
 
 impl ConvBnAct {
     /// As [`forward`](Self::forward) of one map that joins the channels of `before`, `maps` and `after`,
@@ -45,7 +53,7 @@ impl ConvBnAct {
             let resized = |map| resize_with(map, [h, w], align_corners);
             let before = before.into_iter().map(resized);
             let after = after.into_iter().map(resized);
-            return self.forward(cat(before.chain(maps).chain(after).collect(), 1));
+            return self.forward(cat_channels(before.chain(maps).chain(after).collect()));
         }
 
         let count = |maps: &[Tensor<4>]| maps.iter().map(|map| map.dims()[1]).sum::<usize>();
@@ -101,7 +109,7 @@ impl ConvBnAct {
         let sums = Tensor::cat(rows, 1).unsqueeze::<3>().matmul(lines);
         let sums = sums.reshape([n, c_out, h, w]);
 
-        let x = cat(maps, 1);
+        let x = cat_channels(maps);
         let sums = sums.cast(FloatDType::from(x.dtype()));
         self.conv.forward_affine_of(
             x,

@@ -21,6 +21,9 @@ pub fn adaptive_avg_pool2d(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     let columns = averaging_matrix(w, size[1], &device);
     observe(Op::Pool, "adaptive_avg_pool2d", x, |x| {
         let x = cast(Op::Pool, x);
+        if let Some(y) = halfseg_kernels::adaptive_avg_pool2d(&x, size) {
+            return y;
+        }
         let dtype = FloatDType::from(x.dtype());
         separable(x, rows.clone(), columns.clone()).cast(dtype)
     })
@@ -37,7 +40,11 @@ pub fn stem_max_pool(x: Tensor<4>) -> Tensor<4> {
         ceil_mode: false,
     };
     observe(Op::Pool, "stem_max_pool", x, |x| {
-        module::max_pool2d(cast(Op::Pool, x), options.clone())
+        let x = cast(Op::Pool, x);
+        if let Some(y) = halfseg_kernels::max_pool2d(&x, 3, 2, 1) {
+            return y;
+        }
+        module::max_pool2d(x, options.clone())
     })
 }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::{Op, cast, observe};
-use halfseg_kernels::resize_bilinear;
+use halfseg_kernels::{Between, resample, resize_bilinear};
 
 /// Resizes a map bilinearly with pixel centres at half integers (`align_corners = false`), the one
 /// place where these networks change a map's size without a convolution. Differentiable.
@@ -36,6 +36,11 @@ pub fn resize_with(x: Tensor<4>, size: [usize; 2], align_corners: bool) -> Tenso
         // The sums are f32 in any case; an audit asks what maps of half precision lose.
         let x = cast(Op::Pool, x);
         if let Some(y) = resize_bilinear(&x, size, align_corners) {
+            return y;
+        }
+        let [rows, columns] = [(h, size[0]), (w, size[1])]
+            .map(|(from, to)| bilinear_positions(from, to, align_corners));
+        if let Some(y) = resample(&x, &rows, &columns) {
             return y;
         }
         let plan = ResizePlan::new([h, w], size, align_corners, &x.device());
@@ -125,24 +130,35 @@ fn bilinear_matrix(size: usize, out: usize, align_corners: bool, device: &Device
 /// `[out, size]`: row `o` holds the two weights that output `o` takes from the input.
 pub(crate) fn bilinear_weights(size: usize, out: usize, align_corners: bool) -> Vec<f32> {
     let mut matrix = vec![0.0f32; out * size];
+    let lines = bilinear_positions(size, out, align_corners);
+    for (line, row) in lines.iter().zip(matrix.chunks_exact_mut(size)) {
+        row[line.low] += 1.0 - line.share;
+        row[line.high] += line.share;
+    }
+    matrix
+}
+
+/// Where each of `out` outputs lies between two of `size` inputs.
+fn bilinear_positions(size: usize, out: usize, align_corners: bool) -> Vec<Between> {
     // In f32, as PyTorch does: at wide maps the rounding of these positions is visible.
     let scale = match align_corners {
         true if out > 1 => (size - 1) as f32 / (out - 1) as f32,
         true => 0.0,
         false => size as f32 / out as f32,
     };
-    for (o, row) in matrix.chunks_exact_mut(size).enumerate() {
-        let position = match align_corners {
-            true => scale * o as f32,
-            false => (scale * (o as f32 + 0.5) - 0.5).max(0.0),
-        };
+    let position = |o: usize| match align_corners {
+        true => scale * o as f32,
+        false => (scale * (o as f32 + 0.5) - 0.5).max(0.0),
+    };
+    let between = |position: f32| {
         let low = (position as usize).min(size - 1);
-        let high = (low + 1).min(size - 1);
-        let weight = position - low as f32;
-        row[low] += 1.0 - weight;
-        row[high] += weight;
-    }
-    matrix
+        Between {
+            low,
+            high: (low + 1).min(size - 1),
+            share: position - low as f32,
+        }
+    };
+    (0..out).map(position).map(between).collect()
 }
 
 #[cfg(test)]

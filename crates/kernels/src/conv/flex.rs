@@ -9,6 +9,7 @@ use super::cpu::{self, Exactness, Geometry, Owner, Tail, Weight};
 use super::ops::Convolution;
 use crate::cpu::element::Element;
 use crate::cpu::tensor::{shape, tensor, values, with_element};
+use crate::cpu::transpose;
 
 /// Calls `$body` with `$W` bound to the type of `$weight`: that of `$map`, which is `$E`, or f32.
 macro_rules! with_weight {
@@ -50,8 +51,8 @@ fn run(
         && with_element!(x.dtype(), E => cpu::takes_channels_last::<E>(&geometry));
     let laid = |map: FlexTensor| match channels_last {
         // No copy where it lies so, as what such a convolution makes does.
-        true => map.permute(&[0, 2, 3, 1]).to_contiguous(),
-        false => map.to_contiguous(),
+        true => transpose::channels_last(&map),
+        false => transpose::planar(&map),
     };
     let (x, weight) = (laid(x), weight.to_contiguous());
     let skip = extra.skip.map(laid);

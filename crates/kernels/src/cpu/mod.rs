@@ -6,3 +6,4 @@ pub mod scratch;
 pub mod tensor;
 #[cfg(target_arch = "x86_64")]
 pub mod tile_registers;
+pub mod transpose;

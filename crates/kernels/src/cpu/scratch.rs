@@ -28,8 +28,22 @@ impl<T> Shared<T> {
 /// Asks for the cache lines of `count` values, some of which may not exist.
 #[inline(always)]
 pub fn prefetch<E>(values: &[E], first: usize, count: usize) {
+    prefetch_from(values.as_ptr().wrapping_add(first), count);
+}
+
+/// As [`prefetch`].
+#[inline(always)]
+pub fn prefetch_from<E>(first: *const E, count: usize) {
     const TO_READ: i32 = 3;
-    fetch::<TO_READ, E>(values.as_ptr().wrapping_add(first), count);
+    fetch::<TO_READ, E>(first, count);
+}
+
+/// As [`prefetch_from`], into the second-level cache.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn prefetch_nearby<E>(first: *const E, count: usize) {
+    const TO_READ_LATER: i32 = 2;
+    fetch::<TO_READ_LATER, E>(first, count);
 }
 
 /// As [`prefetch`], for values that will be written.
@@ -39,7 +53,7 @@ pub fn prefetch_to_write<E>(first: *const E, count: usize) {
     fetch::<TO_WRITE, E>(first, count);
 }
 
-/// With x86's `_MM_HINT_T0` or `_MM_HINT_ET0`.
+/// With x86's `_MM_HINT_T0`, `_MM_HINT_T1` or `_MM_HINT_ET0`.
 #[inline(always)]
 fn fetch<const HINT: i32, E>(first: *const E, count: usize) {
     #[cfg(target_arch = "x86_64")]

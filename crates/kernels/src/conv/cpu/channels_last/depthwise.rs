@@ -13,6 +13,8 @@ use crate::cpu::scratch::Shared;
 
 /// Channels that are summed side by side.
 const LANES: usize = 32;
+/// Blocks of so many channels that are summed pixel by pixel: the kernels' values stay in the first-level cache.
+const BLOCKS: usize = 8;
 
 /// # Safety
 /// `output` has room for the output; the processor has AVX-512.
@@ -65,6 +67,54 @@ struct Row<'a, E> {
     y: usize,
 }
 
+impl<E: Element> Row<'_, E> {
+    /// Sums a group of blocks of channels at one column; `reached` are the taps along the row that see the map there,
+    /// from tap `first` on.
+    ///
+    /// # Safety
+    /// As [`forward`].
+    #[inline(always)]
+    unsafe fn column(
+        &self,
+        group: usize,
+        kernels: &[f32],
+        column: usize,
+        rows: &[(usize, &[E])],
+        reached: &[(isize, std::ops::Range<usize>)],
+        first: usize,
+    ) {
+        let geometry = self.geometry;
+        let channels = geometry.c_in;
+        let taps = geometry.kernel[0] * geometry.kernel[1];
+        let pixel = (self.image * geometry.output[0] + self.y) * geometry.output[1] + column;
+        for (block, kernel) in kernels.chunks_exact(taps * LANES).enumerate() {
+            let channel = (group * BLOCKS + block) * LANES;
+            let mask = u32::MAX >> (LANES - LANES.min(channels - channel));
+            let masks = [mask as u16, (mask >> 16) as u16];
+            // SAFETY: masks keep to the channels that there are; columns and rows to the map and the output.
+            unsafe {
+                let (mut low, mut high) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+                for (tap_y, row) in rows {
+                    for (index, (offset, _)) in reached.iter().enumerate() {
+                        let x = ((column * geometry.options.stride[1]) as isize + offset) as usize;
+                        let x = row.as_ptr().add(x * channels + channel);
+                        let tap = tap_y * geometry.kernel[1] + first + index;
+                        let kernel = kernel.as_ptr().add(tap * LANES);
+                        let value = E::load_lanes(x, masks[0]);
+                        low = _mm512_fmadd_ps(value, _mm512_loadu_ps(kernel), low);
+                        let value = E::load_lanes(x.wrapping_add(16), masks[1]);
+                        high = _mm512_fmadd_ps(value, _mm512_loadu_ps(kernel.add(16)), high);
+                    }
+                }
+                let at = pixel * channels + channel;
+                let target = self.output.at(at);
+                self.tail
+                    .store_channels(self.isa, [channel, at], [low, high], mask, target);
+            }
+        }
+    }
+}
+
 impl<E: Element> Work for Row<'_, E> {
     #[inline(always)]
     unsafe fn run(self, _: &Registers) {
@@ -86,45 +136,22 @@ impl<E: Element> Work for Row<'_, E> {
             })
             .collect();
         let taps = geometry.kernel[0] * geometry.kernel[1];
-        for (block, kernel) in self.kernels.chunks_exact(taps * LANES).enumerate() {
-            let channel = block * LANES;
-            let mask = u32::MAX >> (LANES - LANES.min(channels - channel));
-            let masks = [mask as u16, (mask >> 16) as u16];
+        for (group, kernels) in self.kernels.chunks(BLOCKS * taps * LANES).enumerate() {
             for column in 0..geometry.output[1] {
-                // SAFETY: masks keep to the channels that there are; columns and rows to the map and the output.
-                unsafe {
-                    let mut sums = [_mm512_setzero_ps(); 2];
-                    for (tap_y, row) in &rows {
-                        for (tap_x, (offset, inside)) in columns.iter().enumerate() {
-                            if !inside.contains(&column) {
-                                continue;
-                            }
-                            let x = ((column * step_x) as isize + offset) as usize;
-                            let x = row.as_ptr().add(x * channels + channel);
-                            let tap = tap_y * geometry.kernel[1] + tap_x;
-                            let kernel = kernel.as_ptr().add(tap * LANES);
-                            sums[0] = _mm512_fmadd_ps(
-                                E::load_lanes(x, masks[0]),
-                                _mm512_loadu_ps(kernel),
-                                sums[0],
-                            );
-                            sums[1] = _mm512_fmadd_ps(
-                                E::load_lanes(x.wrapping_add(16), masks[1]),
-                                _mm512_loadu_ps(kernel.add(16)),
-                                sums[1],
-                            );
-                        }
-                    }
-                    let pixel = (self.image * geometry.output[0] + self.y) * geometry.output[1];
-                    let at = (pixel + column) * channels + channel;
-                    self.tail.store_channels(
-                        self.isa,
-                        [channel, at],
-                        sums,
-                        mask,
-                        self.output.at(at),
-                    );
-                }
+                let mut reached = columns.iter().enumerate();
+                let first = reached.position(|(_, (_, inside))| inside.contains(&column));
+                let Some(first) = first else {
+                    // Nothing but padding, perhaps: the sums are zero.
+                    // SAFETY: as below.
+                    unsafe { self.column(group, kernels, column, &rows, &columns[..0], 0) };
+                    continue;
+                };
+                let last = columns
+                    .iter()
+                    .rposition(|(_, inside)| inside.contains(&column));
+                let reached = &columns[first..=last.unwrap_or(first)];
+                // SAFETY: the caller's promises.
+                unsafe { self.column(group, kernels, column, &rows, reached, first) };
             }
         }
     }

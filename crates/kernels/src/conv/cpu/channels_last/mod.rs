@@ -38,6 +38,8 @@ const CHUNK: usize = 256;
 const PIXELS: usize = 512;
 /// Panels of output channels whose sums are kept together.
 const TOGETHER: usize = 8;
+/// Panels that are stored together: neighbouring channels of a pixel, of the map that is added, too.
+const STORED: usize = 8;
 /// Values of a task's rows, of one chunk.
 const ROWS: usize = 384 << 10;
 
@@ -106,7 +108,7 @@ pub fn forward<E: Element, W: Element>(
 
 /// How a convolution is cut into tasks. Which products are summed in which order depends on the sizes of the convolution
 /// alone, not on how many threads there are.
-struct Plan {
+pub struct Plan {
     /// Channels of the input, with those that fill up the last step.
     channels: usize,
     /// Channels that are multiplied in one go.
@@ -129,10 +131,14 @@ impl Plan {
             && channels * geometry.options.stride[1] <= 16 * STEP
             && geometry.output[1] >= TILE;
         let all_panels = geometry.c_out.div_ceil(PANEL);
-        // Of this and the channels alone: a packed weight fits maps of any size.
-        let chunk = match geometry.kernel[0] > 1 && channels > CHUNK {
-            true => CHUNK / 2,
-            false => CHUNK,
+        // Of the kernel and the channels alone: a packed weight fits maps of any size.
+        let chunk = match geometry.kernel[0] {
+            // In one go, where that fits the first-level cache.
+            1 if channels <= 2 * CHUNK => channels,
+            1 => CHUNK,
+            // The rows of all taps share the second-level cache.
+            _ if channels > CHUNK => CHUNK / 2,
+            _ => CHUNK,
         };
         let mut plan = Self {
             channels,
@@ -223,7 +229,7 @@ impl Plan {
         };
         let [height, width] = self.rectangle;
         let blocks = match self.is_short(geometry) {
-            true => 1,
+            true => STORED.min(self.panels),
             false => (height * width.div_ceil(TILE)).div_ceil(2) * self.panels,
         };
         [rows, blocks * <Amx<bf16> as Core>::BLOCK]

@@ -8,10 +8,10 @@ use super::super::geometry::{Geometry, inside};
 use super::super::micro::{Amx, Core, Rows, Tiled};
 use super::super::tail::Tail;
 use super::pack::panel_length;
-use super::{PANEL, Plan, STEP, TILE};
+use super::{PANEL, Plan, STEP, STORED, TILE};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Registers, Work};
-use crate::cpu::scratch::Shared;
+use crate::cpu::scratch::{Shared, prefetch_from, prefetch_nearby};
 
 /// A rectangle of the output of one image, and panels of its channels.
 pub struct Task<'a, E, F> {
@@ -27,6 +27,10 @@ pub struct Task<'a, E, F> {
     pub columns: Range<usize>,
     pub tiles: PhantomData<F>,
 }
+
+/// Pixels that are fetched ahead of those that are copied: where a part of the channels is, the processor does not look
+/// ahead by itself.
+const AHEAD: usize = 12;
 
 /// Neighbouring outputs of one row.
 #[derive(Clone, Copy)]
@@ -91,13 +95,24 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
                         line.first.wrapping_byte_add(x * line.pixel)
                     });
                     let pixel = rows.zeros.pixel;
-                    for panel in self.panels.clone() {
+                    for group in self.groups() {
                         let at = match short {
                             true => 0,
-                            false => index * plan.panels + panel - self.panels.start,
+                            false => index * plan.panels + group.start - self.panels.start,
                         };
-                        let sums = &mut sums[at * Amx::<F>::BLOCK..][..Amx::<F>::BLOCK];
-                        if reaches {
+                        let sums =
+                            &mut sums[at * Amx::<F>::BLOCK..][..group.len() * Amx::<F>::BLOCK];
+                        let each = group.clone().zip(sums.chunks_exact_mut(Amx::<F>::BLOCK));
+                        for (panel, sums) in each {
+                            if last {
+                                self.fetch_skip(panel, block);
+                            }
+                            if !reaches {
+                                if !begun[index] {
+                                    sums.fill(0.0);
+                                }
+                                continue;
+                            }
                             let tap = tap_y * kernel_width + taps_x.start;
                             let weight = &self.weight[panel * length..][..length];
                             let weight = &weight[first * taps * PANEL + tap * depth * PANEL..]
@@ -112,10 +127,10 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
                                 left_step: STEP * size_of::<u16>(),
                                 left_row: step_x.wrapping_sub(steps * STEP * size_of::<u16>()),
                             };
+                            let (weight, sums) = (weight.as_ptr(), sums.as_mut_ptr());
                             // SAFETY: rows hold every pixel of every tap that is reached, as the weight
                             // does its products; a block of sums was sliced.
                             unsafe {
-                                let (weight, sums) = (weight.as_ptr(), sums.as_mut_ptr());
                                 F::multiply_rows(
                                     registers.tiles(),
                                     rows,
@@ -124,12 +139,10 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
                                     begun[index],
                                 );
                             }
-                        } else if !begun[index] {
-                            sums.fill(0.0);
                         }
                         if last {
                             // SAFETY: the caller's promises.
-                            unsafe { self.store(panel, block, sums) };
+                            unsafe { self.store(group, block, sums) };
                         }
                     }
                     begun[index] |= reaches;
@@ -209,7 +222,13 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
         }
         let length = plan.row(geometry);
         let (zeros, copies) = copies.split_at_mut(length);
-        zeros.fill(0);
+        let all_inside = (0..geometry.kernel[0]).all(|tap| {
+            let inside = inside(geometry.output[0], step[0], geometry.offset(0, tap), height);
+            inside.start <= self.rows.start && self.rows.end <= inside.end
+        });
+        if !all_inside {
+            zeros.fill(0);
+        }
         let pixels = plan.row_pixels(geometry);
         let inside = inside(pixels, 1, start, width);
         // Rows that were copied, by where they are in the map.
@@ -271,6 +290,7 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
             .zip(target.chunks_exact_mut(pixel))
         {
             let source = source[first..first + count].as_ptr().cast::<u16>();
+            prefetch_from(source.wrapping_add(AHEAD * channels), count);
             for at in (0..depth).step_by(STEP) {
                 let mask = match count.saturating_sub(at) {
                     0 => 0,
@@ -285,21 +305,43 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
         }
     }
 
+    /// Fetches what [`Self::store`] reads into the second-level cache, while the last products are made: pixels lie in
+    /// pages of their own, whose lines may meet in one set of the first-level cache.
+    #[inline(always)]
+    fn fetch_skip(&self, panel: usize, block: &[Tile; 2]) {
+        let Some(skip) = self.tail.skip else { return };
+        for tile in block {
+            for i in 0..tile.length {
+                let at = self.output_at(tile, i) + panel * PANEL;
+                prefetch_nearby(skip.as_ptr().wrapping_add(at), 1);
+            }
+        }
+    }
+
+    /// Where the channels of pixel `i` of a tile begin in the output.
+    #[inline(always)]
+    fn output_at(&self, tile: &Tile, i: usize) -> usize {
+        let [height, width] = self.geometry.output;
+        ((self.image * height + tile.y) * width + tile.x + i) * self.geometry.c_out
+    }
+
     /// Adds what follows the sums of a block, rounds and stores.
     ///
     /// # Safety
     /// As [`Self::compute`].
     #[inline(always)]
-    unsafe fn store(&self, panel: usize, block: &[Tile; 2], sums: &[f32]) {
+    unsafe fn store(&self, panels: Range<usize>, block: &[Tile; 2], sums: &[f32]) {
         const LANES: usize = 16;
         let m = self.geometry.c_out;
-        let [height, width] = self.geometry.output;
-        let channel = panel * PANEL;
-        let mask = u32::MAX >> (PANEL - PANEL.min(m - channel));
-        for (tile, sums) in block.iter().zip(sums.chunks_exact(TILE * PANEL)) {
-            let pixel = (self.image * height + tile.y) * width + tile.x;
-            for (i, sums) in sums.chunks_exact(PANEL).take(tile.length).enumerate() {
-                let at = (pixel + i) * m + channel;
+        let pixels = block.iter().enumerate().flat_map(|(half, tile)| {
+            (0..tile.length).map(move |i| (half * TILE + i, self.output_at(tile, i)))
+        });
+        for (row, start) in pixels {
+            for (index, panel) in panels.clone().enumerate() {
+                let channel = panel * PANEL;
+                let mask = u32::MAX >> (PANEL - PANEL.min(m - channel));
+                let at = start + channel;
+                let sums = &sums[index * Amx::<F>::BLOCK + row * PANEL..][..PANEL];
                 // SAFETY: the mask keeps to the channels that there are; the output has the pixel.
                 unsafe {
                     let sums = [
@@ -312,6 +354,13 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
                 }
             }
         }
+    }
+
+    /// Panels whose sums are stored together: neighbouring channels of a pixel.
+    fn groups(&self) -> impl Iterator<Item = Range<usize>> {
+        let (end, stored) = (self.panels.end, STORED);
+        let starts = self.panels.clone().step_by(stored);
+        starts.map(move |start| start..end.min(start + stored))
     }
 }
 

@@ -1,0 +1,110 @@
+//! What networks do with maps between convolutions, without turning them round where these leave their channels last.
+//!
+//! Inference in half precision on processors with tiles computes on maps whose channels are neighbours in memory; their
+//! shape is `[n, c, h, w]` all the same, and every operation of Burn takes them, some after a copy.
+
+#[cfg(feature = "flex")]
+mod flex;
+
+use burn::tensor::Tensor;
+
+/// Joins maps along their channels: `[n, c_i, h, w]` to `[n, sum of c_i, h, w]`. If the channels of one are neighbours in
+/// memory, so are those of the result.
+///
+/// # Panics
+/// As [`Tensor::cat`].
+pub fn cat_channels(maps: Vec<Tensor<4>>) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if maps.iter().any(flex::lies_channels_last) {
+        let last = maps.into_iter().map(|map| {
+            let map = flex::channels_last(&map).unwrap_or(map);
+            map.permute([0, 2, 3, 1])
+        });
+        return Tensor::cat(last.collect(), 3).permute([0, 3, 1, 2]);
+    }
+    Tensor::cat(maps, 1)
+}
+
+/// `map` in memory as its shape says, `[n, c, h, w]`, where its channels are neighbours there: a copy that takes all
+/// threads and vectors. Else `map`.
+pub fn planar(map: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if let Some(planar) = flex::planar(&map) {
+        return planar;
+    }
+    map
+}
+
+/// The largest value of each window of `kernel x kernel` pixels, `stride` apart, of a map with `padding` pixels around it that
+/// are never the largest; NaN if there is one in the window, as PyTorch's `max_pool2d`. Nothing where the channels of
+/// `map` are not neighbours in memory, or it is part of a graph.
+///
+/// # Shapes
+/// - `map`: `[n, c, h, w]`
+/// - output: `[n, c, (h + 2 padding - kernel) / stride + 1, the same of w]`
+///
+/// # Panics
+/// If the window is larger than the padded map, or more than half of it is padding.
+pub fn max_pool2d(
+    map: &Tensor<4>,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> Option<Tensor<4>> {
+    #[cfg(feature = "flex")]
+    return flex::max_pool2d(map, kernel, stride, padding);
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = (map, kernel, stride, padding);
+        None
+    }
+}
+
+/// Averages over `size[0] x size[1]` rectangles that cover the map, as PyTorch's adaptive average pooling, with
+/// sums in f32. Nothing where the channels of `map` are not neighbours in memory, or it is part of a graph.
+///
+/// # Shapes
+/// - `map`: `[n, c, h, w]`
+/// - output: `[n, c, size[0], size[1]]`, in the dtype of `map`
+///
+/// # Panics
+/// If `size` has a 0.
+pub fn adaptive_avg_pool2d(map: &Tensor<4>, size: [usize; 2]) -> Option<Tensor<4>> {
+    #[cfg(feature = "flex")]
+    return flex::adaptive_avg_pool2d(map, size);
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = (map, size);
+        None
+    }
+}
+
+/// Where a resized line takes a value from: `1 - share` of the value at `low`, and `share` of that at `high`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Between {
+    /// The nearer one to the start.
+    pub low: usize,
+    /// The one after it, or the same.
+    pub high: usize,
+    /// From 0 to 1.
+    pub share: f32,
+}
+
+/// A map whose rows and columns are taken from those of `map` as these say, with sums in f32. Nothing where the channels of
+/// `map` are not neighbours in memory, or it is part of a graph.
+///
+/// # Shapes
+/// - `map`: `[n, c, h, w]`
+/// - output: `[n, c, rows.len(), columns.len()]`, in the dtype of `map`
+///
+/// # Panics
+/// If a row or a column is none of `map`.
+pub fn resample(map: &Tensor<4>, rows: &[Between], columns: &[Between]) -> Option<Tensor<4>> {
+    #[cfg(feature = "flex")]
+    return flex::resample(map, rows, columns);
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = (map, rows, columns);
+        None
+    }
+}
