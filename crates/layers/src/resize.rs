@@ -38,10 +38,12 @@ pub fn resize_with(x: Tensor<4>, size: [usize; 2], align_corners: bool) -> Tenso
         if let Some(y) = resize_bilinear(&x, size, align_corners) {
             return y;
         }
-        let [rows, columns] = [(h, size[0]), (w, size[1])]
-            .map(|(from, to)| bilinear_positions(from, to, align_corners));
-        if let Some(y) = resample(&x, &rows, &columns) {
-            return y;
+        if h * w > 0 {
+            let rows = bilinear_positions(h, size[0], align_corners);
+            let columns = bilinear_positions(w, size[1], align_corners);
+            if let Some(y) = resample(&x, &rows, &columns) {
+                return y;
+            }
         }
         let plan = ResizePlan::new([h, w], size, align_corners, &x.device());
         let dtype = FloatDType::from(x.dtype());
