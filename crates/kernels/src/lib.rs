@@ -23,7 +23,7 @@ pub use activation::Activation;
 pub use any_tensor::AnyTensor;
 pub use classes::{CrossEntropyTerms, cross_entropy_terms, most_likely_classes};
 #[cfg(feature = "flex")]
-pub use conv::PackedWeights;
+pub use conv::{ConvolutionPass, PackedWeights, TimedConvolution, time_convolutions};
 pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 #[cfg(feature = "flex")]
 pub use cpu::isa::{InstructionSetError, f32_products, instruction_set};

@@ -7,6 +7,7 @@ use burn::tensor::DType;
 use super::Conv2dOptions;
 use super::cpu::{self, Exactness, Geometry, Owner, Tail, Weight};
 use super::ops::Convolution;
+use super::times::{ConvolutionPass, timed};
 use crate::cpu::element::Element;
 use crate::cpu::tensor::{shape, tensor, values, with_element};
 use crate::cpu::transpose;
@@ -37,6 +38,19 @@ struct Extra {
 }
 
 fn run(
+    x: FlexTensor,
+    weight: FlexTensor,
+    extra: Extra,
+    options: Conv2dOptions,
+    exactness: Exactness,
+) -> FlexTensor {
+    let (shapes, dtype) = ([shape(&x), shape(&weight)], x.dtype());
+    timed(ConvolutionPass::Forward, shapes, options, dtype, || {
+        forward(x, weight, extra, options, exactness)
+    })
+}
+
+fn forward(
     x: FlexTensor,
     weight: FlexTensor,
     extra: Extra,
@@ -185,12 +199,15 @@ impl Convolution for Flex {
         let [_, per_group, ..] = shape(&weight);
         let x = [batch, per_group * options.groups, size[0], size[1]];
         let geometry = Geometry::new(x, shape(&weight), options);
-        let (weight, gradient) = (weight.to_contiguous(), gradient.to_contiguous());
-        with_element!(gradient.dtype(), E => {
-            let result = with_weight!(gradient, weight, E, W => {
-                cpu::input_gradient::<E, W>(&geometry, values(&weight), values(&gradient))
-            });
-            tensor(result, x)
+        let (shapes, dtype) = ([x, shape(&weight)], gradient.dtype());
+        timed(ConvolutionPass::InputGradient, shapes, options, dtype, || {
+            let (weight, gradient) = (weight.to_contiguous(), gradient.to_contiguous());
+            with_element!(gradient.dtype(), E => {
+                let result = with_weight!(gradient, weight, E, W => {
+                    cpu::input_gradient::<E, W>(&geometry, values(&weight), values(&gradient))
+                });
+                tensor(result, x)
+            })
         })
     }
 
@@ -205,16 +222,19 @@ impl Convolution for Flex {
         let [_, c_out, ..] = shape(&gradient);
         let weight = [c_out, c_in / options.groups, kernel[0], kernel[1]];
         let geometry = Geometry::new(shape(&x), weight, options);
-        let (x, gradient) = (x.to_contiguous(), gradient.to_contiguous());
         one_dtype(&[Some(&x), Some(&gradient)]);
-        with_element!(x.dtype(), E => {
-            if dtype == DType::F32 {
-                let result = cpu::weight_gradient::<E, f32>;
-                tensor(result(&geometry, values(&x), values(&gradient)), weight)
-            } else {
-                let result = cpu::weight_gradient::<E, E>;
-                tensor(result(&geometry, values(&x), values(&gradient)), weight)
-            }
+        let (shapes, of_maps) = ([shape(&x), weight], x.dtype());
+        timed(ConvolutionPass::WeightGradient, shapes, options, of_maps, || {
+            let (x, gradient) = (x.to_contiguous(), gradient.to_contiguous());
+            with_element!(x.dtype(), E => {
+                if dtype == DType::F32 {
+                    let result = cpu::weight_gradient::<E, f32>;
+                    tensor(result(&geometry, values(&x), values(&gradient)), weight)
+                } else {
+                    let result = cpu::weight_gradient::<E, E>;
+                    tensor(result(&geometry, values(&x), values(&gradient)), weight)
+                }
+            })
         })
     }
 

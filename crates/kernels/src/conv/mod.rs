@@ -8,9 +8,13 @@ mod flex;
 mod gpu;
 #[cfg(feature = "flex")]
 mod ops;
+#[cfg(feature = "flex")]
+mod times;
 
 #[cfg(feature = "flex")]
 pub use cpu::PackedWeights;
+#[cfg(feature = "flex")]
+pub use times::{ConvolutionPass, TimedConvolution, time_convolutions};
 
 use burn::tensor::{Tensor, activation::relu, module, ops::ConvOptions};
 
