@@ -1,9 +1,9 @@
 """Runs halfseg and its peers in alternation and writes ratios of their times.
 
 Called by benches/vs_peers.sh. Every measurement is a process of its own. A round is one of halfseg
-and one of each peer, at each number of threads in turn; then the next round. The ratio of a round is
-the peer's median time over halfseg's, above 1 where halfseg is faster. The tables have the median of
-the ratios of all rounds and their range.
+and one of each peer, at each number of threads in turn; then the next round. The ratio of a round
+is the peer's median time over halfseg's, above 1 where halfseg is faster. The tables have the
+median of the ratios of all rounds and their range.
 
 Peers: `pytorch` (with OpenCV and numpy for the input pipeline), `compile` (torch.compile, inductor;
 compiles for minutes), `openvino` (inference only). In inference all programs do the same: network,
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 
+import wanted
 from machine import machine, settings, versions
 from tables import NAMES, markdown
 
@@ -33,16 +34,6 @@ KINDS = ('inference', 'training', 'pipeline', 'confusion')
 DOES = dict(pytorch=KINDS, openvino=('inference',), compile=('inference', 'training'))
 DEFAULT_PEERS = dict(inference=('pytorch', 'openvino'), training=('pytorch',),
                      pipeline=('pytorch',), confusion=('pytorch',))
-# Ratios that the project wants to reach, with two threads on a machine with AMX.
-WANTED = {
-    ('inference', 'resnet101', '512x1024'): dict(
-        pytorch=dict(f32=1.15, bf16=1.0), openvino=dict(f32=1.3, bf16=1.1)),
-    ('inference', 'resnet18', '256x512'): dict(
-        pytorch=dict(f32=1.2, bf16=1.0), openvino=dict(f32=1.2, bf16=1.0)),
-    ('training', 'resnet101', '256x512'): dict(pytorch=dict(f32=1.5, bf16=1.4)),
-    ('pipeline', '', ''): dict(pytorch={'': 3.0}),
-    ('confusion', '', ''): dict(pytorch={'': 5.0}),
-}
 
 
 def run(command):
@@ -70,7 +61,8 @@ class Networks:
             self.case = None
             shutil.rmtree(self.folder, ignore_errors=True)
             os.makedirs(self.folder)
-            python('openvino_peer.py', 'export', *case, '--threads', str(self.threads), '--to', path)
+            python('openvino_peer.py', 'export', *case, '--threads', str(self.threads),
+                   '--to', path)
             self.case = case
         return path
 
@@ -93,7 +85,8 @@ def network_cases(args, peers, networks):
                 def start(program, threads, case=case, network=network, precision=precision):
                     threads = ['--threads', str(threads)]
                     if program == 'halfseg':
-                        return run([f'{BIN}/halfseg', 'bench', *case, *threads, '--json', '-', '-q'])
+                        return run([f'{BIN}/halfseg', 'bench', *case, *threads, '--json', '-',
+                                    '-q'])
                     if program == 'openvino':
                         return python('openvino_peer.py', 'model', '--network',
                                       networks.file(*network), '--precision', precision, *steps,
@@ -116,7 +109,7 @@ def data_cases(args, peers, data):
             return python('torch_peer.py', 'pipeline', '--data', data, *many)
 
         yield dict(kind='pipeline', name='2048x1024 PNG to 512x1024 crop, one core', precision='',
-                   case=('pipeline', '', ''), threads=[1], start=start)
+                   case=('pipeline',), threads=[1], start=start)
     if 'confusion' in peers:
         for by in ('bincount', 'histc'):
             def start(program, threads, by=by):
@@ -126,7 +119,7 @@ def data_cases(args, peers, data):
                               str(threads))
 
             yield dict(kind='confusion', name=f'2048x1024 maps, against torch.{by}', precision='',
-                       case=('confusion', '', ''), threads=args.threads, start=start)
+                       case=('confusion',), threads=args.threads, start=start)
 
 
 def measure(case, peers, runs):
@@ -136,7 +129,9 @@ def measure(case, peers, runs):
     left_out = {t: {} for t in threads}
     for i in range(runs):
         for t in threads:
-            what = f'{kind} {case["name"]} {case["precision"]}, {t} thread(s), round {i + 1}/{runs}'
+            what = ', '.join(filter(None, (
+                f'{kind} {case["name"]}', case['precision'], f'{t} thread(s)',
+                f'round {i + 1} of {runs}')))
             ours = case['start']('halfseg', t)
             rows[t]['halfseg'].append(ours)
             said = [f'halfseg {ours["median_s"]:.4f} s']
@@ -173,28 +168,26 @@ def ratio_of(kind, ours, row):
 
 
 def line_of(case, threads, rows, left_out):
-    kind, ours = case['kind'], rows['halfseg']
-    compared = []
+    ours = rows['halfseg']
+    line = dict(kind=case['kind'], name=case['name'], case=case['case'], method=case.get('method'),
+                precision=case['precision'], threads=threads, halfseg=sums(ours), peers=[],
+                left_out=left_out)
     for peer, found in rows.items():
         if peer == 'halfseg' or not found:
             continue
-        ratios = [ratio_of(kind, *pair) for pair in zip(ours, found)]
-        wanted = WANTED.get(case['case'], {}).get(peer, {}).get(case['precision'])
-        if kind in ('inference', 'training') and threads != 2:
-            wanted = None
-        ratio = statistics.median(ratios)
-        compared.append(dict(peer=peer, ratio=ratio, ratios=ratios, wanted=wanted,
-                             reached=None if wanted is None else ratio >= wanted, **sums(found)))
-    return dict(kind=kind, name=case['name'], method=case.get('method'),
-                precision=case['precision'], threads=threads, halfseg=sums(ours), peers=compared,
-                left_out=left_out)
+        ratios = [ratio_of(case['kind'], *pair) for pair in zip(ours, found)]
+        ratio, aim = statistics.median(ratios), wanted.of_peer(line, peer)
+        line['peers'].append(dict(peer=peer, ratio=ratio, ratios=ratios, wanted=aim,
+                                  reached=None if aim is None else ratio >= aim, **sums(found)))
+    return line
 
 
 def sums(rows):
     """What the tables have of the rows of one program, and those rows."""
     peaks = [row.get('peak_bytes') for row in rows]
     return dict(median_s=statistics.median(row['median_s'] for row in rows),
-                images_per_s=statistics.median(row['images_per_s'] for row in rows),
+                images_per_s=statistics.median(row.get('images_per_s', 1 / row['median_s'])
+                                               for row in rows),
                 share_of_floor=rows[0].get('share_of_floor') and statistics.median(
                     row['share_of_floor'] for row in rows),
                 peak_bytes=max(peaks) if all(peaks) else None, rows=rows)
@@ -331,8 +324,9 @@ def arguments():
     parser.add_argument('--pictures', type=count, metavar='N', default=40,
                         help='pictures, or pairs of maps, that a process of pipeline or confusion '
                         'measures (default: 40)')
-    parser.add_argument('--data', metavar='DIR', help='a Cityscapes layout with labelTrainIds for the pipeline; '
-                        'generated scenes otherwise')
+    parser.add_argument('--data', metavar='DIR',
+                        help='a Cityscapes layout with labelTrainIds for the pipeline; generated '
+                        'scenes otherwise')
     parser.add_argument('--name', type=word, help='ends the names of the results')
     parser.add_argument('--out', metavar='DIR', default=os.path.join(HERE, '..', 'results'),
                         help='folder of the results (benches/results), or `-` for none')
@@ -353,11 +347,12 @@ def main():
     programs = ['halfseg', *(['data_speed'] if {'pipeline', 'confusion'} & set(peers) else [])]
     for program in programs:
         if not os.access(f'{BIN}/{program}', os.X_OK):
-            raise SystemExit(f'{BIN}: expected the program {program} (HALFSEG_BIN names the folder)')
+            raise SystemExit(f'{BIN}: expected the program {program} (HALFSEG_BIN names the '
+                             'folder)')
     for line in words:
         print(line, file=sys.stderr)
-    # OpenMP's threads that spin while they wait take the cores from whatever else runs, and torch was
-    # slower with them wherever that was measured.
+    # OpenMP's threads that spin while they wait take the cores from whatever else runs; with others
+    # on the machine torch took two to ten times as long.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     os.environ['PYTHONWARNINGS'] = 'ignore'
     openvino = any('openvino' in found for found in peers.values())

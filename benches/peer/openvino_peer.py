@@ -78,12 +78,12 @@ def run_model(args):
             'PERFORMANCE_HINT': 'LATENCY'})
     except RuntimeError as error:
         last = [line for line in str(error).splitlines() if line.strip()][-1]
-        return report(left_out=f'OpenVINO cannot compile the network in {args.precision}: {last}')
+        return report(left_out=f'it cannot compile the network in {args.precision}: {last}')
     compile_s = time.perf_counter() - began
     threads = compiled.get_property('INFERENCE_NUM_THREADS')
     if threads != args.threads:
-        return report(left_out=f'OpenVINO runs {threads} threads here where {args.threads} were '
-                               'asked for')
+        return report(left_out=f'it runs {threads} threads here where {args.threads} were asked '
+                               'for')
     shape = tuple(compiled.input(0).shape)
     image = np.random.default_rng(0).standard_normal(shape, np.float32)
     request = compiled.create_infer_request()

@@ -3,13 +3,10 @@ import collections
 import re
 import statistics
 
+import wanted
+
 NAMES = dict(pytorch='PyTorch', openvino='OpenVINO', compile='torch.compile')
 NETWORKS = ('inference', 'training')
-# What the project wants to reach on a machine with AMX: two threads over one, and times of half
-# precision against others of halfseg.
-TWO_THREADS = dict(f32=1.85, bf16=1.8, f16=1.8)
-BF16_GAIN = dict(inference=1.6)
-F16_COST = dict(inference=1.8, training=1.6)
 
 
 def table(head, rows):
@@ -32,8 +29,8 @@ def spread(ratios):
     return f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
 
 
-def verdict(wanted, reached):
-    return '-' if wanted is None else f'{wanted} {"reached" if reached else "missed"}'
+def verdict(aim, reached):
+    return '-' if aim is None else f'{aim} {"reached" if reached else "missed"}'
 
 
 def threads_of(count):
@@ -43,7 +40,8 @@ def threads_of(count):
 def instruction_set(kernel):
     """The one that a kernel of oneDNN or OpenVINO has in its name."""
     for pattern, name in (('amx', 'AMX'), ('avx512|avx10_1_512', 'AVX-512'), ('avx2', 'AVX2'),
-                          ('sse4', 'SSE4.1'), ('acl', 'ACL'), ('gemm', 'GEMM'), ('ref', 'reference')):
+                          ('sse4', 'SSE4.1'), ('acl', 'ACL'), ('gemm', 'GEMM'),
+                          ('ref', 'reference')):
         if re.search(pattern, kernel):
             return name
     return kernel
@@ -66,8 +64,9 @@ def peer_ran(line, sums):
         precision, kernel = name.split(' ', 1)
         by_kind[precision][instruction_set(kernel)] += number
         by_precision[precision] += number
-    parts = [f'{precision}: ' + ', '.join(f'{name} {n}' for name, n in kinds.most_common())
-             for precision, kinds in sorted(by_kind.items(), key=lambda item: -by_precision[item[0]])]
+    parts = [f'{precision}: ' + ', '.join(f'{name} {n}' for name, n in
+                                          by_kind[precision].most_common())
+             for precision, _ in by_precision.most_common()]
     if row.get('other_convolutions'):
         parts.append(f'not oneDNN: {row["other_convolutions"]}')
     others = sum(n for precision, n in by_precision.items() if precision != asked)
@@ -102,7 +101,7 @@ def left_out(lines):
     cases = collections.defaultdict(list)
     for line in lines:
         for peer, why in line['left_out'].items():
-            cases[peer, why].append(f'{line["method"]} {line["precision"]}')
+            cases[peer, why].append(f'{line["kind"]} {line["method"]} {line["precision"]}')
     return [f'- {NAMES[peer]} is left out of {", ".join(names)}: {why}'
             for (peer, why), names in cases.items()]
 
@@ -131,11 +130,11 @@ def more_threads(lines):
         fewest = min(found)
         for threads in sorted(set(found) - {fewest}):
             ratios = [a / b for a, b in zip(medians(found[fewest]), medians(found[threads]))]
-            wanted = TWO_THREADS[precision] if (fewest, threads) == (1, 2) else None
+            aim = wanted.of_threads(found[fewest], found[threads])
             rows.append([kind, name, precision, f'{threads} against {fewest}',
                          time_of(kind, found[fewest]['halfseg']),
                          time_of(kind, found[threads]['halfseg']), spread(ratios),
-                         verdict(wanted, wanted and statistics.median(ratios) >= wanted)])
+                         verdict(aim, aim and statistics.median(ratios) >= aim)])
     return rows and ['', '## halfseg with more threads', *table(
         ['', '', 'dtype', 'threads', 'time with fewer', 'time with more', 'fewer / more', 'wanted'],
         rows)]
@@ -145,68 +144,74 @@ def half_precision(lines):
     """halfseg's times in one precision over those in another."""
     by_case = collections.defaultdict(dict)
     for line in lines:
-        key = line['kind'], line['name'], line['threads']
-        by_case[key][line['precision']] = line['halfseg']['median_s']
+        by_case[line['kind'], line['name'], line['threads']][line['precision']] = line
     rows = []
     for (kind, name, threads), found in by_case.items():
-        def cell(above, below, wanted=None, most=False):
+        def cell(above, below, aims=(), most=False):
             if not {above, below} <= set(found):
                 return '-'
-            ratio = found[above] / found[below]
-            reached = wanted and (ratio <= wanted if most else ratio >= wanted)
+            ratio = found[above]['halfseg']['median_s'] / found[below]['halfseg']['median_s']
+            aim = wanted.of_half(aims, found[below]) if aims else None
+            reached = aim and (ratio <= aim if most else ratio >= aim)
             return f'{ratio:.2f}' + (
-                f' ({"at most" if most else "at least"} {verdict(wanted, reached)})' if wanted else '')
+                f' (at {"most" if most else "least"} {verdict(aim, reached)})' if aim else '')
         if len(found) > 1:
-            rows.append([kind, name, str(threads),
-                         cell('f32', 'bf16', BF16_GAIN.get(kind)), cell('f32', 'f16'),
-                         cell('f16', 'bf16', F16_COST[kind], most=True)])
+            rows.append([kind, name, str(threads), cell('f32', 'bf16', wanted.BF16_GAIN),
+                         cell('f32', 'f16'), cell('f16', 'bf16', wanted.F16_COST, most=True)])
     return rows and ['', '## halfseg in half precision against itself', *table(
         ['', '', 'threads', 'f32 / bf16', 'f32 / f16', 'f16 / bf16'], rows)]
 
 
-def markdown(result):
+def heading(result, lines):
     info, found, args = result['machine'], result['versions'], result['arguments']
     asked = [peer for peer in NAMES if any(peer in peers for peers in result['peers'].values())]
-    lines = [line for line in result['lines'] if line['kind'] in NETWORKS]
     versions = [f'torch {found["torch"]}', *(
         [f'OpenVINO {found["openvino"]}'] if 'openvino' in found else []),
         f'OpenCV {found["opencv"]}', f'numpy {found["numpy"]}', f'Python {found["python"]}']
     out = [f'# halfseg against {" and ".join(NAMES[peer] for peer in asked)}, {result["date"]}', '',
            f'{info["cpu"]} (family/model/stepping {info.get("family_model_stepping", "?")}; '
-           f'{", ".join(info["flags"])}), {info["cores"]} cores, {info.get("memory_gib", "?")} GiB, '
-           f'load {info["load_at_start"]} at the start.',
+           f'{", ".join(info["flags"])}), {info["cores"]} cores, '
+           f'{info.get("memory_gib", "?")} GiB, load {info["load_at_start"]} at the start.',
            f'halfseg {found["halfseg"]}, {found["rustc"]}, scripts of {found["commit"]}; '
            f'{", ".join(versions)}.',
            'Set in the environment: ' + ', '.join(
                f'`{name}={value}`' for name, value in result['environment'].items()) + '.',
            f'halfseg and each peer in alternation, {args["runs"]} round(s); each measurement is a '
-           f'process of {args["warmup"]} + {args["iterations"]} passes.',
-           'Ratio: peer time / halfseg time of a round, median (lowest to highest); above 1, halfseg '
-           'is faster. Peak memory: the largest VmHWM of a process, interpreter and libraries '
-           'included.']
+           f'process of {args["warmup"]} + {args["iterations"]} passes'
+           + ('.' if len(lines) == len(result['lines']) else
+              f', of {args["pictures"]} for input pipeline and scores.'),
+           'Ratio: peer time / halfseg time of a round, median (lowest to highest); above 1, '
+           'halfseg is faster. Peak memory: the largest VmHWM of a process, interpreter and '
+           'libraries included.']
     if lines:
+        how = ['torch in channels_last']
+        if 'openvino' in asked:
+            how.append('OpenVINO with the hint LATENCY')
+        if 'compile' in asked:
+            how.append('torch.compile with inductor, in inference with frozen weights; its peak '
+                       'memory includes compiling')
         out += ['Inference: the network, logits at the size of the picture, argmax, classes in the '
-                "host's memory. torch in channels_last"
-                + (', OpenVINO with the hint LATENCY' if 'openvino' in asked else '')
-                + (', torch.compile with inductor, in inference with frozen weights; its peak memory '
-                   'includes compiling' if 'compile' in asked else '') + '.',
+                f"host's memory; {', '.join(how)}.",
                 'Ran: instruction sets; for a peer the number of its forward convolutions by '
-                'precision and instruction set, as oneDNN or OpenVINO names their kernels. Wanted: '
-                'what the project aims at with AMX and two threads.']
-    if lines and 'bf16' in args['precisions'] and not found['onednn_bf16']:
-        out.append('**oneDNN has no instructions for bf16 here**: torch falls back to slow code, and '
-                   'no gain over f32 is possible in hardware. The lines in bf16 say nothing about '
-                   'CPUs that have them.')
-    if lines and 'f16' in args['precisions'] and not found['onednn_f16']:
-        out.append('**oneDNN has no instructions for f16 here**: torch falls back to slow code.')
+                'precision and instruction set, as oneDNN or OpenVINO names their kernels. '
+                'Wanted: what the project aims at with AMX and two threads.']
+    for precision in args['precisions'] if lines and {'pytorch', 'compile'} & set(asked) else ():
+        if not found.get(f'onednn_{precision}', True):
+            out.append(f'**oneDNN uses no instructions for {precision} here**: torch falls back to '
+                       f'slow code. Its lines in {precision} say nothing about CPUs that have '
+                       'them.')
     if result.get('mean_png_bytes'):
         out.append(f'Pipeline: generated scenes, {result["mean_png_bytes"] / 1e6:.2f} MB a PNG on '
                    'average; the peer does what mmcv and mmseg transforms do, with OpenCV, numpy '
                    'and torch.')
     out += result['words']
-    if not result['finished']:
-        out.append('**Not finished**: what was measured until now.')
-    for threads in args['threads']:
+    return out if result['finished'] else [*out, '**Not finished**: what was measured until now.']
+
+
+def markdown(result):
+    lines = [line for line in result['lines'] if line['kind'] in NETWORKS]
+    out = heading(result, lines)
+    for threads in result['arguments']['threads']:
         of_these = [line for line in lines if line['threads'] == threads]
         if of_these:
             out += ['', f'## {threads_of(threads).capitalize()}', *networks(of_these)]
