@@ -97,7 +97,7 @@ for root in roots:
     if not found:
         sys.exit(f'{root}: expected recordings (reference.json), found none')
 PYTHON
-cp benches/peer/torch_peer.py "$bundle/peer/"
+cp benches/peer/{torch_peer,timing}.py "$bundle/peer/"
 cp benches/gpu/run.sh benches/gpu/report.py "$bundle/"
 git describe --always --dirty >"$bundle/version"
 if [ -n "$images" ]; then

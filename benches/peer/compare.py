@@ -1,209 +1,196 @@
-"""Runs halfseg and the peer in alternation and writes ratios of their times.
+"""Runs halfseg and its peers in alternation and writes ratios of their times.
 
-Called by benches/vs_pytorch.sh. Every measurement is a process of its own: halfseg, peer, halfseg,
-peer, and so on; the ratio of a pair is the peer's median time over halfseg's, above 1 where halfseg
-is faster. The table has the median of the ratios and their range.
+Called by benches/vs_peers.sh. Every measurement is a process of its own. A round is one of halfseg
+and one of each peer, at each number of threads in turn; then the next round. The ratio of a round
+is the peer's median time over halfseg's, above 1 where halfseg is faster. The tables have the
+median of the ratios of all rounds and their range.
+
+Peers: `pytorch` (with OpenCV and numpy for the input pipeline), `compile` (torch.compile, inductor;
+compiles for minutes), `openvino` (inference only). In inference all programs do the same: network,
+logits at the picture's size, argmax, classes in the host's memory. Lists are separated by commas or
+spaces.
 """
 import argparse
 import datetime
+import importlib.util
 import json
 import os
-import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 
+import wanted
+from machine import machine, settings, versions
+from tables import NAMES, markdown
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 BIN = os.path.abspath(os.environ.get('HALFSEG_BIN', 'target/release'))
 METHODS = ('fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus')
+BACKBONES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152')
 KINDS = ('inference', 'training', 'pipeline', 'confusion')
-# Ratios that the project wants to reach.
-TARGETS = {('inference', 'f32'): 1.15, ('inference', 'bf16'): 1.0, ('training', 'f32'): 1.1,
-           ('training', 'bf16'): 0.9, ('pipeline', ''): 3.0, ('confusion', ''): 5.0}
-# How much faster than f32 inference in bf16 should be, where the CPU multiplies bf16.
-BF16_GAIN = 1.6
-INTERESTING = ('avx2', 'fma', 'f16c', 'avx512f', 'avx512_bf16', 'avx512_fp16', 'amx_bf16',
-               'avx_vnni', 'asimd', 'bf16', 'i8mm')
+DOES = dict(pytorch=KINDS, openvino=('inference',), compile=('inference', 'training'))
+DEFAULT_PEERS = dict(inference=('pytorch', 'openvino'), training=('pytorch',),
+                     pipeline=('pytorch',), confusion=('pytorch',))
 
 
 def run(command):
     """The JSON of the last line of a program's output."""
-    env = dict(os.environ, OMP_WAIT_POLICY='PASSIVE', PYTHONWARNINGS='ignore')
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env=env)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise SystemExit(f'{" ".join(command)}\nfailed with {done.returncode}:\n{done.stderr}')
     text = done.stdout
     return json.loads(text if text.startswith('{\n') else text.splitlines()[-1])
 
 
-def peer(*args):
-    return run([sys.executable, os.path.join(HERE, 'torch_peer.py'), *args])
+def python(script, *args):
+    return run([sys.executable, os.path.join(HERE, script), *args])
 
 
-def lines(args, data):
-    """Every comparison: its kind, name, precision, and the two commands."""
+class Networks:
+    """Networks as OpenVINO reads them: files of which one is kept, the last that was asked for."""
+
+    def __init__(self, folder, threads):
+        self.folder, self.threads, self.case = os.path.join(folder, 'network'), threads, None
+
+    def file(self, *case):
+        path = os.path.join(self.folder, 'network.xml')
+        if case != self.case:
+            self.case = None
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.makedirs(self.folder)
+            python('openvino_peer.py', 'export', *case, '--threads', str(self.threads),
+                   '--to', path)
+            self.case = case
+        return path
+
+
+def network_cases(args, peers, networks):
+    """Inference and training: what is compared, and how each program is started on `threads`."""
     steps = ['--iterations', str(args.iterations), '--warmup', str(args.warmup)]
-    threads = ['--threads', str(args.threads)]
     for kind in ('inference', 'training'):
-        if kind not in args.only:
+        if kind not in peers:
             continue
+        train = kind == 'training'
+        size, batch = (args.train_size, args.train_batch) if train else (args.size, args.batch)
         for method in args.methods:
+            network = ['--method', method, '--backbone', args.backbone, '--size', size,
+                       '--batch', str(batch)]
             for precision in args.precisions:
-                train = kind == 'training'
-                shape = args.train_size if train else args.size
-                batch = args.train_batch if train else 1
-                case = ['--method', method, '--backbone', args.backbone, '--size', shape,
-                        '--batch', str(batch), '--precision', precision, *steps, *threads,
+                case = [*network, '--precision', precision, *steps,
                         *(['--train'] if train else [])]
-                yield (kind, f'{method} {args.backbone}, {batch}x3x{shape}', precision,
-                       lambda case=case: run([f'{BIN}/halfseg', 'bench', *case, '--json', '-']),
-                       lambda case=case: peer('model', *case))
+
+                def start(program, threads, case=case, network=network, precision=precision):
+                    threads = ['--threads', str(threads)]
+                    if program == 'halfseg':
+                        return run([f'{BIN}/halfseg', 'bench', *case, *threads, '--json', '-',
+                                    '-q'])
+                    if program == 'openvino':
+                        return python('openvino_peer.py', 'model', '--network',
+                                      networks.file(*network), '--precision', precision, *steps,
+                                      *threads)
+                    how = ['--compile'] if program == 'compile' else []
+                    return python('torch_peer.py', 'model', *case, *threads, *how)
+
+                yield dict(kind=kind, name=f'{method} {args.backbone}, {batch}x3x{size}',
+                           case=(kind, args.backbone, size), method=method, precision=precision,
+                           threads=args.threads, start=start)
+
+
+def data_cases(args, peers, data):
+    """The input pipeline, on one core, and the scores, where the peer alone has several threads."""
     many = ['--iterations', str(args.pictures)]
-    if 'pipeline' in args.only:
-        yield ('pipeline', '2048x1024 PNG to 512x1024 crop, one core', '',
-               lambda: run([f'{BIN}/data_speed', 'pipeline', '--data', data, *many]),
-               lambda: peer('pipeline', '--data', data, *many))
-    if 'confusion' in args.only:
+    if 'pipeline' in peers:
+        def start(program, _):
+            if program == 'halfseg':
+                return run([f'{BIN}/data_speed', 'pipeline', '--data', data, *many])
+            return python('torch_peer.py', 'pipeline', '--data', data, *many)
+
+        yield dict(kind='pipeline', name='2048x1024 PNG to 512x1024 crop, one core', precision='',
+                   case=('pipeline',), threads=[1], start=start)
+    if 'confusion' in peers:
         for by in ('bincount', 'histc'):
-            yield ('confusion', f'2048x1024 maps, against torch.{by}', '',
-                   lambda: run([f'{BIN}/data_speed', 'confusion', *many]),
-                   lambda by=by: peer('confusion', '--by', by, *many, *threads))
+            def start(program, threads, by=by):
+                if program == 'halfseg':
+                    return run([f'{BIN}/data_speed', 'confusion', *many])
+                return python('torch_peer.py', 'confusion', '--by', by, *many, '--threads',
+                              str(threads))
+
+            yield dict(kind='confusion', name=f'2048x1024 maps, against torch.{by}', precision='',
+                       case=('confusion',), threads=args.threads, start=start)
 
 
-def compare(kind, name, precision, ours, theirs, runs):
-    pairs, ratios = [], []
+def measure(case, peers, runs):
+    """A line of the tables for each number of threads."""
+    kind, threads = case['kind'], case['threads']
+    rows = {t: dict(halfseg=[], **{peer: [] for peer in peers}) for t in threads}
+    left_out = {t: {} for t in threads}
     for i in range(runs):
-        a, b = ours(), theirs()
-        for key in ('parameters', 'size', 'batch', 'pictures'):
-            if a.get(key) != b.get(key):
-                raise SystemExit(f'{name}: {key} differ: halfseg {a.get(key)}, peer {b.get(key)}')
-        # Pictures differ in work, so the pipeline goes by its rate over all of them.
-        ratio = (a['images_per_s'] / b['images_per_s'] if kind == 'pipeline'
-                 else b['median_s'] / a['median_s'])
-        pairs.append((a, b))
-        ratios.append(ratio)
-        print(f'{kind} {name} {precision} {i + 1}/{runs}: halfseg {a["median_s"]:.4f} s, '
-              f'peer {b["median_s"]:.4f} s, ratio {ratio:.3f}', file=sys.stderr, flush=True)
-    peaks = [[p[side].get('peak_bytes') for p in pairs] for side in (0, 1)]
-    peaks = [max(v) if all(v) else None for v in peaks]
-    target = TARGETS.get((kind, precision))
-    ratio = statistics.median(ratios)
-    return dict(kind=kind, name=name, precision=precision, ratio=ratio, ratios=ratios,
-                target=target, reached=None if target is None else ratio >= target,
-                halfseg_s=statistics.median(p[0]['median_s'] for p in pairs),
-                peer_s=statistics.median(p[1]['median_s'] for p in pairs),
-                halfseg_images_per_s=statistics.median(
-                    p[0].get('images_per_s', 1 / p[0]['median_s']) for p in pairs),
-                peer_images_per_s=statistics.median(
-                    p[1].get('images_per_s', 1 / p[1]['median_s']) for p in pairs),
-                share_of_floor=pairs[0][0].get('share_of_floor') and statistics.median(
-                    p[0]['share_of_floor'] for p in pairs),
-                halfseg_peak_bytes=peaks[0], peer_peak_bytes=peaks[1],
-                halfseg=[p[0] for p in pairs], peer=[p[1] for p in pairs])
+        for t in threads:
+            what = ', '.join(filter(None, (
+                f'{kind} {case["name"]}', case['precision'], f'{t} thread(s)',
+                f'round {i + 1} of {runs}')))
+            ours = case['start']('halfseg', t)
+            rows[t]['halfseg'].append(ours)
+            said = [f'halfseg {ours["median_s"]:.4f} s']
+            for peer in peers:
+                if peer in left_out[t]:
+                    continue
+                row = case['start'](peer, t)
+                if 'left_out' in row:
+                    left_out[t][peer] = row['left_out']
+                    said.append(f'{NAMES[peer]} left out: {row["left_out"]}')
+                    continue
+                same_work(case, t, peer, ours, row)
+                rows[t][peer].append(row)
+                said.append(f'{NAMES[peer]} {row["median_s"]:.4f} s, ratio '
+                            f'{ratio_of(kind, ours, row):.3f}')
+            print(f'{what}: {"; ".join(said)}', file=sys.stderr, flush=True)
+    return [line_of(case, t, rows[t], left_out[t]) for t in threads]
 
 
-def machine():
-    info = {}
-    try:
-        with open('/proc/cpuinfo') as f:
-            text = f.read()
-        model = re.search(r'model name\s*: (.*)', text)
-        flags = re.search(r'(?:flags|Features)\s*: (.*)', text)
-        info['cpu'] = model.group(1).strip() if model else platform.machine()
-        info['flags'] = [f for f in INTERESTING if flags and f in flags.group(1).split()]
-        ids = [re.search(rf'{key}\s*: (\d+)', text)
-               for key in ('cpu family', 'model', 'stepping')]
-        info['family_model_stepping'] = '/'.join(m.group(1) if m else '?' for m in ids)
-    except OSError:
-        info.update(cpu=platform.processor() or platform.machine(), flags=[])
-    info['cores'] = os.cpu_count()
-    try:
-        with open('/proc/meminfo') as f:
-            info['memory_gib'] = round(int(f.readline().split()[1]) / 2 ** 20, 1)
-    except OSError:
-        pass
-    info['system'] = platform.platform()
-    info['load_at_start'] = round(os.getloadavg()[0], 2)
-    return info
+def same_work(case, threads, peer, ours, row):
+    keys = ['parameters', 'size', 'batch', 'pictures']
+    if case['kind'] in ('inference', 'training'):
+        keys += ['mode', 'method', 'backbone', 'precision', 'threads']
+    for key in keys:
+        if ours.get(key) != row.get(key):
+            raise SystemExit(f'{case["name"]}, {threads} thread(s): {key} differ: halfseg '
+                             f'{ours.get(key)}, {NAMES[peer]} {row.get(key)}')
 
 
-def versions():
-    def said(*command):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        return done.stdout.strip() if done.returncode == 0 else 'unknown'
-
-    import cv2
-    import numpy
-    import torch
-    dirty = said('git', 'status', '--porcelain', '--untracked-files=no')
-    return dict(halfseg=said(f'{BIN}/halfseg', '--version').removeprefix('halfseg '),
-                commit=said('git', 'rev-parse', '--short', 'HEAD') + ('+changes' if dirty else ''),
-                rustc=said('rustc', '--version'), python=platform.python_version(),
-                torch=torch.__version__, onednn_bf16=torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-                opencv=cv2.__version__, numpy=numpy.__version__)
+def ratio_of(kind, ours, row):
+    # Pictures differ in work, so the pipeline goes by its rate over all of them.
+    return (ours['images_per_s'] / row['images_per_s'] if kind == 'pipeline'
+            else row['median_s'] / ours['median_s'])
 
 
-def gib(value):
-    return '-' if value is None else f'{value / 2 ** 30:.2f}'
+def line_of(case, threads, rows, left_out):
+    ours = rows['halfseg']
+    line = dict(kind=case['kind'], name=case['name'], case=case['case'], method=case.get('method'),
+                precision=case['precision'], threads=threads, halfseg=sums(ours), peers=[],
+                left_out=left_out)
+    for peer, found in rows.items():
+        if peer == 'halfseg' or not found:
+            continue
+        ratios = [ratio_of(case['kind'], *pair) for pair in zip(ours, found)]
+        ratio, aim = statistics.median(ratios), wanted.of_peer(line, peer)
+        line['peers'].append(dict(peer=peer, ratio=ratio, ratios=ratios, wanted=aim,
+                                  reached=None if aim is None else ratio >= aim, **sums(found)))
+    return line
 
 
-def markdown(result):
-    info, found, args = result['machine'], result['versions'], result['arguments']
-    out = [f'# halfseg against PyTorch, {result["date"]}', '',
-           f'{info["cpu"]} (family/model/stepping {info.get("family_model_stepping", "?")}; '
-           f'{", ".join(info["flags"])}), {info["cores"]} cores, {info.get("memory_gib", "?")} GiB, '
-           f'load {info["load_at_start"]} at the start.',
-           f'halfseg {found["halfseg"]} ({found["commit"]}, {found["rustc"]}); torch '
-           f'{found["torch"]}, OpenCV {found["opencv"]}, numpy {found["numpy"]}, Python '
-           f'{found["python"]}.',
-           f'{args["threads"]} threads; torch in '
-           'channels_last; halfseg and peer in alternation, '
-           f'{args["runs"]} pairs of processes, each {args["warmup"]} + {args["iterations"]} passes.',
-           'Ratio: peer time / halfseg time, median (lowest to highest); above 1, halfseg is '
-           'faster. Peak memory: the largest VmHWM of a process, interpreter and libraries '
-           'included.']
-    if not found['onednn_bf16']:
-        out.append('**This CPU has no instructions for bf16** that oneDNN would use: torch falls '
-                   'back to slow code there, and no gain over f32 is possible in hardware. The '
-                   'lines in bf16 say nothing about CPUs that have them.')
-    if result.get('mean_png_bytes'):
-        out.append(f'Pipeline: generated scenes, {result["mean_png_bytes"] / 1e6:.2f} MB a PNG on '
-                   'average; the peer does what mmcv and mmseg transforms do, with OpenCV, numpy '
-                   'and torch.')
-    out += ['', '| | | dtype | halfseg | peer | ratio | wanted | share of the f32 floor | peak GiB '
-            'halfseg | peak GiB peer |', '|---|---|---|---|---|---|---|---|---|---|']
-    for line in result['lines']:
-        if line['kind'] == 'pipeline':
-            times = [f'{line[k]:.2f} images/s' for k in ('halfseg_images_per_s',
-                                                         'peer_images_per_s')]
-        else:
-            times = [f'{line[k]:.3f} s' if line[k] > 0.1 else f'{1e3 * line[k]:.2f} ms'
-                     for k in ('halfseg_s', 'peer_s')]
-        ratio = (f'{line["ratio"]:.2f} ({min(line["ratios"]):.2f} to {max(line["ratios"]):.2f})')
-        wanted = '-' if line['target'] is None else (
-            f'{line["target"]} {"reached" if line["reached"] else "missed"}')
-        share = line['share_of_floor']
-        out.append(f'| {line["kind"]} | {line["name"]} | {line["precision"]} | {times[0]} | '
-                   f'{times[1]} | {ratio} | {wanted} | '
-                   f'{"-" if not share else f"{share:.0%}"} | {gib(line["halfseg_peak_bytes"])} | '
-                   f'{gib(line["peer_peak_bytes"])} |')
-    gains = result['bf16_gains']
-    if gains:
-        out += ['', f'halfseg in bf16 against itself in f32 (wanted in inference: {BF16_GAIN}, with '
-                'instructions for bf16):', '']
-        out += [f'- {gain["kind"]} {gain["name"]}: {gain["gain"]:.2f}' for gain in gains]
-    return '\n'.join(out) + '\n'
-
-
-def bf16_gains(found):
-    by_case = {(line['kind'], line['name'], line['precision']): line for line in found}
-    return [dict(kind=kind, name=name, gain=line['halfseg_s'] / by_case[kind, name, 'bf16']
-                 ['halfseg_s'])
-            for (kind, name, precision), line in by_case.items()
-            if precision == 'f32' and (kind, name, 'bf16') in by_case]
+def sums(rows):
+    """What the tables have of the rows of one program, and those rows."""
+    peaks = [row.get('peak_bytes') for row in rows]
+    return dict(median_s=statistics.median(row['median_s'] for row in rows),
+                images_per_s=statistics.median(row.get('images_per_s', 1 / row['median_s'])
+                                               for row in rows),
+                share_of_floor=rows[0].get('share_of_floor') and statistics.median(
+                    row['share_of_floor'] for row in rows),
+                peak_bytes=max(peaks) if all(peaks) else None, rows=rows)
 
 
 def write(path, text):
@@ -214,49 +201,195 @@ def write(path, text):
     os.replace(temporary, path)
 
 
-def main():
-    parser = argparse.ArgumentParser(prog='benches/vs_pytorch.sh', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', nargs='+', choices=KINDS, default=KINDS)
-    parser.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
-    parser.add_argument('--precisions', nargs='+', choices=('f32', 'f16', 'bf16'),
-                        default=('f32', 'bf16'))
-    parser.add_argument('--backbone', default='resnet101')
-    parser.add_argument('--runs', type=int, default=3, help='pairs of processes (default 3)')
-    parser.add_argument('--iterations', type=int, default=3, help='passes measured in a process')
-    parser.add_argument('--warmup', type=int, default=1)
-    parser.add_argument('--pictures', type=int, default=40,
-                        help='pictures or pairs of maps in a process')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--size', default='512x1024', help='image of inference')
-    parser.add_argument('--train-size', default='256x512')
-    parser.add_argument('--train-batch', type=int, default=2)
-    parser.add_argument('--data', help='a Cityscapes layout with labelTrainIds for the pipeline; '
-                        'generated scenes otherwise')
-    parser.add_argument('--out', default=os.path.join(HERE, '..', 'results'),
-                        help='folder for the results, or `-` for none')
-    args = parser.parse_args()
+def free_stem(folder, stem):
+    """`stem` in the folder, with a number if results of this name are there already."""
+    path, number = os.path.normpath(os.path.join(folder, stem)), 1
+    while os.path.exists(f'{path}.md') or os.path.exists(f'{path}.json'):
+        number += 1
+        path = os.path.normpath(os.path.join(folder, f'{stem}-{number}'))
+    return path
 
+
+def choose_peers(args, error):
+    """The peers of each kind, and what has to be said about those that do not do one."""
+    if args.peers is None:
+        return {kind: DEFAULT_PEERS[kind] for kind in args.only}, []
+    peers = {kind: [peer for peer in args.peers if kind in DOES[peer]] for kind in args.only}
+    words = []
+    for peer in args.peers:
+        without = [kind for kind in args.only if kind not in DOES[peer]]
+        if without:
+            words.append(f'{NAMES[peer]} does {" and ".join(DOES[peer])} only: left out of '
+                         f'{", ".join(without)}.')
+    for kind in [kind for kind, found in peers.items() if not found]:
+        words.append(f'No peer is left for {kind}: not measured.')
+        del peers[kind]
+    if not peers:
+        error(f'--peers: {" ".join(words)}')
+    return peers, words
+
+
+def missing(peers):
+    """What the chosen peers need and this machine lacks, each with the way to install it."""
+    asked = {peer for found in peers.values() for peer in found}
+    found = []
+    for file, packages, needed in (
+            ('requirements.txt', dict(torch='torch', numpy='numpy', cv2='opencv-python-headless',
+                                      PIL='pillow'), True),
+            ('requirements-openvino.txt', dict(openvino='openvino'), 'openvino' in asked)):
+        lacking = [name for module, name in packages.items()
+                   if needed and importlib.util.find_spec(module) is None]
+        if lacking:
+            found.append(f'{", ".join(lacking)} missing: {sys.executable} -m pip install '
+                         f'--requirement {os.path.relpath(os.path.join(HERE, file))}')
+    compiler = os.environ.get('CXX', 'g++')
+    if 'compile' in asked and shutil.which(compiler) is None:
+        found.append(f'torch.compile needs a C++ compiler, and there is no {compiler}: install one '
+                     '(Debian: g++) or name it in CXX')
+    return found
+
+
+class Several(argparse.Action):
+    """Values separated by commas or spaces, each once, in the order given."""
+
+    def __init__(self, *args, among=None, kind=str, **kwargs):
+        super().__init__(*args, nargs='+', **kwargs)
+        self.among, self.kind = among, kind
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        found = []
+        for value in ','.join(values).split(','):
+            if value == '':
+                continue
+            if self.among and value not in self.among:
+                parser.error(f'{option_string}: expected {", ".join(self.among)}, found {value}')
+            try:
+                value = self.kind(value)
+            except (ValueError, argparse.ArgumentTypeError) as error:
+                parser.error(f'{option_string}: {error}')
+            if value not in found:
+                found.append(value)
+        if not found:
+            parser.error(f'{option_string}: expected a value')
+        setattr(namespace, self.dest, found)
+
+
+def count(text):
+    if not re.fullmatch(r'[1-9]\d*', text):
+        raise argparse.ArgumentTypeError(f'expected a whole number above 0, found {text}')
+    return int(text)
+
+
+def size(text):
+    if not re.fullmatch(r'[1-9]\d*x[1-9]\d*', text):
+        raise argparse.ArgumentTypeError(f'expected HEIGHTxWIDTH, found {text}')
+    return text
+
+
+def word(text):
+    if not re.fullmatch(r'[a-z0-9][a-z0-9.-]*', text):
+        raise argparse.ArgumentTypeError(f'expected a-z, 0-9, dots and dashes, found {text}')
+    return text
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog='benches/vs_peers.sh', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def several(flag, among, text, default):
+        parser.add_argument(flag, action=Several, among=among, metavar='NAME', default=default,
+                            help=f'of {", ".join(among)} (default: {text})')
+
+    several('--only', KINDS, 'all', list(KINDS))
+    several('--peers', tuple(DOES), 'pytorch and openvino in inference, pytorch elsewhere', None)
+    several('--methods', METHODS, 'all', list(METHODS))
+    several('--precisions', ('f32', 'f16', 'bf16'), 'f32 and bf16', ['f32', 'bf16'])
+    parser.add_argument('--backbone', choices=BACKBONES, default='resnet101', metavar='NAME',
+                        help=f'one of {", ".join(BACKBONES)} (default: resnet101)')
+    parser.add_argument('--threads', action=Several, kind=count, default=[2], metavar='N',
+                        help='numbers of threads, a table for each (default: 2)')
+    parser.add_argument('--size', type=size, metavar='HxW', default='512x1024',
+                        help='picture of inference (default: 512x1024)')
+    parser.add_argument('--batch', type=count, metavar='N', default=1,
+                        help='pictures at once in inference (default: 1)')
+    parser.add_argument('--train-size', type=size, metavar='HxW', default='256x512',
+                        help='picture of training (default: 256x512)')
+    parser.add_argument('--train-batch', type=count, metavar='N', default=2,
+                        help='pictures of a training step (default: 2)')
+    parser.add_argument('--runs', type=count, metavar='N', default=3, help='rounds (default: 3)')
+    parser.add_argument('--iterations', type=count, metavar='N', default=3,
+                        help='passes that a process measures (default: 3; more for small pictures)')
+    parser.add_argument('--warmup', type=count, metavar='N', default=1,
+                        help='passes before them that are not measured (default: 1)')
+    parser.add_argument('--pictures', type=count, metavar='N', default=40,
+                        help='pictures, or pairs of maps, that a process of pipeline or confusion '
+                        'measures (default: 40)')
+    parser.add_argument('--data', metavar='DIR',
+                        help='a Cityscapes layout with labelTrainIds for the pipeline; generated '
+                        'scenes otherwise')
+    parser.add_argument('--name', type=word, help='ends the names of the results')
+    parser.add_argument('--out', metavar='DIR', default=os.path.join(HERE, '..', 'results'),
+                        help='folder of the results (benches/results), or `-` for none')
+    # For the script, before it builds: options and packages only.
+    parser.add_argument('--check', action='store_true', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    peers, words = choose_peers(args, parser.error)
+    lacking = missing(peers)
+    if lacking:
+        parser.exit(1, '\n'.join(lacking) + '\n')
+    return args, peers, words
+
+
+def main():
+    args, peers, words = arguments()
+    if args.check:
+        return
+    programs = ['halfseg', *(['data_speed'] if {'pipeline', 'confusion'} & set(peers) else [])]
+    for program in programs:
+        if not os.access(f'{BIN}/{program}', os.X_OK):
+            raise SystemExit(f'{BIN}: expected the program {program} (HALFSEG_BIN names the '
+                             'folder)')
+    for line in words:
+        print(line, file=sys.stderr)
+    # OpenMP's threads that spin while they wait take the cores from whatever else runs; with others
+    # on the machine torch took two to ten times as long.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    os.environ['PYTHONWARNINGS'] = 'ignore'
+    openvino = any('openvino' in found for found in peers.values())
     result = dict(date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-                  machine=machine(), versions=versions(),
-                  arguments={k: v for k, v in vars(args).items() if k not in ('out', 'data')},
-                  peer_parameters=peer('params')['parameters'])
-    with tempfile.TemporaryDirectory(prefix='halfseg-bench-') as folder:
-        data = args.data or folder
-        if 'pipeline' in args.only and not args.data:
-            made = run([f'{BIN}/data_speed', 'write', '--data', folder])
-            result['mean_png_bytes'] = made['mean_png_bytes']
-        result['lines'] = [compare(*line, args.runs) for line in lines(args, data)]
-    result['bf16_gains'] = bf16_gains(result['lines'])
-    text = markdown(result)
-    print(text)
+                  finished=False, machine=machine(), environment=settings(),
+                  versions=versions(f'{BIN}/halfseg', openvino),
+                  arguments={k: v for k, v in vars(args).items()
+                             if k not in ('out', 'data', 'check', 'name')},
+                  peers=peers, words=words, lines=[])
+    stem = None
     if args.out != '-':
         os.makedirs(args.out, exist_ok=True)
         cpu = re.sub(r'[^a-z0-9]+', '-', result['machine']['cpu'].lower()).strip('-')
-        stem = os.path.join(args.out, f'{result["date"]}-vs-pytorch-{cpu}')
-        write(f'{stem}.md', text)
-        write(f'{stem}.json', json.dumps(result, indent=1) + '\n')
-        print(f'written to {os.path.normpath(stem)}.md and .json', file=sys.stderr)
+        ending = f'-{args.name}' if args.name else ''
+        stem = free_stem(args.out, f'{result["date"]}-vs-peers-{cpu}{ending}')
+
+    def save():
+        # After every case, so that what ends a long run leaves what was measured until then.
+        if stem is not None:
+            write(f'{stem}.md', markdown(result))
+            write(f'{stem}.json', json.dumps(result, indent=1) + '\n')
+
+    with tempfile.TemporaryDirectory(prefix='halfseg-bench-') as folder:
+        data = args.data or folder
+        if 'pipeline' in peers and not args.data:
+            made = run([f'{BIN}/data_speed', 'write', '--data', folder])
+            result['mean_png_bytes'] = made['mean_png_bytes']
+        networks = Networks(folder, max(args.threads))
+        for cases in (network_cases(args, peers, networks), data_cases(args, peers, data)):
+            for case in cases:
+                result['lines'] += measure(case, peers[case['kind']], args.runs)
+                save()
+    result['finished'] = True
+    save()
+    print(markdown(result))
+    if stem is not None:
+        print(f'written to {stem}.md and .json', file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -10,17 +10,22 @@ command measures one case in a process of its own and prints one JSON line:
     torch_peer.py confusion --size 1024x2048            scores of one pair of class maps
 """
 import argparse
+import collections
+import contextlib
+import ctypes
 import json
-import math
 import os
 import random
 import re
-import time
+import sys
+import tempfile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from timing import say, size, status_bytes, summary, timed
 
 # Parameters with the auxiliary head, ResNet-101, 19 classes.
 EXPECTED = dict(fcn=68_489_862, pspnet=67_967_622, deeplabv3=87_105_158,
@@ -207,43 +212,73 @@ def build(method, backbone):
     return model, count
 
 
-def status_bytes(field):
-    """A field of /proc/self/status in bytes, or None where there is no such file."""
-    try:
-        with open('/proc/self/status') as f:
-            return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
-    except OSError:
-        return None
+class ClassMap(nn.Module):
+    """A class for each pixel of the picture: network, logits at the picture's size, argmax."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, softmax=False):
+        logits = self.network(x)
+        if softmax:
+            logits = logits.softmax(1)
+        return logits.argmax(1).to(torch.uint8)
 
 
-def timed(step, warmup, iterations, warm=lambda: None):
-    for _ in range(warmup):
-        step()
-    warm()
-    seconds = []
-    for _ in range(iterations):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+def settle(model):
+    """Statistics of batch normalisation of random weights' own maps, as training leaves them.
+
+    With the initial ones maps shrink from layer to layer: half of the values of DeepLabV3+ end as
+    subnormal numbers of f16, and the classes of all pixels are one.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    with torch.no_grad():
+        model.train()(torch.randn(2, 3, 65, 129))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
 
 
-def summary(seconds, per_step):
-    ordered = sorted(seconds)
-    middle = len(ordered) // 2
-    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-    return dict(seconds=seconds, median_s=median, min_s=ordered[0],
-                p95_s=ordered[math.ceil(0.95 * len(ordered)) - 1],
-                images_per_s=per_step / median)
+@contextlib.contextmanager
+def convolutions(found):
+    """Appends to `found` the convolutions that oneDNN runs meanwhile: pass, precision and kernel.
+
+    oneDNN prints them, so that the standard output is a file for that time.
+    """
+    libc, before = ctypes.CDLL(None), os.dup(1)
+    with tempfile.TemporaryFile('w+') as printed:
+        sys.stdout.flush()
+        os.dup2(printed.fileno(), 1)
+        try:
+            with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+                yield
+        finally:
+            sys.stdout.flush()
+            libc.fflush(None)
+            os.dup2(before, 1)
+            os.close(before)
+        printed.seek(0)
+        for line in printed:
+            match = re.match(r'onednn_verbose,.*?,?exec,cpu,convolution,([^,]*),(forward|backward)'
+                             r'\w*,src[:_](\w+?):', line)
+            if match:
+                found.append((match[2], match[3], match[1]))
+
+
+def reference_gradients(dtype):
+    """Whether oneDNN has nothing but its reference code, hundreds of times slower, for gradients of
+    convolutions in `dtype`: for those of weights in f16 that is so with the torch of 2025."""
+    found, conv = [], nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
+    with convolutions(found), torch.autocast('cpu', dtype=dtype):
+        conv(torch.randn(1, 64, 16, 16, requires_grad=True)).float().sum().backward()
+    return any(kernel.startswith('ref') for _, _, kernel in found)
 
 
 def report(**row):
-    print(json.dumps(dict(program='torch', version=torch.__version__, **row)), flush=True)
-
-
-def size(text):
-    height, width = map(int, text.split('x'))
-    return height, width
+    say('torch', torch.__version__, **row)
 
 
 def memory(on_gpu):
@@ -268,10 +303,19 @@ def run_model(args):
         torch.backends.cudnn.benchmark = args.cudnn_benchmark
     model, parameters = build(args.method, args.backbone)
     layout = torch.contiguous_format if args.nchw else torch.channels_last
-    model = model.to(args.device, memory_format=layout)
     dtype = dict(f32=None, f16=torch.float16, bf16=torch.bfloat16)[args.precision]
     kind = args.device.split(':')[0]
     cast = torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+    with cast:
+        if dtype is not None and not torch.is_autocast_enabled(kind):
+            return report(left_out=f'torch {torch.__version__} has no autocast to '
+                                   f'{args.precision} on this device')
+    if args.train and not on_gpu and dtype is not None and reference_gradients(dtype):
+        return report(left_out='oneDNN has only its reference code here for gradients of '
+                               f'convolutions in {args.precision}: a step takes minutes')
+    if not args.train:
+        settle(model)
+    model = model.to(args.device, memory_format=layout)
     (height, width), batch = args.size, args.batch or (2 if args.train else 1)
     images = torch.randn(batch, 3, height, width).to(args.device, memory_format=layout)
     before = status_bytes('VmRSS')
@@ -281,11 +325,12 @@ def run_model(args):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
         scaler = torch.amp.GradScaler(kind, init_scale=512.0, growth_interval=2 ** 31 - 1,
                                       enabled=dtype is not None)
+        loss_of = torch.compile(model.loss, dynamic=False) if args.compile else model.loss
 
         def step():
             optimizer.zero_grad(set_to_none=True)
             with cast:
-                loss = model.loss(images, labels)
+                loss = loss_of(images, labels)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -293,29 +338,44 @@ def run_model(args):
             if on_gpu:
                 torch.cuda.synchronize()
     else:
-        model.eval()
+        segment = ClassMap(model).eval()
+        without_gradients = torch.inference_mode
+        if args.compile:
+            import torch._inductor.config as inductor
+            # Folds batch normalisation and packs weights; it wants `no_grad`.
+            inductor.freezing = True
+            segment, without_gradients = torch.compile(segment, dynamic=False), torch.no_grad
 
-        def step(softmax=False):
-            with torch.inference_mode(), cast:
-                logits = model(images)
-                if softmax:
-                    logits = logits.softmax(1)
+        def step(**settings):
+            with without_gradients(), cast:
                 # Copying to the host waits for the GPU.
-                logits.argmax(1).to(torch.uint8).cpu().numpy()
+                segment(images, **settings).cpu().numpy()
 
     def warm():
         if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-    seconds = timed(step, args.warmup, args.iterations, warm)
+    kernels, warmup = [], args.warmup
+    if warmup and not on_gpu:
+        warmup -= 1
+        with convolutions(kernels):
+            step()
+    seconds = timed(step, warmup, args.iterations, warm)
     extra = {}
+    if args.warmup and not on_gpu:
+        convs = sum(isinstance(m, nn.Conv2d) and (args.train or not name.startswith('aux.'))
+                    for name, m in model.named_modules())
+        forward = collections.Counter(f'{precision} {kernel}' for direction, precision, kernel
+                                      in kernels if direction == 'forward')
+        extra = dict(convolutions=forward,
+                     other_convolutions=max(convs - sum(forward.values()), 0))
     if args.softmax:
         # As MMSegmentation does, though it changes no class.
-        extra = dict(with_softmax=summary(
-            timed(lambda: step(softmax=True), 1, args.iterations), batch))
+        extra['with_softmax'] = summary(
+            timed(lambda: step(softmax=True), 1, args.iterations), batch)
     report(mode='training' if args.train else 'inference', method=args.method,
            backbone=args.backbone, size=f'{height}x{width}', batch=batch,
-           precision=args.precision, threads=args.threads,
+           precision=args.precision, threads=torch.get_num_threads(), compiled=args.compile,
            layout='nchw' if args.nchw else 'channels_last', parameters=parameters,
            cudnn_benchmark=on_gpu and args.cudnn_benchmark,
            bf16_instructions=bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
@@ -610,6 +670,8 @@ def main():
     sub.add_argument('--precision', choices=('f32', 'f16', 'bf16'), default='f32')
     sub.add_argument('--batch', type=int)
     sub.add_argument('--train', action='store_true')
+    sub.add_argument('--compile', action='store_true',
+                     help='with torch.compile (inductor); in inference with frozen weights')
     sub.add_argument('--nchw', action='store_true')
     sub.add_argument('--device', default='cpu', help='cpu, cuda or cuda:N')
     sub.add_argument('--cudnn-benchmark', action='store_true')

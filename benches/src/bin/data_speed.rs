@@ -1,4 +1,4 @@
-//! Times the training pipeline and the confusion matrix for `vs_pytorch.sh`, whose peer does the same
+//! Times the training pipeline and the confusion matrix for `vs_peers.sh`, whose peer does the same
 //! work on the same files. Prints one JSON line.
 
 use std::io::BufReader;
