@@ -22,9 +22,9 @@ mod with_gradient;
 pub use activation::Activation;
 pub use any_tensor::AnyTensor;
 pub use classes::{CrossEntropyTerms, cross_entropy_terms, most_likely_classes};
+pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 #[cfg(feature = "flex")]
 pub use conv::{ConvolutionPass, PackedWeights, TimedConvolution, time_convolutions};
-pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight};
 #[cfg(feature = "flex")]
 pub use cpu::isa::{InstructionSetError, f32_products, instruction_set};
 pub use lists::{SgdParameter, handles_lists, measure_list, scale_list, sgd_step_list};

@@ -356,6 +356,9 @@ pub struct BenchArgs {
     /// otherwise on the CPU, and on GPUs not held against
     #[arg(long, value_name = "X")]
     pub peak_gflops: Option<f64>,
+    /// Tell of each convolution how long it takes, on the CPU: those that are alike on one line
+    #[arg(long, conflicts_with = "exchange")]
+    pub layers: bool,
     /// Write the numbers as JSON (`-`: to stdout)
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,

@@ -200,15 +200,21 @@ impl Convolution for Flex {
         let x = [batch, per_group * options.groups, size[0], size[1]];
         let geometry = Geometry::new(x, shape(&weight), options);
         let (shapes, dtype) = ([x, shape(&weight)], gradient.dtype());
-        timed(ConvolutionPass::InputGradient, shapes, options, dtype, || {
-            let (weight, gradient) = (weight.to_contiguous(), gradient.to_contiguous());
-            with_element!(gradient.dtype(), E => {
-                let result = with_weight!(gradient, weight, E, W => {
-                    cpu::input_gradient::<E, W>(&geometry, values(&weight), values(&gradient))
-                });
-                tensor(result, x)
-            })
-        })
+        timed(
+            ConvolutionPass::InputGradient,
+            shapes,
+            options,
+            dtype,
+            || {
+                let (weight, gradient) = (weight.to_contiguous(), gradient.to_contiguous());
+                with_element!(gradient.dtype(), E => {
+                    let result = with_weight!(gradient, weight, E, W => {
+                        cpu::input_gradient::<E, W>(&geometry, values(&weight), values(&gradient))
+                    });
+                    tensor(result, x)
+                })
+            },
+        )
     }
 
     fn halfseg_conv2d_weight_gradient(
@@ -224,18 +230,24 @@ impl Convolution for Flex {
         let geometry = Geometry::new(shape(&x), weight, options);
         one_dtype(&[Some(&x), Some(&gradient)]);
         let (shapes, of_maps) = ([shape(&x), weight], x.dtype());
-        timed(ConvolutionPass::WeightGradient, shapes, options, of_maps, || {
-            let (x, gradient) = (x.to_contiguous(), gradient.to_contiguous());
-            with_element!(x.dtype(), E => {
-                if dtype == DType::F32 {
-                    let result = cpu::weight_gradient::<E, f32>;
-                    tensor(result(&geometry, values(&x), values(&gradient)), weight)
-                } else {
-                    let result = cpu::weight_gradient::<E, E>;
-                    tensor(result(&geometry, values(&x), values(&gradient)), weight)
-                }
-            })
-        })
+        timed(
+            ConvolutionPass::WeightGradient,
+            shapes,
+            options,
+            of_maps,
+            || {
+                let (x, gradient) = (x.to_contiguous(), gradient.to_contiguous());
+                with_element!(x.dtype(), E => {
+                    if dtype == DType::F32 {
+                        let result = cpu::weight_gradient::<E, f32>;
+                        tensor(result(&geometry, values(&x), values(&gradient)), weight)
+                    } else {
+                        let result = cpu::weight_gradient::<E, E>;
+                        tensor(result(&geometry, values(&x), values(&gradient)), weight)
+                    }
+                })
+            },
+        )
     }
 
     fn halfseg_conv2d_bias_gradient(gradient: FlexTensor) -> FlexTensor {

@@ -3,6 +3,7 @@
 #[cfg(any(feature = "count-allocations", test))]
 mod allocator;
 mod exchange;
+mod layers;
 mod peak;
 
 use std::time::Instant;
@@ -15,6 +16,7 @@ use halfseg_segmentor::{Cost, Depth, MemoryPlan, Method, SegmentorConfig, count_
 use halfseg_train::{Learner, Recipe, check_memory};
 use serde_json::json;
 
+use self::layers::Layers;
 use self::peak::measure_gflops;
 use crate::args::BenchArgs;
 use crate::commands::cpu_kernels;
@@ -75,6 +77,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         allocated,
         saved,
         packed,
+        layers,
     } = measured;
     let plan = args
         .train
@@ -122,6 +125,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         row("predicted to be kept", Bytes(plan.saved).to_string());
     }
     print_table(&table, json)?;
+    if let Some(layers) = &layers {
+        print_table(&layers.table(peak.map(|(gflops, _)| gflops)), json)?;
+    }
 
     if let Some(path) = &args.json {
         let json = json!({
@@ -156,6 +162,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             "saved_bytes": saved.map(|bytes| bytes.0),
             "packed_weights_bytes": packed.map(|bytes| bytes.0),
             "predicted": plan.as_ref().map(memory_plan),
+            "layers": layers.as_ref().map(Layers::json),
         });
         write_json(path, &json)?;
     }
@@ -200,6 +207,13 @@ fn check(args: &BenchArgs, model: &SegmentorConfig, batch: usize) -> Result<()> 
             let why = format!("--peak-gflops: expected a number above 0, found {peak}");
             Err(Usage(why).into())
         }
+        _ if args.layers && args.device != DeviceChoice::Flex => {
+            let why = format!(
+                "--layers: convolutions are timed on the CPU (--device cpu), found {}",
+                args.device
+            );
+            Err(Usage(why).into())
+        }
         _ => Ok(()),
     }
 }
@@ -231,6 +245,8 @@ struct Measured {
     saved: Option<Bytes>,
     /// Of inference on the CPU: weights as the kernels want them, which are kept beside the network's own.
     packed: Option<Bytes>,
+    /// Where that was asked for.
+    layers: Option<Layers>,
 }
 
 impl Measured {
@@ -255,6 +271,7 @@ impl Measured {
                 .map(|(_, peak)| peak),
             saved: None,
             packed: None,
+            layers: None,
         }
     }
 }
@@ -294,6 +311,9 @@ fn measure_inference(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
     let mut measured = Measured::new(seconds, parameters, args.device, &device);
     measured.packed =
         (args.device == DeviceChoice::Flex).then(|| Bytes(Predictor::packed_weights()));
+    if args.layers {
+        measured.layers = Layers::of(args, || drop(predictor.segment(images.clone())));
+    }
     Ok(measured)
 }
 
@@ -316,6 +336,9 @@ fn measure_training(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
     // In a step of its own: on a GPU asking waits for all kernels.
     let before = in_use(args.device, &device);
     let mut kept = None;
+    if args.layers {
+        measured.layers = Layers::of(args, || drop(learner.step(images.clone(), labels.clone())));
+    }
     learner.step_with(images, labels, || kept = in_use(args.device, &device));
     let saved = before
         .zip(kept)
