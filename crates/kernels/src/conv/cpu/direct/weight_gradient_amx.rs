@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::super::geometry::{Geometry, inside};
 use super::super::micro::{
-    self, Core, Tiled, Walk, copy_bits, interleave, multiply_rows, split_run,
+    self, Core, Tiled, Walk, are_taken, copy_bits, interleave, multiply_rows, split_run,
 };
 use super::weight_gradient::{Rectangle, bands};
 use crate::cpu::element::{Element, convert};
@@ -46,11 +46,10 @@ unsafe fn write_parts<F: Tiled, E: Element>(source: &[E], [high, low]: [&mut [u1
         // SAFETY: the caller's promise.
         return unsafe { split_run::<f16, E>(source, [high, low, &mut []]) };
     }
-    copy_bits::<F, E>(source, high);
-    true
+    copy_bits::<F, E>(source, high)
 }
 
-/// `E` holds bf16 or f16. Returns whether the result is of use: f16 that is not finite has no parts.
+/// `E` holds bf16 or f16. Returns whether the result is of use: what is not finite is left to others.
 pub fn weight_gradient<F: Tiled, E: Element, W: Element>(
     _: micro::Amx<F>,
     geometry: &Geometry,
@@ -191,6 +190,10 @@ impl<F: Tiled, E: Element> Work for Pairs<'_, F, E> {
                 if !unsafe { split_run::<f16, E>(row(lane), [high, low, &mut []]) } {
                     self.exact.store(false, Ordering::Relaxed);
                 }
+            }
+            let mut all = (0..self.count).map(row);
+            if parts::<F, E>() == 1 && !all.all(|row| are_taken::<F, E>(row)) {
+                self.exact.store(false, Ordering::Relaxed);
             }
             for (part, target) in [&mut *high, &mut *low]
                 .into_iter()

@@ -50,6 +50,9 @@ pub(super) use {lay_down, take_up};
 pub trait Tiled: Element {
     /// The instructions for it.
     const ISA: Isa;
+    /// Whether weights, and both operands of a weight's gradient, that are not finite are left to others: a zero that fills
+    /// up or pads would make NaN of an infinity.
+    const FINITE: bool;
 
     /// Runs of products, into a block of sums, or added to it. Runs of the right operand follow each other.
     ///
@@ -98,8 +101,7 @@ impl<F: Tiled> Core for Amx<F> {
 
     #[inline(always)]
     unsafe fn values<E: Element>(elements: &[E], [target, ..]: [&mut [u16]; MOST_PARTS]) -> bool {
-        copy_bits::<F, E>(elements, target);
-        true
+        copy_bits::<F, E>(elements, target)
     }
 
     #[inline(always)]
@@ -127,9 +129,9 @@ impl<F: Tiled> Core for Amx<F> {
     }
 }
 
-/// Elements, which are `F`s, as they are, into a target that is no shorter.
+/// Elements, which are `F`s, as they are, into a target that is no shorter. Returns what [`are_taken`] does.
 #[inline(always)]
-pub fn copy_bits<F: Tiled, E: Element>(elements: &[E], target: &mut [u16]) {
+pub fn copy_bits<F: Tiled, E: Element>(elements: &[E], target: &mut [u16]) -> bool {
     assert!(TypeId::of::<E>() == TypeId::of::<F>());
     const { assert!(size_of::<F>() == size_of::<u16>()) };
     let target = &mut target[..elements.len()];
@@ -269,10 +271,11 @@ pub struct Rows {
 /// The products of one type, by its instruction. One block of assembly: nothing stays in a tile that another one would
 /// have to find there.
 macro_rules! tiled {
-    ($F:ty, $level:expr, $product:literal) => {
+    ($F:ty, $level:expr, $finite:literal, $product:literal) => {
         impl Tiled for $F {
             // SAFETY: who has a core has found the instructions.
             const ISA: Isa = unsafe { Isa::assume($level) };
+            const FINITE: bool = $finite;
 
             #[inline(always)]
             unsafe fn multiply_rows(
@@ -332,5 +335,5 @@ macro_rules! tiled {
     };
 }
 
-tiled!(bf16, Level::Amx, "tdpbf16ps");
-tiled!(f16, Level::AmxFp16, "tdpfp16ps");
+tiled!(bf16, Level::Amx, false, "tdpbf16ps");
+tiled!(f16, Level::AmxFp16, true, "tdpfp16ps");

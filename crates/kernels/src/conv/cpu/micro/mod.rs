@@ -14,7 +14,7 @@ mod interleave;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
-pub use amx::{Amx, Rows, Tiled, copy_bits, multiply_rows};
+pub use amx::{Amx, Rows, Tiled, are_taken, copy_bits, multiply_rows};
 #[cfg(target_arch = "x86_64")]
 pub use amx_parts::{AmxParts, split_run};
 #[cfg(target_arch = "x86_64")]
