@@ -50,9 +50,9 @@ pub(super) use {lay_down, take_up};
 pub trait Tiled: Element {
     /// The instructions for it.
     const ISA: Isa;
-    /// Whether weights, and both operands of a weight's gradient, that are not finite are left to others: a zero that fills
-    /// up or pads would make NaN of an infinity.
-    const FINITE: bool;
+    /// The exponent of what is not finite, if weights, and both operands of a weight's gradient, that are so are left to
+    /// others: a zero that fills up or pads would make NaN of an infinity.
+    const REFUSED: Option<u16>;
 
     /// Runs of products, into a block of sums, or added to it. Runs of the right operand follow each other.
     ///
@@ -141,6 +141,21 @@ pub fn copy_bits<F: Tiled, E: Element>(elements: &[E], target: &mut [u16]) -> bo
             .as_mut_ptr()
             .copy_from_nonoverlapping(elements.as_ptr().cast(), target.len())
     };
+    are_taken::<F, E>(elements)
+}
+
+/// Whether tiles of `F` take elements, which are `F`s, as [`Tiled::REFUSED`] says.
+#[inline(always)]
+pub fn are_taken<F: Tiled, E: Element>(elements: &[E]) -> bool {
+    assert!(size_of::<E>() == size_of::<u16>());
+    // SAFETY: as many values of two bytes.
+    let bits =
+        unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u16>(), elements.len()) };
+    F::REFUSED.is_none_or(|exponent| {
+        // No branch between, so that the compiler takes them side by side.
+        let taken = |all: bool, bits: &u16| all & (bits & exponent != exponent);
+        bits.iter().fold(true, taken)
+    })
 }
 
 /// As [`Core::gather`] of values of two bytes, in pairs.
@@ -271,11 +286,11 @@ pub struct Rows {
 /// The products of one type, by its instruction. One block of assembly: nothing stays in a tile that another one would
 /// have to find there.
 macro_rules! tiled {
-    ($F:ty, $level:expr, $finite:literal, $product:literal) => {
+    ($F:ty, $level:expr, $refused:expr, $product:literal) => {
         impl Tiled for $F {
             // SAFETY: who has a core has found the instructions.
             const ISA: Isa = unsafe { Isa::assume($level) };
-            const FINITE: bool = $finite;
+            const REFUSED: Option<u16> = $refused;
 
             #[inline(always)]
             unsafe fn multiply_rows(
@@ -335,5 +350,5 @@ macro_rules! tiled {
     };
 }
 
-tiled!(bf16, Level::Amx, false, "tdpbf16ps");
-tiled!(f16, Level::AmxFp16, true, "tdpfp16ps");
+tiled!(bf16, Level::Amx, None, "tdpbf16ps");
+tiled!(f16, Level::AmxFp16, Some(0x7c00), "tdpfp16ps");
