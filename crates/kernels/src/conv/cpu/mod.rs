@@ -242,10 +242,13 @@ enum Algorithm {
 
 fn algorithm<E: Element>(isa: Isa, geometry: &Geometry, exactness: Exactness) -> Algorithm {
     if has_tiles_for_halves::<E>(isa) {
-        Algorithm::Direct
-    } else if exactness == Exactness::Output && winograd::pays::<4>(geometry) {
+        return Algorithm::Direct;
+    }
+    let tiles = isa.has(Level::Amx) && is::<E, f32>() && isa::multiplies_f32_with_tiles();
+    if exactness == Exactness::Output && winograd::pays_with_kernels::<4>(geometry, tiles) {
         Algorithm::Winograd4
-    } else if winograd::pays::<2>(geometry) {
+    } else if !tiles && winograd::pays_with_kernels::<2>(geometry, tiles) {
+        // Tiles were faster wherever that was measured, as they are as exact.
         Algorithm::Winograd2
     } else {
         Algorithm::Direct
@@ -362,7 +365,7 @@ fn weight_gradient_with<E: Element, W: Element>(
                 return result;
             }
         }
-        if algorithm::<E>(isa, &geometry, Exactness::Summed) == Algorithm::Winograd2 {
+        if !has_tiles_for_halves::<E>(isa) && winograd::pays::<2>(&geometry) {
             with_weight_core!(isa, core => winograd::weight_gradient(core, &geometry, x, gradient, &mut result))
         } else {
             with_weight_core!(isa, core => direct::weight_gradient(core, &geometry, x, gradient, &mut result))

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 
 use super::super::Conv2dOptions;
 use super::{
-    Algorithm, Exactness, Geometry, Tail, Weight, algorithm, forward_with, input_gradient_with,
+    Exactness, Geometry, Tail, Weight, forward_with, has_tiles_for_halves, input_gradient_with,
     micro, weight_gradient_with, winograd,
 };
 use crate::cpu::element::Element;
@@ -405,6 +405,16 @@ fn fewer_products_are_chosen_where_they_pay() {
         assert!(!pays(&geometry(256, 1, 1)) && !pays(&geometry(8, 3, 1)));
         assert!(!pays(&geometry(512, 3, 36)));
     }
+    // A kernel is transformed once for all pixels of a batch: too much for a few of them.
+    let of_size = |batch: usize, height: usize, width: usize| {
+        Geometry::new([batch, 512, height, width], [512, 512, 3, 3], options(1))
+    };
+    for (tiles, few, many) in [(false, [8, 16], [16, 32]), (true, [16, 32], [64, 128])] {
+        let pays = |batch, [height, width]: [usize; 2]| {
+            winograd::pays_with_kernels::<4>(&of_size(batch, height, width), tiles)
+        };
+        assert!(!pays(1, few) && pays(1, many) && pays(100, few), "{tiles}");
+    }
 }
 
 #[test]
@@ -495,7 +505,7 @@ fn what_is_not_finite_or_tiny_means_what_it_does_in_f32() {
             let plain = Weight::plain(&weight[..]);
             let found = forward_with(isa, &geometry, &x, plain, Tail::none(), Exactness::Summed);
             // Transforms of Winograd's spread what is not finite over the tile.
-            if algorithm::<f16>(isa, &geometry, Exactness::Summed) != Algorithm::Direct {
+            if !has_tiles_for_halves::<f16>(isa) && winograd::pays::<2>(&geometry) {
                 continue;
             }
             same(&found, &y, least, &what("output"));
@@ -511,8 +521,10 @@ fn what_is_not_finite_or_tiny_means_what_it_does_in_f32() {
 #[test]
 #[cfg_attr(miri, ignore = "transforms pay for maps alone that take Miri days")]
 fn what_is_not_finite_stays_so_in_transforms() {
-    let geometry = Geometry::new([1, 192, 16, 16], [192, 192, 3, 3], padded(1, 1));
-    assert!(winograd::pays::<2>(&geometry) && winograd::pays::<4>(&geometry));
+    let geometry = Geometry::new([1, 256, 32, 32], [256, 256, 3, 3], padded(1, 1));
+    assert!(winograd::pays::<2>(&geometry));
+    assert!(winograd::pays_with_kernels::<2>(&geometry, false));
+    assert!(winograd::pays_with_kernels::<4>(&geometry, false));
     let count = |shape: [usize; 4]| shape.iter().product::<usize>();
     let lengths = [
         count(geometry.input_shape()),

@@ -16,7 +16,7 @@ mod transform;
 mod weight_gradient;
 
 pub use forward::forward;
-pub use plan::{Kernels, pays};
+pub use plan::{Kernels, pays, pays_with_kernels};
 #[cfg(test)]
 pub use scheme::{Minimal, Scheme};
 pub use weight_gradient::weight_gradient;
