@@ -62,8 +62,8 @@ pub fn instruction_set() -> Result<&'static str, InstructionSetError> {
 }
 
 /// What multiplies f32 in convolutions on the CPU in this process: `tiles` of bf16, where the kernels are compiled for
-/// AMX, or `vector` registers of f32, which `HALFSEG_F32=vector` asks for. 3x3 kernels to which Winograd's
-/// filtering applies, and weight gradients, always use vectors.
+/// AMX, or `vector` registers of f32, which `HALFSEG_F32=vector` asks for. Weight gradients, and 3x3 kernels over large
+/// maps where no gradient follows, always use vectors.
 ///
 /// # Errors
 /// A `HALFSEG_F32` that is neither, or a wrong `HALFSEG_ISA`: the kernels panic with it.

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// While one of these lives, convolutions on the CPU keep the weights of inference as their kernels want
 /// them, instead of packing them for each pass: at small pictures that is most of a pass.
 ///
-/// What is kept takes two bytes a value in bf16, four in f16, and in f32 six with tiles and four without; the transformed kernels of
+/// What is kept takes two bytes a value in bf16 and with tiles of f16, four in f16 without, and in f32 six with tiles and
+/// four without; the transformed kernels of
 /// Winograd's method, which would be larger than the weights, are not kept. A weight that is changed or
 /// dropped is not used again, and what was kept of it is dropped when the next one is packed. The last of
 /// these that is dropped drops all.

@@ -6,7 +6,8 @@
 //! convolutions move along rows ([`depthwise`]). 3x3 kernels take fewer products where that pays
 //! ([`winograd`]). All sums are f32, whatever the maps hold. The code is
 //! generic over how blocks are multiplied ([`micro::Core`]) and compiled for each instruction set
-//! ([`isa`](crate::cpu::isa)); processors with tiles multiply bf16 without widening it.
+//! ([`isa`](crate::cpu::isa)); processors with tiles multiply bf16 without widening it. Inference in half precision
+//! on those has maps that lie channels last ([`channels_last`]).
 
 #[cfg(target_arch = "x86_64")]
 mod channels_last;
