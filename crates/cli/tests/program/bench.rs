@@ -66,6 +66,34 @@ fn a_training_step_counts_three_passes_and_the_auxiliary_head() {
     assert!(macs(&training) < 4.0 * macs(&inference));
 }
 
+#[test]
+fn each_convolution_of_a_pass_is_timed() {
+    let number = |found: &Value, key: &str| {
+        found[key]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{key}: {found:#}"))
+    };
+    let training = ["--train", "--batch", "2", "--precision", "bf16"];
+    for (mode, passes) in [(&[][..], 1), (&training[..], 3)] {
+        let found = json(&[&SMALL[..], mode, &["--layers"]].concat());
+        let layers = found["layers"]["convolutions"].as_array();
+        let layers = layers.unwrap_or_else(|| panic!("{found:#}"));
+        let all = |key: &str| layers.iter().map(|layer| number(layer, key)).sum::<f64>();
+        // All that the network's plan counts, but for the gradient of the picture.
+        let share = all("gmacs") / number(&found, "gmacs");
+        assert!((0.97..1.0 + 1e-9).contains(&share), "{share}");
+        assert!(passes == 3 || share > 1.0 - 1e-9, "{share}");
+        let kinds: std::collections::BTreeSet<_> = layers
+            .iter()
+            .filter_map(|layer| layer["pass"].as_str())
+            .collect();
+        assert_eq!(kinds.len(), passes, "{kinds:?}");
+        let pass = number(&found["layers"], "pass_s");
+        let rest = number(&found["layers"], "everything_else_s");
+        assert!((all("seconds") + rest - pass).abs() < 1e-9 && pass > 0.0);
+    }
+}
+
 /// Larger sizes and other networks are in `docs/MEASURED.md`.
 #[test]
 fn a_training_steps_memory_is_measured_beside_its_prediction() {
