@@ -216,11 +216,16 @@ pub fn exact<const D: usize>(x: Tensor<D>) -> (DType, Vec<u32>) {
     (x.dtype(), floats(x.cast(FloatDType::F32), f32::to_bits))
 }
 
-/// What `run` gives, bit for bit, once its kernels are chosen: a device that tunes makes the first
-/// result with other kernels than all later ones.
+/// What `run` gives once its kernels are chosen: a device that tunes makes the first result with other
+/// kernels than all later ones. `run` has to read what it computes, as [`exact`] does.
+pub fn again<T>(run: impl Fn() -> T) -> T {
+    run();
+    run()
+}
+
+/// What `run` gives, bit for bit, once its kernels are chosen.
 pub fn settled<const D: usize>(run: impl Fn() -> Tensor<D>) -> (DType, Vec<u32>) {
-    exact(run());
-    exact(run())
+    again(|| exact(run()))
 }
 
 /// The half precisions that the device computes in, with their policies.
