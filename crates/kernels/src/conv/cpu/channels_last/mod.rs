@@ -198,7 +198,7 @@ impl Plan {
     /// Values from one copied pixel to the next: an odd number of lines, so that neighbours do not meet in one set of
     /// the cache.
     fn pixel(&self) -> usize {
-        (self.chunk / STEP | 1) * STEP
+        ((self.chunk / STEP) | 1) * STEP
     }
 
     /// Values of a copied row.
