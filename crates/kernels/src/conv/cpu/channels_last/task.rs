@@ -37,6 +37,9 @@ const AHEAD: usize = 12;
 struct Tile {
     y: usize,
     x: usize,
+    /// The first one that is the task's.
+    first: usize,
+    /// Where they end.
     length: usize,
 }
 
@@ -90,9 +93,11 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
                     }
                     let left = [0, 1].map(|half| {
                         let line = lines[half].unwrap_or(rows.zeros);
-                        let x = (block[half].x - self.columns.start) * geometry.options.stride[1];
-                        let x = x + taps_x.start * geometry.options.dilation[1];
-                        line.first.wrapping_byte_add(x * line.pixel)
+                        // A tile may begin before the task's columns.
+                        let x = block[half].x.wrapping_sub(self.columns.start);
+                        let x = x.wrapping_mul(geometry.options.stride[1]);
+                        let x = x.wrapping_add(taps_x.start * geometry.options.dilation[1]);
+                        line.first.wrapping_byte_add(x.wrapping_mul(line.pixel))
                     });
                     let pixel = rows.zeros.pixel;
                     for group in self.groups() {
@@ -151,22 +156,24 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
         }
     }
 
-    /// Tiles of the rectangle. The last one of a row starts earlier, where there are pixels for that: what two
-    /// tiles have in common is computed twice.
+    /// Tiles of the rectangle. The last one of a row starts earlier, where there are pixels for that: a copied row has
+    /// room after its end, the map has not.
     fn tiles(&self) -> Vec<Tile> {
-        let starts = self.columns.clone().step_by(TILE);
-        let last = self
-            .columns
-            .end
-            .saturating_sub(TILE)
-            .max(self.columns.start);
+        let Range { start, end } = self.columns;
+        let earliest = match self.plan.direct {
+            true => 0,
+            false => start,
+        };
+        let last = end.saturating_sub(TILE).max(earliest);
         let of_row = |y| {
-            starts.clone().map(move |x| {
-                let x = x.min(last);
+            (start..end).step_by(TILE).map(move |column| {
+                let x = column.min(last);
                 Tile {
                     y,
                     x,
-                    length: TILE.min(self.columns.end - x),
+                    // Before it are those of another tile.
+                    first: column - x,
+                    length: TILE.min(end - x),
                 }
             })
         };
@@ -311,7 +318,7 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
     fn fetch_skip(&self, panel: usize, block: &[Tile; 2]) {
         let Some(skip) = self.tail.skip else { return };
         for tile in block {
-            for i in 0..tile.length {
+            for i in tile.first..tile.length {
                 let at = self.output_at(tile, i) + panel * PANEL;
                 prefetch_nearby(skip.as_ptr().wrapping_add(at), 1);
             }
@@ -334,7 +341,7 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
         const LANES: usize = 16;
         let m = self.geometry.c_out;
         let pixels = block.iter().enumerate().flat_map(|(half, tile)| {
-            (0..tile.length).map(move |i| (half * TILE + i, self.output_at(tile, i)))
+            (tile.first..tile.length).map(move |i| (half * TILE + i, self.output_at(tile, i)))
         });
         for (row, start) in pixels {
             for (index, panel) in panels.clone().enumerate() {

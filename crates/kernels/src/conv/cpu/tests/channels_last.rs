@@ -9,12 +9,17 @@ fn drawn(random: &mut Random) -> Geometry {
     loop {
         let depthwise = random.below(5) == 0;
         let c = 32 + random.below(120);
-        let c = if random.below(6) == 0 { c + 500 } else { c };
+        // Steps that are full, as a map that is not copied has, and many channels.
+        let c = if random.below(2) == 0 { c / 32 * 32 } else { c };
+        let c = if random.below(6) == 0 { c + 512 } else { c };
         let m = if depthwise { c } else { 16 + random.below(120) };
-        let kernel = [1, 3, 3, 5][random.below(4)];
+        let kernel = [1, 1, 3, 5][random.below(4)];
         let options = Conv2dOptions {
             stride: [1 + random.below(5) / 4, 1 + random.below(5) / 4],
-            padding: [random.below(9), random.below(9)],
+            padding: match random.below(2) {
+                0 => [0, 0],
+                _ => [random.below(9), random.below(9)],
+            },
             dilation: [1 + random.below(5), 1 + random.below(5)],
             groups: if depthwise { c } else { 1 },
         };
