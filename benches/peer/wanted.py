@@ -35,4 +35,4 @@ def of_half(wanted, line):
 
 
 def has_amx(line):
-    return line['halfseg']['rows'][0].get('instruction_set') == 'amx'
+    return line['halfseg']['rows'][0].get('instruction_set') in ('amx', 'amxfp16')
