@@ -120,13 +120,19 @@ def medians(line):
     return [row['median_s'] for row in line['halfseg']['rows']]
 
 
+def grouped(lines, *keys, within):
+    """Lines that differ in `within` alone, by that: with what they have in common."""
+    groups = collections.defaultdict(dict)
+    for line in lines:
+        groups[tuple(line[key] for key in keys)][line[within]] = line
+    return groups.items()
+
+
 def more_threads(lines):
     """halfseg's time with the fewest threads over that with more, round by round."""
-    by_case = collections.defaultdict(dict)
-    for line in lines:
-        by_case[line['kind'], line['name'], line['precision']][line['threads']] = line
     rows = []
-    for (kind, name, precision), found in by_case.items():
+    for (kind, name, precision), found in grouped(lines, 'kind', 'name', 'precision',
+                                                  within='threads'):
         fewest = min(found)
         for threads in sorted(set(found) - {fewest}):
             ratios = [a / b for a, b in zip(medians(found[fewest]), medians(found[threads]))]
@@ -142,11 +148,9 @@ def more_threads(lines):
 
 def half_precision(lines):
     """halfseg's times in one precision over those in another."""
-    by_case = collections.defaultdict(dict)
-    for line in lines:
-        by_case[line['kind'], line['name'], line['threads']][line['precision']] = line
     rows = []
-    for (kind, name, threads), found in by_case.items():
+    for (kind, name, threads), found in grouped(lines, 'kind', 'name', 'threads',
+                                                within='precision'):
         def cell(above, below, aims=(), most=False):
             if not {above, below} <= set(found):
                 return '-'

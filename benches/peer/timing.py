@@ -1,6 +1,7 @@
 """How a peer is timed, and what it says of it: one JSON line."""
 import json
 import math
+import statistics
 import time
 
 
@@ -26,9 +27,7 @@ def timed(step, warmup, iterations, warm=lambda: None):
 
 
 def summary(seconds, per_step):
-    ordered = sorted(seconds)
-    middle = len(ordered) // 2
-    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    ordered, median = sorted(seconds), statistics.median(seconds)
     return dict(seconds=seconds, median_s=median, min_s=ordered[0],
                 p95_s=ordered[math.ceil(0.95 * len(ordered)) - 1],
                 images_per_s=per_step / median)

@@ -28,7 +28,7 @@ pub use conv::{ConvolutionPass, PackedWeights, TimedConvolution, time_convolutio
 #[cfg(feature = "flex")]
 pub use cpu::isa::{InstructionSetError, f32_products, instruction_set};
 pub use lists::{SgdParameter, handles_lists, measure_list, scale_list, sgd_step_list};
-pub use maps::{Between, adaptive_avg_pool2d, cat_channels, max_pool2d, planar, resample};
+pub use maps::{Between, averages, cat_channels, max_pool2d, resample};
 pub use norm::{BatchNormOutput, BatchParts, batch_norm_shared, batch_norm_train};
 pub use resize::resize_bilinear;
 pub use sgd::{SgdStep, sgd_step};

@@ -135,7 +135,7 @@ where
 }
 
 /// The tensor of one backend.
-fn primitive<B: Backend>(tensor: DispatchTensor) -> FloatTensor<B>
+pub(crate) fn primitive<B: Backend>(tensor: DispatchTensor) -> FloatTensor<B>
 where
     DispatchTensor: DispatchKindConversion<B>,
 {

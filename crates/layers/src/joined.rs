@@ -145,6 +145,7 @@ mod tests {
     use burn::tensor::{Device, Distribution, FloatDType, Tensor};
     use halfseg_amp::cat;
 
+    use super::cat_channels;
     use crate::resize::resize_with;
     use crate::{ConvBnAct, ConvBnActConfig};
 
@@ -219,6 +220,23 @@ mod tests {
                 let errors = [found, joined].map(|values| distance(&values, &expected));
                 assert!(errors[0] < 2f32.powi(-6), "{errors:?}");
             }
+        }
+    }
+
+    #[test]
+    fn joined_maps_are_those_whose_channels_follow_each_other_however_they_lie() {
+        let device = Device::flex();
+        let draw = |shape| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+        let planar = [draw([2, 3, 5, 4]), draw([2, 40, 5, 4])];
+        let last = draw([2, 5, 4, 35]).permute([0, 3, 1, 2]);
+        let [a, b] = planar;
+        for maps in [
+            vec![a.clone(), b.clone()],
+            vec![a, last.clone(), b],
+            vec![last],
+        ] {
+            let expected = Tensor::cat(maps.clone(), 1).into_data();
+            assert_eq!(cat_channels(maps).into_data(), expected);
         }
     }
 

@@ -1,8 +1,11 @@
 //! Pooling.
 
+use std::ops::Range;
+
 use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, module};
 use halfseg_amp::{Op, cast, observe};
+use halfseg_kernels::{averages, max_pool2d};
 
 use crate::resize::separable;
 
@@ -16,16 +19,16 @@ use crate::resize::separable;
 /// - output: `[n, c, size[0], size[1]]`
 pub fn adaptive_avg_pool2d(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     let [_, _, h, w] = x.dims();
-    let device = x.device();
-    let rows = averaging_matrix(h, size[0], &device);
-    let columns = averaging_matrix(w, size[1], &device);
     observe(Op::Pool, "adaptive_avg_pool2d", x, |x| {
         let x = cast(Op::Pool, x);
-        if let Some(y) = halfseg_kernels::adaptive_avg_pool2d(&x, size) {
+        let [rows, columns] = [(h, size[0]), (w, size[1])].map(|(side, out)| bins(side, out));
+        if let Some(y) = averages(&x, &rows, &columns) {
             return y;
         }
-        let dtype = FloatDType::from(x.dtype());
-        separable(x, rows.clone(), columns.clone()).cast(dtype)
+        let (dtype, device) = (FloatDType::from(x.dtype()), x.device());
+        let rows = averaging_matrix(h, size[0], &device);
+        let columns = averaging_matrix(w, size[1], &device);
+        separable(x, rows, columns).cast(dtype)
     })
 }
 
@@ -41,7 +44,7 @@ pub fn stem_max_pool(x: Tensor<4>) -> Tensor<4> {
     };
     observe(Op::Pool, "stem_max_pool", x, |x| {
         let x = cast(Op::Pool, x);
-        if let Some(y) = halfseg_kernels::max_pool2d(&x, 3, 2, 1) {
+        if let Some(y) = max_pool2d(&x, 3, 2, 1) {
             return y;
         }
         module::max_pool2d(x, options.clone())
@@ -77,11 +80,20 @@ fn averaging_matrix(size: usize, out: usize, device: &Device) -> Tensor<2> {
 /// bins.
 pub fn averaging_weights(size: usize, out: usize) -> Vec<f32> {
     let mut matrix = vec![0.0f32; out * size];
-    for (o, row) in matrix.chunks_exact_mut(size).enumerate() {
-        let (start, end) = (o * size / out, ((o + 1) * size).div_ceil(out));
-        row[start..end].fill(1.0 / (end - start) as f32);
+    for (bin, row) in bins(size, out)
+        .into_iter()
+        .zip(matrix.chunks_exact_mut(size))
+    {
+        let share = 1.0 / bin.len() as f32;
+        row[bin].fill(share);
     }
     matrix
+}
+
+/// The pixels of each bin along a side.
+fn bins(size: usize, out: usize) -> Vec<Range<usize>> {
+    let bin = |o: usize| o * size / out..((o + 1) * size).div_ceil(out);
+    (0..out).map(bin).collect()
 }
 
 #[cfg(test)]
@@ -99,6 +111,28 @@ mod tests {
                 let found = adaptive_avg_pool2d(x.clone(), [s, s]).into_data();
                 let expected = module::adaptive_avg_pool2d(x.clone(), [s, s]).into_data();
                 found.assert_approx_eq::<f32>(&expected, Tolerance::relative(1e-5));
+            }
+        }
+    }
+
+    #[test]
+    fn maps_whose_channels_are_neighbours_in_memory_are_pooled_alike() {
+        let device = Device::flex();
+        for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
+            let values: Vec<f32> = (0..2 * 9 * 11 * 70)
+                .map(|i| ((i * 7) % 61) as f32)
+                .collect();
+            let last = Tensor::<4>::from_data(TensorData::new(values, [2, 9, 11, 70]), &device);
+            let last = last.cast(dtype).permute([0, 3, 1, 2]);
+            let planar = Tensor::<4>::from_data(last.clone().into_data(), (&device, dtype.into()));
+            assert!(max_pool2d(&last, 3, 2, 1).is_some() && max_pool2d(&planar, 3, 2, 1).is_none());
+            let pooled = [&last, &planar].map(|x| stem_max_pool(x.clone()).into_data());
+            assert_eq!(pooled[0], pooled[1], "{dtype:?}");
+            for size in [[1, 1], [2, 3], [6, 6]] {
+                let [found, expected] =
+                    [&last, &planar].map(|x| adaptive_avg_pool2d(x.clone(), size).into_data());
+                // One rounding.
+                found.assert_approx_eq::<f32>(&expected, Tolerance::relative(2f32.powi(-7)));
             }
         }
     }

@@ -201,6 +201,22 @@ mod tests {
     }
 
     #[test]
+    fn a_map_whose_channels_are_neighbours_in_memory_is_resized_alike() {
+        let device = Device::flex();
+        for (size, align_corners) in [([13, 16], false), ([13, 16], true), ([3, 5], false)] {
+            let last = ramp([2, 5, 7, 33], &device).permute([0, 3, 1, 2]);
+            let planar = Tensor::<4>::from_data(last.clone().into_data(), &device);
+            let lines = |from, to| bilinear_positions(from, to, align_corners);
+            let (rows, columns) = (lines(5, size[0]), lines(7, size[1]));
+            assert!(resample(&last, &rows, &columns).is_some());
+            assert!(resample(&planar, &rows, &columns).is_none());
+            let [found, expected] =
+                [last, planar].map(|x| resize_with(x, size, align_corners).into_data());
+            found.assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-5));
+        }
+    }
+
+    #[test]
     fn the_adjoint_is_the_transpose_of_the_forward_pass() {
         let device = Device::flex();
         for (from, to) in [

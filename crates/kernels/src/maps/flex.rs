@@ -1,9 +1,9 @@
 //! Maps of Burn's Flex backend whose channels are neighbours in memory.
 
+use std::ops::Range;
+
 use burn::backend::flex::FlexTensor;
-use burn::backend::{
-    BackendTensor, DispatchKindConversion, DispatchTensor, DispatchTensorKind, Flex,
-};
+use burn::backend::{BackendTensor, DispatchKindConversion, DispatchTensor, Flex};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -12,19 +12,15 @@ use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, dispatch};
 use crate::cpu::tensor::{handles, shape, tensor, values, with_element};
 use crate::cpu::transpose;
+use crate::with_gradient;
 
 /// Channels that a task sums, or of which it takes the largest value.
 const CHANNELS: usize = 64;
 
 /// What is on the CPU and part of no graph.
 fn primitive(map: &Tensor<4>) -> Option<FlexTensor> {
-    if !handles(map) || map.device().is_autodiff() {
-        return None;
-    }
-    match map.clone().into_dispatch().kind {
-        DispatchTensorKind::Flex(BackendTensor::Float(map)) => Some(map),
-        _ => None,
-    }
+    let ours = handles(map) && !map.device().is_autodiff();
+    ours.then(|| with_gradient::primitive::<Flex>(map.clone().into_dispatch()))
 }
 
 fn wrapped(map: FlexTensor) -> Tensor<4> {
@@ -44,10 +40,6 @@ pub fn lies_channels_last(map: &Tensor<4>) -> bool {
 pub fn channels_last(map: &Tensor<4>) -> Option<Tensor<4>> {
     let last = transpose::channels_last(&primitive(map)?);
     Some(wrapped(last.permute(&[0, 3, 1, 2])))
-}
-
-pub fn planar(map: &Tensor<4>) -> Option<Tensor<4>> {
-    Some(wrapped(transpose::planar(&if_channels_last(map)?)))
 }
 
 pub fn max_pool2d(
@@ -103,13 +95,21 @@ pub fn max_pool2d(
     Some(wrapped(pooled.permute(&[0, 3, 1, 2])))
 }
 
-pub fn adaptive_avg_pool2d(map: &Tensor<4>, [rows, columns]: [usize; 2]) -> Option<Tensor<4>> {
+pub fn averages(
+    map: &Tensor<4>,
+    rows: &[Range<usize>],
+    columns: &[Range<usize>],
+) -> Option<Tensor<4>> {
     let map = if_channels_last(map)?;
     let [n, c, h, w] = shape(&map);
-    assert!(rows > 0 && columns > 0, "bins of {rows}x{columns}");
+    let within =
+        |bins: &[Range<usize>], size| bins.iter().all(|bin| !bin.is_empty() && bin.end <= size);
+    assert!(
+        within(rows, h) && within(columns, w),
+        "rectangles are parts of a map of {h}x{w}"
+    );
     let map = transpose::channels_last(&map);
-    let bin =
-        |at: usize, size: usize, bins: usize| at * size / bins..((at + 1) * size).div_ceil(bins);
+    let bins = rows.len() * columns.len();
     let pooled = with_element!(map.dtype(), E => {
         let x = values::<E>(&map);
         let parts = c.div_ceil(CHANNELS);
@@ -118,11 +118,11 @@ pub fn adaptive_avg_pool2d(map: &Tensor<4>, [rows, columns]: [usize; 2]) -> Opti
             let image = &x[task / parts * h * w * c..][..h * w * c];
             let first = task % parts * CHANNELS;
             let count = CHANNELS.min(c - first);
-            let mut output = vec![E::default(); rows * columns * count];
+            let mut output = vec![E::default(); bins * count];
             let isa = Isa::best();
             dispatch(isa, #[inline(always)] |isa| {
                 for (index, output) in output.chunks_exact_mut(count).enumerate() {
-                    let (ys, xs) = (bin(index / columns, h, rows), bin(index % columns, w, columns));
+                    let (ys, xs) = (&rows[index / columns.len()], &columns[index % columns.len()]);
                     let mut sums = [0f32; CHANNELS];
                     for y in ys.clone() {
                         // Row by row: f32 keeps sums of a few hundred values exact enough.
@@ -146,16 +146,16 @@ pub fn adaptive_avg_pool2d(map: &Tensor<4>, [rows, columns]: [usize; 2]) -> Opti
             });
             output
         }).collect();
-        let mut output = vec![E::default(); n * rows * columns * c];
+        let mut output = vec![E::default(); n * bins * c];
         for (task, sums) in sums.iter().enumerate() {
             let first = task % parts * CHANNELS;
             let count = CHANNELS.min(c - first);
             for (index, sums) in sums.chunks_exact(count).enumerate() {
-                let at = (task / parts * rows * columns + index) * c + first;
+                let at = (task / parts * bins + index) * c + first;
                 output[at..at + count].copy_from_slice(sums);
             }
         }
-        tensor(output, [n, rows, columns, c])
+        tensor(output, [n, rows.len(), columns.len(), c])
     });
     Some(wrapped(pooled.permute(&[0, 3, 1, 2])))
 }

@@ -6,6 +6,8 @@
 #[cfg(feature = "flex")]
 mod flex;
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
 /// Joins maps along their channels: `[n, c_i, h, w]` to `[n, sum of c_i, h, w]`. If the channels of one are neighbours in
@@ -23,16 +25,6 @@ pub fn cat_channels(maps: Vec<Tensor<4>>) -> Tensor<4> {
         return Tensor::cat(last.collect(), 3).permute([0, 3, 1, 2]);
     }
     Tensor::cat(maps, 1)
-}
-
-/// `map` in memory as its shape says, `[n, c, h, w]`, where its channels are neighbours there: a copy that takes all
-/// threads and vectors. Else `map`.
-pub fn planar(map: Tensor<4>) -> Tensor<4> {
-    #[cfg(feature = "flex")]
-    if let Some(planar) = flex::planar(&map) {
-        return planar;
-    }
-    map
 }
 
 /// The largest value of each window of `kernel x kernel` pixels, `stride` apart, of a map with `padding` pixels around it that
@@ -60,21 +52,25 @@ pub fn max_pool2d(
     }
 }
 
-/// Averages over `size[0] x size[1]` rectangles that cover the map, as PyTorch's adaptive average pooling, with
-/// sums in f32. Nothing where the channels of `map` are not neighbours in memory, or it is part of a graph.
+/// Averages over the rectangles that these rows and columns span, which may overlap, with sums in f32. Nothing where the
+/// channels of `map` are not neighbours in memory, or it is part of a graph.
 ///
 /// # Shapes
 /// - `map`: `[n, c, h, w]`
-/// - output: `[n, c, size[0], size[1]]`, in the dtype of `map`
+/// - output: `[n, c, rows.len(), columns.len()]`, in the dtype of `map`
 ///
 /// # Panics
-/// If `size` has a 0.
-pub fn adaptive_avg_pool2d(map: &Tensor<4>, size: [usize; 2]) -> Option<Tensor<4>> {
+/// If a rectangle is empty or leaves the map.
+pub fn averages(
+    map: &Tensor<4>,
+    rows: &[Range<usize>],
+    columns: &[Range<usize>],
+) -> Option<Tensor<4>> {
     #[cfg(feature = "flex")]
-    return flex::adaptive_avg_pool2d(map, size);
+    return flex::averages(map, rows, columns);
     #[cfg(not(feature = "flex"))]
     {
-        let _ = (map, size);
+        let _ = (map, rows, columns);
         None
     }
 }

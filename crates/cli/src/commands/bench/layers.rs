@@ -91,9 +91,9 @@ impl Layers {
         })
     }
 
-    /// Seconds in convolutions.
-    fn convolutions(&self) -> f64 {
-        self.layers.iter().map(|layer| layer.seconds).sum()
+    /// Seconds outside convolutions.
+    fn rest(&self) -> f64 {
+        self.seconds - self.layers.iter().map(|layer| layer.seconds).sum::<f64>()
     }
 
     /// A line for each shape; shares of `peak`, in GFLOP/s of f32, where it is known.
@@ -114,7 +114,7 @@ impl Layers {
                 share(layer.seconds),
             );
         }
-        let rest = self.seconds - self.convolutions();
+        let rest = self.rest();
         table += &format!(
             "{:<44}{:>6}{:>11.2}{:>7.1}%\n",
             "everything else",
@@ -145,7 +145,7 @@ impl Layers {
         json!({
             "convolutions": layers.collect::<Vec<_>>(),
             "pass_s": self.seconds,
-            "everything_else_s": self.seconds - self.convolutions(),
+            "everything_else_s": self.rest(),
         })
     }
 }

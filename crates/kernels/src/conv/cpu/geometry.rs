@@ -68,6 +68,20 @@ impl Geometry {
         (tap * self.options.dilation[axis]) as isize - self.options.padding[axis] as isize
     }
 
+    /// The taps along an axis from which some of these neighbouring outputs see the map, and those between.
+    pub fn reaching(&self, axis: usize, outputs: Range<usize>) -> Range<usize> {
+        let sees = |tap: &usize| {
+            let (step, offset) = (self.options.stride[axis], self.offset(axis, *tap));
+            let seen = inside(self.output[axis], step, offset, self.input[axis]);
+            seen.start < outputs.end && outputs.start < seen.end
+        };
+        let mut taps = (0..self.kernel[axis]).filter(sees);
+        match taps.next() {
+            Some(first) => first..taps.next_back().unwrap_or(first) + 1,
+            None => 0..0,
+        }
+    }
+
     /// A 1x1 convolution without stride or padding sees one long row: strips need not end with rows.
     pub fn flattened(mut self) -> Self {
         let plain = self.kernel == [1, 1]

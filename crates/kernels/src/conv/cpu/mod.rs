@@ -159,24 +159,8 @@ fn forward_with<E: Element, W: Element>(
     exactness: Exactness,
 ) -> Vec<E> {
     let geometry = geometry.flattened();
-    let [x_size, weight_size, length] = geometry.sizes();
-    assert_eq!(
-        [x.len(), weight.values.len()],
-        [x_size, weight_size],
-        "operands of a convolution differ from {geometry:?}"
-    );
-    let per_channel = [tail.bias, weight.scale];
-    assert!(
-        per_channel
-            .iter()
-            .flatten()
-            .all(|values| values.len() == geometry.c_out),
-        "a bias and a scale have one value per output channel"
-    );
-    assert!(
-        tail.skip.is_none_or(|skip| skip.len() == length),
-        "a skip connection has the output's shape"
-    );
+    check_forward(&geometry, x, weight, tail);
+    let [_, weight_size, length] = geometry.sizes();
     if weight_size == 0 || length == 0 {
         return without_products(isa, &geometry, tail);
     }
@@ -209,6 +193,29 @@ fn forward_with<E: Element, W: Element>(
     // SAFETY: both ways write every output.
     unsafe { output.set_len(length) };
     output
+}
+
+/// # Panics
+/// If the operands of a forward pass have other sizes.
+fn check_forward<E, W>(geometry: &Geometry, x: &[E], weight: Weight<'_, W>, tail: Tail<'_, E>) {
+    let [x_size, weight_size, length] = geometry.sizes();
+    assert_eq!(
+        [x.len(), weight.values.len()],
+        [x_size, weight_size],
+        "operands of a convolution differ from {geometry:?}"
+    );
+    let per_channel = [tail.bias, weight.scale];
+    assert!(
+        per_channel
+            .iter()
+            .flatten()
+            .all(|values| values.len() == geometry.c_out),
+        "a bias and a scale have one value per output channel"
+    );
+    assert!(
+        tail.skip.is_none_or(|skip| skip.len() == length),
+        "a skip connection has the output's shape"
+    );
 }
 
 /// What follows sums of nothing: there is no channel to sum over, or no output.

@@ -1,10 +1,11 @@
 //! Convolutions of each channel by itself, of maps that lie channels last.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::super::geometry::{Geometry, inside};
+use super::super::geometry::Geometry;
 use super::super::tail::Tail;
 use super::super::weight::{Weight, rounded};
 use crate::cpu::element::Element;
@@ -41,6 +42,8 @@ pub unsafe fn forward<E: Element, W: Element>(
             block[tap * LANES + channel % LANES] = rounded::<E, W>(*value, scale).widen();
         }
     }
+    let taps_x = (0..geometry.output[1]).map(|column| geometry.reaching(1, column..column + 1));
+    let taps_x: Vec<Range<usize>> = taps_x.collect();
     (0..geometry.batch * geometry.output[0])
         .into_par_iter()
         .for_each(|row| {
@@ -49,6 +52,7 @@ pub unsafe fn forward<E: Element, W: Element>(
                 geometry,
                 x,
                 kernels: &kernels,
+                taps_x: &taps_x,
                 tail,
                 output,
                 image: row / geometry.output[0],
@@ -65,98 +69,81 @@ struct Row<'a, E> {
     geometry: &'a Geometry,
     x: &'a [E],
     kernels: &'a [f32],
+    /// Of each column: those that see the map.
+    taps_x: &'a [Range<usize>],
     tail: Tail<'a, E>,
     output: Shared<E>,
     image: usize,
     y: usize,
 }
 
-impl<E: Element> Row<'_, E> {
-    /// Sums a group of blocks of channels at one column; `reached` are the taps along the row that see the map there,
-    /// from tap `first` on.
-    ///
-    /// # Safety
-    /// As [`forward`].
+impl<E: Element> Work for Row<'_, E> {
     #[inline(always)]
-    unsafe fn column(
-        &self,
-        group: usize,
-        kernels: &[f32],
-        column: usize,
-        rows: &[(usize, &[E])],
-        reached: &[(isize, std::ops::Range<usize>)],
-        first: usize,
-    ) {
+    unsafe fn run(self, _: &Registers) {
         let geometry = self.geometry;
-        let channels = geometry.c_in;
         let taps = geometry.kernel[0] * geometry.kernel[1];
-        let pixel = (self.image * geometry.output[0] + self.y) * geometry.output[1] + column;
-        for (block, kernel) in kernels.chunks_exact(taps * LANES).enumerate() {
-            let channel = (group * BLOCKS + block) * LANES;
-            let mask = u32::MAX >> (LANES - LANES.min(channels - channel));
-            let masks = [mask as u16, (mask >> 16) as u16];
-            // SAFETY: masks keep to the channels that there are; columns and rows to the map and the output.
-            unsafe {
-                let (mut low, mut high) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-                for (tap_y, row) in rows {
-                    for (index, (offset, _)) in reached.iter().enumerate() {
-                        let x = ((column * geometry.options.stride[1]) as isize + offset) as usize;
-                        let x = row.as_ptr().add(x * channels + channel);
-                        let tap = tap_y * geometry.kernel[1] + first + index;
-                        let kernel = kernel.as_ptr().add(tap * LANES);
-                        let value = E::load_lanes(x, masks[0]);
-                        low = _mm512_fmadd_ps(value, _mm512_loadu_ps(kernel), low);
-                        let value = E::load_lanes(x.wrapping_add(16), masks[1]);
-                        high = _mm512_fmadd_ps(value, _mm512_loadu_ps(kernel.add(16)), high);
-                    }
+        let all_y = geometry.reaching(0, self.y..self.y + 1);
+        for (group, kernels) in self.kernels.chunks(BLOCKS * taps * LANES).enumerate() {
+            for (column, taps_x) in self.taps_x.iter().enumerate() {
+                let taps_y = if taps_x.is_empty() {
+                    0..0
+                } else {
+                    all_y.clone()
+                };
+                for (block, kernel) in kernels.chunks_exact(taps * LANES).enumerate() {
+                    let channel = (group * BLOCKS + block) * LANES;
+                    // SAFETY: the caller's promises; the taps are those that see the map.
+                    unsafe { self.sum(channel, kernel, column, taps_y.clone(), taps_x.clone()) };
                 }
-                let at = pixel * channels + channel;
-                let target = self.output.at(at);
-                self.tail
-                    .store_channels(self.isa, [channel, at], [low, high], mask, target);
             }
         }
     }
 }
 
-impl<E: Element> Work for Row<'_, E> {
+impl<E: Element> Row<'_, E> {
+    /// Sums a block of channels from `channel` on at one column, over these taps.
+    ///
+    /// # Safety
+    /// As [`forward`]; each tap sees the map.
     #[inline(always)]
-    unsafe fn run(self, _: &Registers) {
+    unsafe fn sum(
+        &self,
+        channel: usize,
+        kernel: &[f32],
+        column: usize,
+        taps_y: Range<usize>,
+        taps_x: Range<usize>,
+    ) {
         let geometry = self.geometry;
         let channels = geometry.c_in;
-        let [height, width] = geometry.input;
-        let [step_y, step_x] = geometry.options.stride;
-        let image = &self.x[self.image * height * width * channels..][..height * width * channels];
-        let taps_y = (0..geometry.kernel[0]).filter_map(|tap| {
-            let y = (self.y * step_y) as isize + geometry.offset(0, tap);
-            let y = usize::try_from(y).ok().filter(|y| *y < height)?;
-            Some((tap, &image[y * width * channels..][..width * channels]))
-        });
-        let rows: Vec<(usize, &[E])> = taps_y.collect();
-        let columns: Vec<_> = (0..geometry.kernel[1])
-            .map(|tap| {
-                let offset = geometry.offset(1, tap);
-                (offset, inside(geometry.output[1], step_x, offset, width))
-            })
-            .collect();
-        let taps = geometry.kernel[0] * geometry.kernel[1];
-        for (group, kernels) in self.kernels.chunks(BLOCKS * taps * LANES).enumerate() {
-            for column in 0..geometry.output[1] {
-                let mut reached = columns.iter().enumerate();
-                let first = reached.position(|(_, (_, inside))| inside.contains(&column));
-                let Some(first) = first else {
-                    // Nothing but padding, perhaps: the sums are zero.
-                    // SAFETY: as below.
-                    unsafe { self.column(group, kernels, column, &rows, &columns[..0], 0) };
-                    continue;
-                };
-                let last = columns
-                    .iter()
-                    .rposition(|(_, inside)| inside.contains(&column));
-                let reached = &columns[first..=last.unwrap_or(first)];
-                // SAFETY: the caller's promises.
-                unsafe { self.column(group, kernels, column, &rows, reached, first) };
+        let mask = u32::MAX >> (LANES - LANES.min(channels - channel));
+        let masks = [mask as u16, (mask >> 16) as u16];
+        let input = |axis: usize, output: usize, tap: usize| {
+            let at = (output * geometry.options.stride[axis]) as isize;
+            (at + geometry.offset(axis, tap)) as usize
+        };
+        // SAFETY: masks keep to the channels that there are; the output has the pixel.
+        unsafe {
+            let (mut low, mut high) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+            for tap_y in taps_y {
+                let row = self.image * geometry.input[0] + input(0, self.y, tap_y);
+                let pixel = row * geometry.input[1] + input(1, column, taps_x.start);
+                let mut x = self.x.as_ptr().add(pixel * channels + channel);
+                for tap_x in taps_x.clone() {
+                    let tap = tap_y * geometry.kernel[1] + tap_x;
+                    let kernel = kernel.as_ptr().add(tap * LANES);
+                    let value = E::load_lanes(x, masks[0]);
+                    low = _mm512_fmadd_ps(value, _mm512_loadu_ps(kernel), low);
+                    let value = E::load_lanes(x.wrapping_add(16), masks[1]);
+                    high = _mm512_fmadd_ps(value, _mm512_loadu_ps(kernel.add(16)), high);
+                    x = x.wrapping_add(geometry.options.dilation[1] * channels);
+                }
             }
+            let row = self.image * geometry.output[0] + self.y;
+            let at = (row * geometry.output[1] + column) * channels + channel;
+            let target = self.output.at(at);
+            self.tail
+                .store_channels(self.isa, [channel, at], [low, high], mask, target);
         }
     }
 }

@@ -20,6 +20,7 @@ use super::kept;
 use super::micro::{Amx, Core, Tiled};
 use super::tail::Tail;
 use super::weight::Weight;
+use super::{check_forward, is};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Level, compiled};
 use crate::cpu::scratch::{Shared, with_scratch};
@@ -65,10 +66,6 @@ pub fn takes<E: Element>(isa: Isa, geometry: &Geometry) -> bool {
         && 4 * width >= 3 * width.next_multiple_of(TILE)
 }
 
-fn is<E: 'static, F: 'static>() -> bool {
-    TypeId::of::<E>() == TypeId::of::<F>()
-}
-
 /// `act(x * weight + bias + skip)`; `x` and `skip` lie channels last, and so does the result.
 ///
 /// # Panics
@@ -82,12 +79,8 @@ pub fn forward<E: Element, W: Element>(
 ) -> Vec<E> {
     assert!(takes::<E>(isa, geometry));
     let geometry = geometry.flattened();
-    let [x_size, weight_size, length] = geometry.sizes();
-    assert_eq!([x.len(), weight.values.len()], [x_size, weight_size]);
-    let per_channel = [tail.bias, weight.scale];
-    let mut per_channel = per_channel.iter().flatten();
-    assert!(per_channel.all(|values| values.len() == geometry.c_out));
-    assert!(tail.skip.is_none_or(|skip| skip.len() == length));
+    check_forward(&geometry, x, weight, tail);
+    let [_, _, length] = geometry.sizes();
     let mut output = Vec::with_capacity(length);
     let target = Shared(output.as_mut_ptr());
     // SAFETY: the target has room for the output, all of which is written.

@@ -43,13 +43,13 @@ struct Tile {
     length: usize,
 }
 
-/// Where the pixels of a row of the input lie.
-#[derive(Clone, Copy)]
-struct Row {
-    /// The pixel of the first tap of the task's first column.
-    first: *const u16,
-    /// Bytes from one pixel to the next.
-    pixel: usize,
+/// Tiles that are multiplied together.
+struct Block {
+    tiles: [Tile; 2],
+    /// The taps along a row from which some of their pixels see the map.
+    taps: Range<usize>,
+    /// Whether the sums hold something.
+    begun: bool,
 }
 
 impl<E: Element, F: Tiled> Work for (&Task<'_, E, F>, &mut [u16], &mut [f32]) {
@@ -70,36 +70,44 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
         let (geometry, plan) = (self.geometry, self.plan);
         let [kernel_height, kernel_width] = geometry.kernel;
         let short = plan.is_short(geometry);
-        let tiles = self.tiles();
-        let blocks: Vec<[Tile; 2]> = tiles
-            .chunks(2)
-            .map(|pair| [pair[0], *pair.last().unwrap_or(&pair[0])])
-            .collect();
-        let mut begun = vec![false; blocks.len()];
+        let mut blocks = self.blocks();
         let length = panel_length(geometry, plan);
         let taps = kernel_height * kernel_width;
         for first in (0..plan.channels).step_by(plan.chunk) {
             let depth = plan.chunk.min(plan.channels - first);
             // SAFETY: the caller's promises.
-            let rows = unsafe { self.input_rows(first, depth, copies) };
+            let input = unsafe { self.input_rows(first, depth, copies) };
+            let (steps, of_steps) = (depth / STEP, depth * size_of::<u16>());
             for tap_y in 0..kernel_height {
                 let last = first + depth == plan.channels && tap_y + 1 == kernel_height;
-                for (index, block) in blocks.iter().enumerate() {
-                    let lines = block.map(|tile| rows.of(tap_y, tile.y - self.rows.start));
-                    let taps_x = self.reached(block);
-                    let reaches = lines.iter().any(Option::is_some) && !taps_x.is_empty();
+                for (index, block) in blocks.iter_mut().enumerate() {
+                    let lines = block
+                        .tiles
+                        .map(|tile| input.of(tap_y, tile.y - self.rows.start));
+                    let reaches = lines.iter().any(Option::is_some) && !block.taps.is_empty();
                     if !reaches && !last {
                         continue;
                     }
                     let left = [0, 1].map(|half| {
-                        let line = lines[half].unwrap_or(rows.zeros);
                         // A tile may begin before the task's columns.
-                        let x = block[half].x.wrapping_sub(self.columns.start);
+                        let x = block.tiles[half].x.wrapping_sub(self.columns.start);
                         let x = x.wrapping_mul(geometry.options.stride[1]);
-                        let x = x.wrapping_add(taps_x.start * geometry.options.dilation[1]);
-                        line.first.wrapping_byte_add(x.wrapping_mul(line.pixel))
+                        let x = x.wrapping_add(block.taps.start * geometry.options.dilation[1]);
+                        let line = lines[half].unwrap_or(input.zeros);
+                        line.wrapping_byte_add(x.wrapping_mul(input.pixel))
                     });
-                    let pixel = rows.zeros.pixel;
+                    let rows = Rows {
+                        count: block.taps.len(),
+                        steps,
+                        left,
+                        left_stride: input.pixel * geometry.options.stride[1],
+                        left_step: STEP * size_of::<u16>(),
+                        left_row: (geometry.options.dilation[1] * input.pixel)
+                            .wrapping_sub(of_steps),
+                    };
+                    let tap = tap_y * kernel_width + block.taps.start;
+                    let products = (first * taps + tap * depth) * PANEL;
+                    let products = products..products + block.taps.len() * depth * PANEL;
                     for group in self.groups() {
                         let at = match short {
                             true => 0,
@@ -110,50 +118,56 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
                         let each = group.clone().zip(sums.chunks_exact_mut(Amx::<F>::BLOCK));
                         for (panel, sums) in each {
                             if last {
-                                self.fetch_skip(panel, block);
+                                self.fetch_skip(panel, &block.tiles);
                             }
-                            if !reaches {
-                                if !begun[index] {
-                                    sums.fill(0.0);
+                            if reaches {
+                                let weight = &self.weight[panel * length..][..length];
+                                let weight = weight[products.clone()].as_ptr();
+                                let sums = sums.as_mut_ptr();
+                                // SAFETY: rows hold every pixel of every tap that is reached, as the weight
+                                // does its products; a block of sums was sliced.
+                                unsafe {
+                                    F::multiply_rows(
+                                        registers.tiles(),
+                                        rows,
+                                        weight,
+                                        sums,
+                                        block.begun,
+                                    );
                                 }
-                                continue;
-                            }
-                            let tap = tap_y * kernel_width + taps_x.start;
-                            let weight = &self.weight[panel * length..][..length];
-                            let weight = &weight[first * taps * PANEL + tap * depth * PANEL..]
-                                [..taps_x.len() * depth * PANEL];
-                            let step_x = geometry.options.dilation[1] * pixel;
-                            let steps = depth / STEP;
-                            let rows = Rows {
-                                count: taps_x.len(),
-                                steps,
-                                left,
-                                left_stride: pixel * geometry.options.stride[1],
-                                left_step: STEP * size_of::<u16>(),
-                                left_row: step_x.wrapping_sub(steps * STEP * size_of::<u16>()),
-                            };
-                            let (weight, sums) = (weight.as_ptr(), sums.as_mut_ptr());
-                            // SAFETY: rows hold every pixel of every tap that is reached, as the weight
-                            // does its products; a block of sums was sliced.
-                            unsafe {
-                                F::multiply_rows(
-                                    registers.tiles(),
-                                    rows,
-                                    weight,
-                                    sums,
-                                    begun[index],
-                                );
+                            } else if !block.begun {
+                                sums.fill(0.0);
                             }
                         }
                         if last {
                             // SAFETY: the caller's promises.
-                            unsafe { self.store(group, block, sums) };
+                            unsafe { self.store(group, &block.tiles, sums) };
                         }
                     }
-                    begun[index] |= reaches;
+                    block.begun |= reaches;
                 }
             }
         }
+    }
+
+    /// The rectangle in pairs of tiles; a single one is its own neighbour.
+    fn blocks(&self) -> Vec<Block> {
+        let tiles = self.tiles();
+        let blocks = tiles.chunks(2).map(|pair| {
+            let tiles = [pair[0], pair[pair.len() - 1]];
+            let [a, b] = tiles.map(|tile| self.geometry.reaching(1, tile.x..tile.x + tile.length));
+            let taps = match (a.is_empty(), b.is_empty()) {
+                (true, _) => b,
+                (_, true) => a,
+                _ => a.start.min(b.start)..a.end.max(b.end),
+            };
+            Block {
+                tiles,
+                taps,
+                begun: false,
+            }
+        });
+        blocks.collect()
     }
 
     /// Tiles of the rectangle. The last one of a row starts earlier, where there are pixels for that: a copied row has
@@ -180,23 +194,6 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
         self.rows.clone().flat_map(of_row).collect()
     }
 
-    /// The taps along a row that see the map from some pixel of these tiles; neighbours.
-    fn reached(&self, tiles: &[Tile; 2]) -> Range<usize> {
-        let geometry = self.geometry;
-        let sees = |tap: usize| {
-            let offset = geometry.offset(1, tap);
-            let step = geometry.options.stride[1];
-            let columns = inside(geometry.output[1], step, offset, geometry.input[1]);
-            let mut tiles = tiles.iter();
-            tiles.any(|tile| columns.start < tile.x + tile.length && tile.x < columns.end)
-        };
-        let mut taps = (0..geometry.kernel[1]).filter(|tap| sees(*tap));
-        let Some(first) = taps.next() else {
-            return 0..0;
-        };
-        first..taps.next_back().unwrap_or(first) + 1
-    }
-
     /// The rows of `depth` channels from `first` on: where they lie, or in `copies`, with zeros where there is no map.
     ///
     /// # Safety
@@ -209,62 +206,53 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
         let image = &self.x[self.image * height * width * geometry.c_in..];
         let image = &image[..height * width * geometry.c_in];
         let start = (self.columns.start * step[1]) as isize + geometry.offset(1, 0);
-        let mut rows = InputRows {
-            zeros: Row {
-                first: copies.as_ptr(),
-                pixel: plan.pixel() * size_of::<u16>(),
-            },
-            rows: Vec::with_capacity(geometry.kernel[0] * self.rows.len()),
-            count: self.rows.len(),
-        };
+        let count = self.rows.len();
         if plan.direct {
-            rows.zeros.pixel = geometry.c_in * size_of::<u16>();
-            for y in self.rows.clone() {
+            let row = |y: usize| {
                 let at = (y * step[0] * width + start as usize) * geometry.c_in + first;
-                let first = image[at..].as_ptr().cast();
-                let pixel = rows.zeros.pixel;
-                rows.rows.push(Some(Row { first, pixel }));
-            }
-            return rows;
+                Some(image[at..].as_ptr().cast())
+            };
+            return InputRows {
+                rows: self.rows.clone().map(row).collect(),
+                count,
+                zeros: copies.as_ptr(),
+                pixel: geometry.c_in * size_of::<u16>(),
+            };
         }
         let length = plan.row(geometry);
-        let (zeros, copies) = copies.split_at_mut(length);
-        let all_inside = (0..geometry.kernel[0]).all(|tap| {
-            let inside = inside(geometry.output[0], step[0], geometry.offset(0, tap), height);
-            inside.start <= self.rows.start && self.rows.end <= inside.end
-        });
-        if !all_inside {
-            zeros.fill(0);
-        }
-        let pixels = plan.row_pixels(geometry);
-        let inside = inside(pixels, 1, start, width);
+        let (zero, copies) = copies.split_at_mut(length);
+        let inside = inside(plan.row_pixels(geometry), 1, start, width);
+        let mut rows = Vec::with_capacity(geometry.kernel[0] * count);
         // Rows that were copied, by where they are in the map.
         let mut copied: Vec<usize> = Vec::with_capacity(plan.rows(geometry));
         for tap in 0..geometry.kernel[0] {
             for y in self.rows.clone() {
                 let y = (y * step[0]) as isize + geometry.offset(0, tap);
                 let Some(y) = usize::try_from(y).ok().filter(|y| *y < height) else {
-                    rows.rows.push(None);
+                    rows.push(None);
                     continue;
                 };
                 let known = copied.iter().position(|copied| *copied == y);
-                let index = known.unwrap_or_else(|| {
-                    copied.push(y);
-                    copied.len() - 1
-                });
+                let index = known.unwrap_or(copied.len());
                 let target = &mut copies[index * length..][..length];
                 if known.is_none() {
+                    copied.push(y);
                     let source = &image[y * width * geometry.c_in..][..width * geometry.c_in];
                     // SAFETY: the caller's promise.
                     unsafe { self.copy(source, [first, depth], start, inside.clone(), target) };
                 }
-                rows.rows.push(Some(Row {
-                    first: target.as_ptr(),
-                    pixel: rows.zeros.pixel,
-                }));
+                rows.push(Some(target.as_ptr()));
             }
         }
-        rows
+        if rows.contains(&None) {
+            zero.fill(0);
+        }
+        InputRows {
+            rows,
+            count,
+            zeros: zero.as_ptr(),
+            pixel: plan.pixel() * size_of::<u16>(),
+        }
     }
 
     /// Copies `depth` channels from `first` on of the pixels `inside` a row that begins at column `start` of
@@ -371,19 +359,21 @@ impl<E: Element, F: Tiled> Task<'_, E, F> {
     }
 }
 
-/// The rows of the input that a task reads.
+/// Where the rows of the input lie that a task reads: the pixel of the first tap of its first column.
 struct InputRows {
-    /// In the place of those that do not exist.
-    zeros: Row,
     /// `[tap][row of the output]`.
-    rows: Vec<Option<Row>>,
+    rows: Vec<Option<*const u16>>,
     /// Rows of the output.
     count: usize,
+    /// In the place of rows that do not exist.
+    zeros: *const u16,
+    /// Bytes from one pixel to the next.
+    pixel: usize,
 }
 
 impl InputRows {
     #[inline(always)]
-    fn of(&self, tap: usize, row: usize) -> Option<Row> {
+    fn of(&self, tap: usize, row: usize) -> Option<*const u16> {
         self.rows[tap * self.count + row]
     }
 }
