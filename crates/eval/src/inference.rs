@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Tensor, TensorData, activation::softmax};
 use halfseg_data::{IGNORE, LabelMap};
+use rayon::prelude::*;
 
 use crate::EvalError;
 
@@ -233,6 +234,9 @@ impl Prediction {
     }
 }
 
+/// Pixels that are decided together: what is known of them stays in the first-level cache.
+const PIXELS: usize = 2048;
+
 /// The class of the largest value at each pixel, the first where several are equal: one prediction
 /// for each image of `[n, classes, h, w]`.
 ///
@@ -250,50 +254,48 @@ pub fn argmax(scores: Tensor<4>) -> Vec<Prediction> {
     values
         .chunks_exact(classes * area)
         .map(|image| {
-            let mut best = image[..area].to_vec();
             let mut class = vec![0u8; area];
-            for (k, plane) in image.chunks_exact(area).enumerate().skip(1) {
-                for ((best, class), &value) in best.iter_mut().zip(&mut class).zip(plane) {
-                    if value > *best {
-                        *best = value;
-                        *class = k as u8;
-                    }
-                }
-            }
-            let not_finite = ignore_not_finite(image, &mut class);
+            let parts = class.par_chunks_mut(PIXELS).enumerate();
+            let not_finite = parts.map(|(part, class)| {
+                let (first, count) = (part * PIXELS, class.len());
+                let scores = image
+                    .chunks_exact(area)
+                    .map(|plane| &plane[first..][..count]);
+                decide(scores, class)
+            });
             Prediction {
+                not_finite: not_finite.sum(),
                 map: LabelMap {
                     width: w,
                     height: h,
                     data: class,
                 },
-                not_finite,
             }
         })
         .collect()
 }
 
-/// Takes the class from pixels with a score that is not finite, and counts them.
-fn ignore_not_finite(scores: &[f32], class: &mut [u8]) -> usize {
-    // Zero times a finite value is zero; sums of eight, so that the compiler takes them side by side.
-    let (blocks, rest) = scores.as_chunks::<8>();
-    let mut sums = [0.0; 8];
-    for block in blocks {
-        sums.iter_mut()
-            .zip(block)
-            .for_each(|(sum, v)| *sum += v * 0.0);
+/// The class of some pixels, given their scores class by class; none where one of them is not finite. How many these are.
+fn decide<'a>(scores: impl Iterator<Item = &'a [f32]>, class: &mut [u8]) -> usize {
+    // Zero times a finite value is zero.
+    let mut sums = [0.0; PIXELS];
+    let mut largest = [f32::NEG_INFINITY; PIXELS];
+    // As wide as scores, so that the compiler takes several side by side.
+    let mut found = [0u32; PIXELS];
+    for (k, plane) in (0..).zip(scores) {
+        let pixels = largest.iter_mut().zip(&mut found).zip(&mut sums);
+        for (((largest, found), sum), &score) in pixels.zip(plane) {
+            *sum += score * 0.0;
+            let is_larger = score > *largest;
+            *largest = if is_larger { score } else { *largest };
+            *found = if is_larger { k } else { *found };
+        }
     }
-    if sums.iter().chain(rest).all(|v| v.is_finite()) {
-        return 0;
+    for (class, found) in class.iter_mut().zip(found) {
+        *class = found as u8;
     }
-    let mut finite = vec![true; class.len()];
-    for plane in scores.chunks_exact(class.len()) {
-        finite
-            .iter_mut()
-            .zip(plane)
-            .for_each(|(finite, v)| *finite &= v.is_finite());
-    }
-    let wrong = class.iter_mut().zip(finite).filter(|(_, finite)| !finite);
+    let pixels = class.iter_mut().zip(sums);
+    let wrong = pixels.filter(|(_, sum)| !sum.is_finite());
     wrong.map(|(class, _)| *class = IGNORE).count()
 }
 
@@ -418,8 +420,9 @@ mod tests {
 
     #[test]
     fn pixels_with_a_score_that_is_not_finite_are_counted_and_get_no_class() {
-        // More pixels than one block, so that each place in it and the rest are met.
-        for (size, wrong) in [(1, 0), (8, 3), (37, 36), (40, 0), (41, 40)] {
+        // More pixels than are decided together, too.
+        let sizes = [(1, 0), (8, 3), (37, 36), (PIXELS, 7), (PIXELS + 1, PIXELS)];
+        for (size, wrong) in sizes {
             for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 for plane in 0..3 {
                     let mut scores = vec![1.0; 2 * 3 * size];

@@ -7,8 +7,8 @@ use halfseg_kernels::{Between, resample, resize_bilinear};
 /// Resizes a map bilinearly with pixel centres at half integers (`align_corners = false`), the one
 /// place where these networks change a map's size without a convolution. Differentiable.
 ///
-/// Computes in f32 and returns `x`'s dtype. On GPUs this is one kernel, elsewhere two products with
-/// constant matrices.
+/// Computes in f32 and returns `x`'s dtype. On GPUs this is one kernel, and so it is on the CPU where no gradient
+/// follows; elsewhere it is two products with constant matrices.
 ///
 /// # Shapes
 /// - `x`: `[n, c, h, w]`
@@ -39,8 +39,8 @@ pub fn resize_with(x: Tensor<4>, size: [usize; 2], align_corners: bool) -> Tenso
             return y;
         }
         if h * w > 0 {
-            let rows = bilinear_positions(h, size[0], align_corners);
-            let columns = bilinear_positions(w, size[1], align_corners);
+            let rows = Between::bilinear(h, size[0], align_corners);
+            let columns = Between::bilinear(w, size[1], align_corners);
             if let Some(y) = resample(&x, &rows, &columns) {
                 return y;
             }
@@ -51,7 +51,7 @@ pub fn resize_with(x: Tensor<4>, size: [usize; 2], align_corners: bool) -> Tenso
     })
 }
 
-/// Bytes of the matrices that [`resize`] multiplies with where there is no kernel for it, on the CPU
+/// Bytes of the matrices that [`resize`] multiplies with where there is no kernel for it, in training on the CPU
 /// among others: they grow with the square of a side. `from` and `to` are height and width in pixels.
 pub fn resize_memory(from: [usize; 2], to: [usize; 2]) -> u64 {
     let matrix = |from: usize, to: usize| (4 * from as u64).saturating_mul(to as u64);
@@ -132,35 +132,12 @@ fn bilinear_matrix(size: usize, out: usize, align_corners: bool, device: &Device
 /// `[out, size]`: row `o` holds the two weights that output `o` takes from the input.
 pub(crate) fn bilinear_weights(size: usize, out: usize, align_corners: bool) -> Vec<f32> {
     let mut matrix = vec![0.0f32; out * size];
-    let lines = bilinear_positions(size, out, align_corners);
+    let lines = Between::bilinear(size, out, align_corners);
     for (line, row) in lines.iter().zip(matrix.chunks_exact_mut(size)) {
         row[line.low] += 1.0 - line.share;
         row[line.high] += line.share;
     }
     matrix
-}
-
-/// Where each of `out` outputs lies between two of `size` inputs.
-fn bilinear_positions(size: usize, out: usize, align_corners: bool) -> Vec<Between> {
-    // In f32, as PyTorch does: at wide maps the rounding of these positions is visible.
-    let scale = match align_corners {
-        true if out > 1 => (size - 1) as f32 / (out - 1) as f32,
-        true => 0.0,
-        false => size as f32 / out as f32,
-    };
-    let position = |o: usize| match align_corners {
-        true => scale * o as f32,
-        false => (scale * (o as f32 + 0.5) - 0.5).max(0.0),
-    };
-    let between = |position: f32| {
-        let low = (position as usize).min(size - 1);
-        Between {
-            low,
-            high: (low + 1).min(size - 1),
-            share: position - low as f32,
-        }
-    };
-    (0..out).map(position).map(between).collect()
 }
 
 #[cfg(test)]
@@ -201,18 +178,17 @@ mod tests {
     }
 
     #[test]
-    fn a_map_whose_channels_are_neighbours_in_memory_is_resized_alike() {
+    fn without_gradients_a_map_of_either_order_is_resized_as_by_matrices() {
         let device = Device::flex();
         for (size, align_corners) in [([13, 16], false), ([13, 16], true), ([3, 5], false)] {
             let last = ramp([2, 5, 7, 33], &device).permute([0, 3, 1, 2]);
             let planar = Tensor::<4>::from_data(last.clone().into_data(), &device);
-            let lines = |from, to| bilinear_positions(from, to, align_corners);
-            let (rows, columns) = (lines(5, size[0]), lines(7, size[1]));
-            assert!(resample(&last, &rows, &columns).is_some());
-            assert!(resample(&planar, &rows, &columns).is_none());
-            let [found, expected] =
-                [last, planar].map(|x| resize_with(x, size, align_corners).into_data());
-            found.assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-5));
+            let plan = ResizePlan::new([5, 7], size, align_corners, &device);
+            let expected = plan.forward(planar.clone()).into_data();
+            for x in [last, planar] {
+                let found = resize_with(x, size, align_corners).into_data();
+                found.assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-5));
+            }
         }
     }
 

@@ -1,11 +1,9 @@
 //! Several pictures at once.
 
-use burn::tensor::{Tensor, TensorData};
-use halfseg_amp::autocast;
 use halfseg_data::{Bands, Picture, PictureRef, RgbImage};
-use halfseg_eval::{Prediction, argmax};
+use halfseg_eval::Prediction;
 
-use crate::{EvalMode, PredictError, Predictor};
+use crate::{PredictError, Predictor};
 
 impl Predictor {
     /// The most likely class of each pixel of several pictures, in their order: at once where they have one size, pass
@@ -23,12 +21,9 @@ impl Predictor {
             return Ok(Vec::new());
         };
         let plan = self.plan(false);
-        let config = self.config();
         let at_once = sizes.iter().all(|size| *size == (width, height))
             && sizes.len() > 1
-            && config.mode == EvalMode::Whole
-            && !config.ms_flip
-            && crate::memory::fitted(config, (width, height)) == (width, height)
+            && plan.decides_at_once((width, height))
             && plan.fits((width, height), sizes.len());
         if !at_once {
             return pictures
@@ -36,15 +31,7 @@ impl Predictor {
                 .map(|picture| self.predict(*picture))
                 .collect();
         }
-        let format = self.pictures();
-        let mut values = Vec::with_capacity(sizes.len() * format.channels() * width * height);
-        for picture in pictures {
-            values.extend(format.normalize(*picture));
-        }
-        let shape = [sizes.len(), format.channels(), height, width];
-        let values = Tensor::<4>::from_data(TensorData::new(values, shape), self.device());
-        let logits = autocast(self.policy(), || self.model().forward(values));
-        Ok(argmax(self.decisive(self.of_classes(logits), false)))
+        Ok(self.classes_of_batch(self.batch(pictures, (width, height))))
     }
 
     /// Segments a grey picture of `width` and `height` in pixels, so that the first picture of this size does not wait

@@ -127,11 +127,6 @@ impl Predictor {
         0
     }
 
-    /// Where it computes.
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
-    }
-
     /// How operations are cast.
     pub fn policy(&self) -> &Policy {
         &self.settings.policy
@@ -228,6 +223,11 @@ impl Predictor {
         let plan = self.plan(false);
         plan.check(own)?;
         if !plan.in_bands(own) {
+            if plan.decides_at_once(own) && confidences.is_none() {
+                return Ok(self
+                    .classes_of_batch(self.batch(&[image], own))
+                    .swap_remove(0));
+            }
             return Ok(self.decided(self.all_scores(image), 0, confidences));
         }
         let mut found = Prediction {
@@ -285,31 +285,61 @@ impl Predictor {
     /// The most likely class of each pixel of a batch that is normalised already: `[n, channels, h, w]` on
     /// the network's device -> `n` maps of `h * w` classes.
     ///
-    /// The whole of inference but for reading pictures: network, logits at the input's size, argmax.
-    /// On GPUs the last two are one kernel, and only class maps come back to the host.
+    /// The whole of inference but for reading pictures: network, logits at the input's size, argmax. The last two are one
+    /// kernel, without the logits of all pixels. Pixels with one that is not finite are [`IGNORE`].
     pub fn segment(&self, images: Tensor<4>) -> Vec<LabelMap> {
+        let found = self.classes_of_batch(images).into_iter();
+        found.map(|one| one.map).collect()
+    }
+
+    /// See [`segment`](Self::segment).
+    pub(crate) fn classes_of_batch(&self, images: Tensor<4>) -> Vec<Prediction> {
         let [_, _, height, width] = images.dims();
         let logits = autocast(&self.settings.policy, || self.model.head_logits(images));
-        let logits = self.decisive(self.of_classes(logits), false);
+        let logits = self.of_classes(logits).cast(FloatDType::F32);
+        let logits = self.decisive(logits, false);
         let (size, align_corners) = ([height, width], self.model.config().align_corners);
-        match most_likely_classes(&logits, size, align_corners) {
-            Some(maps) => {
-                let data = maps.into_data().convert::<u8>();
-                let classes = data.as_slice::<u8>().expect("converted to u8 above");
-                let maps = classes.chunks_exact(height * width).map(|map| LabelMap {
-                    width,
-                    height,
-                    data: map.to_vec(),
-                });
-                maps.collect()
+        // What is between finite logits is finite; what is not reaches the pixels around it, which are counted one by one.
+        let is_finite = logits.clone().mul_scalar(0.0).sum().into_scalar::<f32>() == 0.0;
+        let maps = is_finite.then(|| most_likely_classes(&logits, size, align_corners));
+        let Some(maps) = maps.flatten() else {
+            let scores = autocast(&self.settings.policy, || {
+                resize_with(logits, size, align_corners)
+            });
+            return argmax(scores);
+        };
+        let data = maps.into_data().convert::<u8>();
+        let classes = data.as_slice::<u8>().expect("converted to u8 above");
+        let maps = classes.chunks_exact(height * width).map(|map| LabelMap {
+            width,
+            height,
+            data: map.to_vec(),
+        });
+        let finite = maps.map(|map| Prediction { map, not_finite: 0 });
+        finite.collect()
+    }
+
+    /// What the network takes of pictures of `size` (width, height), normalised.
+    pub(crate) fn batch(
+        &self,
+        pictures: &[PictureRef<'_>],
+        (width, height): (usize, usize),
+    ) -> Tensor<4> {
+        let format = self.pictures();
+        let values = match pictures {
+            // Without a copy.
+            [picture] => format.normalize(*picture),
+            _ => {
+                let one = format.channels() * width * height;
+                let mut values = Vec::with_capacity(pictures.len() * one);
+                for picture in pictures {
+                    values.extend(format.normalize(*picture));
+                }
+                values
             }
-            None => {
-                let scores = autocast(&self.settings.policy, || {
-                    resize_with(logits.cast(FloatDType::F32), size, align_corners)
-                });
-                argmax(scores).into_iter().map(|one| one.map).collect()
-            }
-        }
+        };
+        let shape = [pictures.len(), format.channels(), height, width];
+        Tensor::from_data(TensorData::new(values, shape), &self.device)
     }
 
     /// Width and height of a picture that has pixels, and a value for each channel that the network takes.

@@ -3,6 +3,8 @@
 
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(feature = "flex")]
+mod flex;
 #[cfg(feature = "cube")]
 mod ops;
 
@@ -69,8 +71,9 @@ pub fn cross_entropy_terms(
 }
 
 /// The class with the largest logit of each pixel after `logits` were resized bilinearly to `size`,
-/// the lowest such class in a tie, without a map of all classes at that size. `None` where this
-/// crate has no kernel (see [`resize_bilinear`](crate::resize_bilinear)).
+/// the lowest such class in a tie, without a map of all classes at that size. Arithmetic is f32. `None`
+/// where this crate has no kernel: it has them on the CPU, and where [`resize_bilinear`](crate::resize_bilinear) has.
+/// Which class a pixel has that a NaN reaches is not said.
 ///
 /// # Shapes
 /// - `logits`: `[n, c, h, w]`, on a device without autodiff
@@ -78,20 +81,19 @@ pub fn cross_entropy_terms(
 ///
 /// # Panics
 /// If a map is empty.
-#[cfg_attr(not(feature = "cube"), allow(unused_variables))]
 pub fn most_likely_classes(
     logits: &Tensor<4>,
     size: [usize; 2],
     align_corners: bool,
 ) -> Option<Tensor<3, Int>> {
+    let [n, c, h, w] = logits.dims();
+    assert!(
+        n * c * h * w * size[0] * size[1] > 0,
+        "cannot resize logits {:?} to {size:?}: one of them is empty",
+        logits.dims()
+    );
     #[cfg(feature = "cube")]
     if crate::gpu::launch::handles(&logits.device(), logits.dtype()) {
-        let [n, c, h, w] = logits.dims();
-        assert!(
-            n * c * h * w * size[0] * size[1] > 0,
-            "cannot resize logits {:?} to {size:?}: one of them is empty",
-            logits.dims()
-        );
         let resize = crate::resize::Bilinear {
             input: [h, w],
             output: size,
@@ -99,5 +101,14 @@ pub fn most_likely_classes(
         };
         return Some(ops::most_likely_classes(logits.clone(), resize));
     }
-    None
+    #[cfg(feature = "flex")]
+    {
+        let lines = |from, to| crate::Between::bilinear(from, to, align_corners);
+        flex::most_likely_classes(logits, &lines(h, size[0]), &lines(w, size[1]))
+    }
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = align_corners;
+        None
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use burn::tensor::DType;
 
 use super::Conv2dOptions;
+use crate::cpu::tasks;
 
 /// One convolution that was timed.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +27,10 @@ pub struct TimedConvolution {
     pub dtype: DType,
     /// From the operands as Burn has them to the result, with all threads.
     pub seconds: f64,
+    /// Of these, seconds in which the calling thread alone worked.
+    pub serial: f64,
+    /// Into how many tasks the threads shared out what took longest.
+    pub tasks: usize,
 }
 
 /// A pass of a convolution.
@@ -78,19 +83,19 @@ pub fn time_convolutions<R>(body: impl FnOnce() -> R) -> (R, Vec<TimedConvolutio
     (result, std::mem::take(&mut *times()))
 }
 
-/// Runs `body` and, where that is wanted, notes how long it took.
-pub(super) fn timed<R>(
+/// Runs `body`, the work of one convolution, and, where that is wanted, notes how long it took.
+pub(super) fn timed<R: Send>(
     pass: ConvolutionPass,
     [input, weight]: [[usize; 4]; 2],
     options: Conv2dOptions,
     dtype: DType,
-    body: impl FnOnce() -> R,
+    body: impl FnOnce() -> R + Send,
 ) -> R {
     if !WANTED.load(Ordering::Relaxed) {
-        return body();
+        return tasks::together(body);
     }
     let start = Instant::now();
-    let result = body();
+    let (result, shares) = tasks::together(|| tasks::watch(body));
     let seconds = start.elapsed().as_secs_f64();
     times().push(TimedConvolution {
         pass,
@@ -100,6 +105,8 @@ pub(super) fn timed<R>(
         options,
         dtype,
         seconds,
+        serial: seconds - shares.seconds,
+        tasks: shares.tasks,
     });
     result
 }
@@ -137,7 +144,7 @@ mod tests {
         for (timed, pass) in ours.iter().zip(passes) {
             assert_eq!((timed.pass, timed.output), (pass, [4, 6]));
             assert_eq!(timed.macs(), 2 * 4 * 6 * 5 * 3 * 9);
-            assert!(timed.seconds > 0.0);
+            assert!(timed.seconds > timed.serial && timed.serial > 0.0 && timed.tasks > 0);
         }
         assert!(step());
     }

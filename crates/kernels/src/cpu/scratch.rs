@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use rayon::prelude::*;
+use super::tasks;
 
 /// A pointer into a buffer of which every thread writes a part of its own.
 #[derive(Clone, Copy)]
@@ -89,7 +89,8 @@ impl<T: bytemuck::Pod + Send + Sync> Aligned<T> {
     pub fn zeros(length: usize) -> Self {
         const TASK: usize = 1 << 16;
         let clear = |target: Shared<T>| {
-            (0..length).into_par_iter().step_by(TASK).for_each(|first| {
+            tasks::each(length.div_ceil(TASK), |task| {
+                let first = task * TASK;
                 // SAFETY: there is room for the values; zero is all bits clear.
                 unsafe { target.at(first).write_bytes(0, TASK.min(length - first)) };
             });

@@ -1,12 +1,35 @@
 //! How the CPU kernels reach the values of Burn's Flex tensors.
 
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{DType, Device, Element, Tensor, TensorData};
+use burn::backend::{BackendTensor, DispatchKindConversion, DispatchTensor, Flex};
+use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 use bytemuck::Pod;
+
+use crate::with_gradient;
 
 /// Whether kernels of this crate compute with `x`, on a device with or without autodiff.
 pub fn handles(x: &Tensor<4>) -> bool {
     x.device() == Device::flex() && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// What is on the CPU and part of no graph.
+pub fn primitive(x: &Tensor<4>) -> Option<FlexTensor> {
+    let ours = handles(x) && !x.device().is_autodiff();
+    ours.then(|| with_gradient::primitive::<Flex>(x.clone().into_dispatch()))
+}
+
+/// As one of Burn's tensors.
+pub fn floats(tensor: FlexTensor) -> Tensor<4> {
+    Tensor::from_dispatch(dispatched(BackendTensor::Float(tensor)))
+}
+
+/// As one of Burn's tensors of integers.
+pub fn integers<const D: usize>(tensor: FlexTensor) -> Tensor<D, Int> {
+    Tensor::from_dispatch(dispatched(BackendTensor::Int(tensor)))
+}
+
+fn dispatched(tensor: BackendTensor<Flex>) -> DispatchTensor {
+    <DispatchTensor as DispatchKindConversion<Flex>>::from_backend(tensor)
 }
 
 /// Calls `$body` with `$E` bound to the type of `$dtype`.

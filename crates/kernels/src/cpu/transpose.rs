@@ -47,12 +47,12 @@ mod two_bytes {
     use std::arch::x86_64::*;
 
     use half::{bf16, f16};
-    use rayon::prelude::*;
 
     use super::*;
     use crate::cpu::element::Element;
     use crate::cpu::isa::{Registers, Work, compiled};
     use crate::cpu::scratch::Shared;
+    use crate::cpu::tasks;
     use crate::cpu::tensor::tensor;
 
     /// Rows and columns of a block.
@@ -79,7 +79,7 @@ mod two_bytes {
         let mut target = Vec::with_capacity(length);
         let to = Shared::<E>(target.as_mut_ptr());
         let bands = columns.div_ceil(SIDE);
-        (0..n * bands).into_par_iter().for_each(|task| {
+        tasks::each(n * bands, |task| {
             let (image, band) = (task / bands, task % bands);
             let first = band * SIDE;
             let work = Band {

@@ -3,30 +3,22 @@
 use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
-use burn::backend::{BackendTensor, DispatchKindConversion, DispatchTensor, Flex};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::Between;
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, dispatch};
-use crate::cpu::tensor::{handles, shape, tensor, values, with_element};
+use crate::cpu::lines::{Columns, between};
+use crate::cpu::tasks;
+use crate::cpu::tensor::{floats, primitive, shape, tensor, values, with_element};
 use crate::cpu::transpose;
-use crate::with_gradient;
 
 /// Channels that a task sums, or of which it takes the largest value.
 const CHANNELS: usize = 64;
 
-/// What is on the CPU and part of no graph.
-fn primitive(map: &Tensor<4>) -> Option<FlexTensor> {
-    let ours = handles(map) && !map.device().is_autodiff();
-    ours.then(|| with_gradient::primitive::<Flex>(map.clone().into_dispatch()))
-}
-
-fn wrapped(map: FlexTensor) -> Tensor<4> {
-    let map = BackendTensor::Float(map);
-    Tensor::from_dispatch(<DispatchTensor as DispatchKindConversion<Flex>>::from_backend(map))
-}
+/// Lines of planes that a task resizes at least.
+const LINES: usize = 8;
 
 fn if_channels_last(map: &Tensor<4>) -> Option<FlexTensor> {
     primitive(map).filter(transpose::lies_channels_last)
@@ -39,7 +31,7 @@ pub fn lies_channels_last(map: &Tensor<4>) -> bool {
 /// With its channels as neighbours in memory.
 pub fn channels_last(map: &Tensor<4>) -> Option<Tensor<4>> {
     let last = transpose::channels_last(&primitive(map)?);
-    Some(wrapped(last.permute(&[0, 3, 1, 2])))
+    Some(floats(last.permute(&[0, 3, 1, 2])))
 }
 
 pub fn max_pool2d(
@@ -48,7 +40,7 @@ pub fn max_pool2d(
     stride: usize,
     padding: usize,
 ) -> Option<Tensor<4>> {
-    let map = if_channels_last(map)?;
+    let map = primitive(map)?;
     let [n, c, h, w] = shape(&map);
     assert!(
         kernel > 0 && stride > 0 && 2 * padding <= kernel,
@@ -60,39 +52,74 @@ pub fn max_pool2d(
             .unwrap_or_else(|| panic!("a window of {kernel} pixels does not fit a map of {h}x{w}"))
     };
     let [rows, columns] = [outputs(h), outputs(w)];
-    let map = transpose::channels_last(&map);
     let window = move |at: usize, size: usize| {
         let first = at * stride;
         first.saturating_sub(padding)..size.min((first + kernel).saturating_sub(padding))
     };
-    let pooled = with_element!(map.dtype(), E => {
-        let x = values::<E>(&map);
-        let mut output = vec![E::default(); n * rows * columns * c];
-        output.par_chunks_mut(columns * c).enumerate().for_each(|(row, output)| {
-            let image = &x[row / rows * h * w * c..][..h * w * c];
-            let ys = window(row % rows, h);
-            let isa = Isa::best();
-            let mut largest = vec![0f32; c];
-            let mut wide = vec![0f32; c];
-            dispatch(isa, #[inline(always)] |isa| {
-                for (column, output) in output.chunks_exact_mut(c).enumerate() {
-                    largest.fill(f32::NEG_INFINITY);
-                    for y in ys.clone() {
-                        for x in window(column, w) {
-                            E::widen_run(isa, &image[(y * w + x) * c..][..c], &mut wide);
-                            for (largest, value) in largest.iter_mut().zip(&wide) {
-                                let is_larger = *value > *largest || value.is_nan();
-                                *largest = if is_larger { *value } else { *largest };
+    if transpose::lies_channels_last(&map) {
+        let map = transpose::channels_last(&map);
+        let pooled = with_element!(map.dtype(), E => {
+            let x = values::<E>(&map);
+            let mut output = vec![E::default(); n * rows * columns * c];
+            tasks::each_chunk(&mut output, (columns * c).max(1), |row, output| {
+                let image = &x[row / rows * h * w * c..][..h * w * c];
+                let [mut largest, mut wide] = [vec![0f32; c], vec![0f32; c]];
+                dispatch(Isa::best(), #[inline(always)] |isa| {
+                    for (column, output) in output.chunks_exact_mut(c).enumerate() {
+                        largest.fill(f32::NEG_INFINITY);
+                        for y in window(row % rows, h) {
+                            for x in window(column, w) {
+                                E::widen_run(isa, &image[(y * w + x) * c..][..c], &mut wide);
+                                take_larger(&mut largest, &wide);
                             }
                         }
+                        E::narrow_run(isa, &largest, output);
+                    }
+                });
+            });
+            tensor(output, [n, rows, columns, c])
+        });
+        return Some(floats(pooled.permute(&[0, 3, 1, 2])));
+    }
+    let map = map.to_contiguous();
+    Some(floats(with_element!(map.dtype(), E => {
+        let x = values::<E>(&map);
+        let mut output = vec![E::default(); n * c * rows * columns];
+        tasks::each_chunk(&mut output, (rows * columns).max(1), |plane, output| {
+            let plane = &x[plane * h * w..][..h * w];
+            let [mut line, mut wide] = [vec![0f32; w], vec![0f32; w]];
+            let mut largest = vec![0f32; columns];
+            dispatch(Isa::best(), #[inline(always)] |isa| {
+                for (row, output) in output.chunks_exact_mut(columns).enumerate() {
+                    line.fill(f32::NEG_INFINITY);
+                    for y in window(row, h) {
+                        E::widen_run(isa, &plane[y * w..][..w], &mut wide);
+                        take_larger(&mut line, &wide);
+                    }
+                    for (column, largest) in largest.iter_mut().enumerate() {
+                        let values = line[window(column, w)].iter();
+                        *largest = values.fold(f32::NEG_INFINITY, |a, b| larger(a, *b));
                     }
                     E::narrow_run(isa, &largest, output);
                 }
             });
         });
-        tensor(output, [n, rows, columns, c])
-    });
-    Some(wrapped(pooled.permute(&[0, 3, 1, 2])))
+        tensor(output, [n, c, rows, columns])
+    })))
+}
+
+/// Each of `values`, or the other one if that is larger.
+#[inline(always)]
+fn take_larger(values: &mut [f32], others: &[f32]) {
+    for (value, other) in values.iter_mut().zip(others) {
+        *value = larger(*value, *other);
+    }
+}
+
+/// The larger value; NaN if one of them is.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a || b.is_nan() { b } else { a }
 }
 
 pub fn averages(
@@ -157,44 +184,70 @@ pub fn averages(
         }
         tensor(output, [n, rows.len(), columns.len(), c])
     });
-    Some(wrapped(pooled.permute(&[0, 3, 1, 2])))
+    Some(floats(pooled.permute(&[0, 3, 1, 2])))
 }
 
 pub fn resample(map: &Tensor<4>, rows: &[Between], columns: &[Between]) -> Option<Tensor<4>> {
-    let map = if_channels_last(map)?;
+    let map = primitive(map)?;
     let [n, c, h, w] = shape(&map);
     let within = |lines: &[Between], size| lines.iter().all(|line| line.low.max(line.high) < size);
     assert!(
         within(rows, h) && within(columns, w),
         "rows and columns are those of a map of {h}x{w}"
     );
-    let map = transpose::channels_last(&map);
-    let resized = with_element!(map.dtype(), E => {
+    if transpose::lies_channels_last(&map) {
+        let map = resample_pixels(&transpose::channels_last(&map), rows, columns);
+        return Some(floats(map.permute(&[0, 3, 1, 2])));
+    }
+    let map = map.to_contiguous();
+    let size = [n, c, rows.len(), columns.len()];
+    let columns = Columns::new(columns);
+    Some(floats(with_element!(map.dtype(), E => {
         let x = values::<E>(&map);
+        let mut output = vec![E::default(); size.iter().product()];
+        let lines = output.par_chunks_mut(columns.count().max(1)).enumerate();
+        lines.with_min_len(LINES).for_each_init(
+            || [vec![0f32; w], vec![0f32; w], vec![0f32; columns.count()]],
+            |[line, other, wide], (index, output)| {
+                let plane = &x[index / rows.len() * h * w..][..h * w];
+                let row = rows[index % rows.len()];
+                let lines = [row.low, row.high].map(|y| &plane[y * w..][..w]);
+                dispatch(Isa::best(), #[inline(always)] |isa| {
+                    between(isa, lines, row.share, line, other);
+                    columns.resize(line, wide);
+                    E::narrow_run(isa, wide, output);
+                });
+            },
+        );
+        tensor(output, size)
+    })))
+}
+
+/// Of `[n, h, w, c]`.
+fn resample_pixels(map: &FlexTensor, rows: &[Between], columns: &[Between]) -> FlexTensor {
+    let [n, h, w, c] = shape(map);
+    with_element!(map.dtype(), E => {
+        let x = values::<E>(map);
         let mut output = vec![E::default(); n * rows.len() * columns.len() * c];
-        output.par_chunks_mut((columns.len() * c).max(1)).enumerate().for_each(|(index, output)| {
-            let image = &x[index / rows.len() * h * w * c..][..h * w * c];
-            let row = rows[index % rows.len()];
-            // The row between two of the map, once for all columns.
-            let mut line = vec![0f32; w * c];
-            let mut other = vec![0f32; w * c];
-            let mut pixel = vec![0f32; c];
-            dispatch(Isa::best(), #[inline(always)] |isa| {
-                E::widen_run(isa, &image[row.low * w * c..][..w * c], &mut line);
-                E::widen_run(isa, &image[row.high * w * c..][..w * c], &mut other);
-                for (line, other) in line.iter_mut().zip(&other) {
-                    *line = *line * (1.0 - row.share) + other * row.share;
-                }
-                for (column, output) in columns.iter().zip(output.chunks_exact_mut(c)) {
-                    let [low, high] = [column.low, column.high].map(|x| &line[x * c..][..c]);
-                    for (pixel, (low, high)) in pixel.iter_mut().zip(low.iter().zip(high)) {
-                        *pixel = low * (1.0 - column.share) + high * column.share;
+        output.par_chunks_mut((columns.len() * c).max(1)).enumerate().for_each_init(
+            || [vec![0f32; w * c], vec![0f32; w * c], vec![0f32; c]],
+            |[line, other, pixel], (index, output)| {
+                let image = &x[index / rows.len() * h * w * c..][..h * w * c];
+                let row = rows[index % rows.len()];
+                let lines = [row.low, row.high].map(|y| &image[y * w * c..][..w * c]);
+                dispatch(Isa::best(), #[inline(always)] |isa| {
+                    // The row between two of the map, once for all columns.
+                    between(isa, lines, row.share, line, other);
+                    for (column, output) in columns.iter().zip(output.chunks_exact_mut(c)) {
+                        let [low, high] = [column.low, column.high].map(|x| &line[x * c..][..c]);
+                        for (pixel, (low, high)) in pixel.iter_mut().zip(low.iter().zip(high)) {
+                            *pixel = low * (1.0 - column.share) + high * column.share;
+                        }
+                        E::narrow_run(isa, pixel, output);
                     }
-                    E::narrow_run(isa, &pixel, output);
-                }
-            });
-        });
+                });
+            },
+        );
         tensor(output, [n, rows.len(), columns.len(), c])
-    });
-    Some(wrapped(resized.permute(&[0, 3, 1, 2])))
+    })
 }

@@ -28,8 +28,8 @@ pub fn cat_channels(maps: Vec<Tensor<4>>) -> Tensor<4> {
 }
 
 /// The largest value of each window of `kernel x kernel` pixels, `stride` apart, of a map with `padding` pixels around it that
-/// are never the largest; NaN if there is one in the window, as PyTorch's `max_pool2d`. Nothing where the channels of
-/// `map` are not neighbours in memory, or it is part of a graph.
+/// are never the largest; NaN if there is one in the window, as PyTorch's `max_pool2d`. Channels
+/// are neighbours in memory if those of `map` are. Nothing where `map` is not on the CPU, or part of a graph.
 ///
 /// # Shapes
 /// - `map`: `[n, c, h, w]`
@@ -86,8 +86,38 @@ pub struct Between {
     pub share: f32,
 }
 
-/// A map whose rows and columns are taken from those of `map` as these say, with sums in f32. Nothing where the channels of
-/// `map` are not neighbours in memory, or it is part of a graph.
+impl Between {
+    /// Where each of `outputs` lies between two of `inputs` of a line that is resized bilinearly: pixel centres are at half
+    /// integers, or with `align_corners` such that corners fall on corners. In f32, as PyTorch does: at wide maps the
+    /// rounding of these positions is visible.
+    ///
+    /// # Panics
+    /// If there are no `inputs`.
+    pub fn bilinear(inputs: usize, outputs: usize, align_corners: bool) -> Vec<Self> {
+        let last = inputs.checked_sub(1).expect("a line has values");
+        let scale = match align_corners {
+            true if outputs > 1 => last as f32 / (outputs - 1) as f32,
+            true => 0.0,
+            false => inputs as f32 / outputs as f32,
+        };
+        let position = |output: usize| match align_corners {
+            true => scale * output as f32,
+            false => (scale * (output as f32 + 0.5) - 0.5).max(0.0),
+        };
+        let between = |position: f32| {
+            let low = (position as usize).min(last);
+            Self {
+                low,
+                high: (low + 1).min(last),
+                share: position - low as f32,
+            }
+        };
+        (0..outputs).map(position).map(between).collect()
+    }
+}
+
+/// A map whose rows and columns are taken from those of `map` as these say, with sums in f32; its channels are neighbours
+/// in memory if those of `map` are. Nothing where `map` is not on the CPU, or part of a graph.
 ///
 /// # Shapes
 /// - `map`: `[n, c, h, w]`

@@ -20,6 +20,10 @@ struct Layer {
     macs: u64,
     /// Of all of them; the median of the measured passes.
     seconds: f64,
+    /// Of these, in which one thread alone worked; of the last pass.
+    serial: f64,
+    /// Into how many tasks the work of one is cut.
+    tasks: usize,
 }
 
 /// All convolutions of a pass.
@@ -66,12 +70,15 @@ impl Layers {
                     count: 1,
                     macs: timed.macs(),
                     seconds: timed.seconds,
+                    serial: timed.serial,
+                    tasks: timed.tasks,
                 };
                 match layers.iter_mut().find(|known| known.is_like(&layer)) {
                     Some(known) => {
                         known.count += 1;
                         known.macs += layer.macs;
                         known.seconds += layer.seconds;
+                        known.serial += layer.serial;
                     }
                     None => layers.push(layer),
                 }
@@ -99,19 +106,21 @@ impl Layers {
     /// A line for each shape; shares of `peak`, in GFLOP/s of f32, where it is known.
     pub fn table(&self, peak: Option<f64>) -> String {
         let mut table = format!(
-            "\n{:<44}{:>6}{:>11}{:>8}{:>10}{:>12}\n",
-            "convolution", "times", "ms", "share", "GFLOP/s", "of f32 peak"
+            "\n{:<44}{:>6}{:>11}{:>8}{:>10}{:>12}{:>7}{:>11}\n",
+            "convolution", "times", "ms", "share", "GFLOP/s", "of f32 peak", "tasks", "serial ms"
         );
         let share = |seconds: f64| 100.0 * seconds / self.seconds;
         for layer in &self.layers {
             let rate = layer.gflops();
             let of_peak = peak.map_or("".into(), |peak| format!("{:.0}%", 100.0 * rate / peak));
             table += &format!(
-                "{:<44}{:>6}{:>11.2}{:>7.1}%{rate:>10.0}{of_peak:>12}\n",
+                "{:<44}{:>6}{:>11.2}{:>7.1}%{rate:>10.0}{of_peak:>12}{:>7}{:>11.2}\n",
                 layer.name(),
                 layer.count,
                 1e3 * layer.seconds,
                 share(layer.seconds),
+                layer.tasks,
+                1e3 * layer.serial,
             );
         }
         let rest = self.rest();
@@ -140,6 +149,8 @@ impl Layers {
                 "gmacs": layer.macs as f64 / 1e9,
                 "seconds": layer.seconds,
                 "gflops": layer.gflops(),
+                "serial_s": layer.serial,
+                "tasks": layer.tasks,
             })
         });
         json!({

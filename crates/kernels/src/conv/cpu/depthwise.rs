@@ -1,12 +1,11 @@
 //! Convolutions of each channel by itself: rows are moved along and added, tap by tap.
 
-use rayon::prelude::*;
-
 use super::geometry::{Geometry, inside};
 use super::tail::Tail;
 use super::weight::{Weight, rounded};
 use crate::cpu::element::{Element, convert, uninitialised};
 use crate::cpu::isa::{Isa, dispatch};
+use crate::cpu::tasks;
 
 pub fn forward<E: Element, W: Element>(
     isa: Isa,
@@ -17,26 +16,23 @@ pub fn forward<E: Element, W: Element>(
     output: &mut [E],
 ) {
     let plane = geometry.output[0] * geometry.output[1];
-    output
-        .par_chunks_mut(plane)
-        .enumerate()
-        .for_each(|(index, output)| {
-            let channel = index % geometry.c_in;
-            let x = widen(isa, part(x, geometry.input, index));
-            let scale = weight.scale.map(|scale| scale[channel]);
-            let kernel = kernel::<E, W>(geometry, weight.values, scale, channel);
-            let mut sums = vec![0f32; plane];
-            dispatch(
-                isa,
-                #[inline(always)]
-                |isa| {
-                    forward_plane(geometry, &x, &kernel, &mut sums);
-                    // SAFETY: what is stored are values.
-                    let output = unsafe { uninitialised(output) };
-                    tail.store(isa, channel, index * plane, &mut sums, output);
-                },
-            );
-        });
+    tasks::each_chunk(output, plane, |index, output| {
+        let channel = index % geometry.c_in;
+        let x = widen(isa, part(x, geometry.input, index));
+        let scale = weight.scale.map(|scale| scale[channel]);
+        let kernel = kernel::<E, W>(geometry, weight.values, scale, channel);
+        let mut sums = vec![0f32; plane];
+        dispatch(
+            isa,
+            #[inline(always)]
+            |isa| {
+                forward_plane(geometry, &x, &kernel, &mut sums);
+                // SAFETY: what is stored are values.
+                let output = unsafe { uninitialised(output) };
+                tail.store(isa, channel, index * plane, &mut sums, output);
+            },
+        );
+    });
 }
 
 pub fn input_gradient<E: Element, W: Element>(
@@ -47,20 +43,17 @@ pub fn input_gradient<E: Element, W: Element>(
     result: &mut [E],
 ) {
     let plane = geometry.input[0] * geometry.input[1];
-    result
-        .par_chunks_mut(plane)
-        .enumerate()
-        .for_each(|(index, result)| {
-            let gradient = widen(isa, part(gradient, geometry.output, index));
-            let weight = kernel::<E, W>(geometry, weight, None, index % geometry.c_in);
-            let mut sums = vec![0f32; plane];
-            dispatch(
-                isa,
-                #[inline(always)]
-                |_| input_plane(geometry, &weight, &gradient, &mut sums),
-            );
-            narrow(isa, &sums, result);
-        });
+    tasks::each_chunk(result, plane, |index, result| {
+        let gradient = widen(isa, part(gradient, geometry.output, index));
+        let weight = kernel::<E, W>(geometry, weight, None, index % geometry.c_in);
+        let mut sums = vec![0f32; plane];
+        dispatch(
+            isa,
+            #[inline(always)]
+            |_| input_plane(geometry, &weight, &gradient, &mut sums),
+        );
+        narrow(isa, &sums, result);
+    });
 }
 
 pub fn weight_gradient<E: Element, W: Element>(
@@ -71,25 +64,22 @@ pub fn weight_gradient<E: Element, W: Element>(
     result: &mut [W],
 ) {
     let kernel = geometry.kernel[0] * geometry.kernel[1];
-    result
-        .par_chunks_mut(kernel)
-        .enumerate()
-        .for_each(|(channel, result)| {
-            let mut sums = vec![0f64; kernel];
-            for image in 0..geometry.batch {
-                let index = image * geometry.c_in + channel;
-                let x = widen(isa, part(x, geometry.input, index));
-                let gradient = widen(isa, part(gradient, geometry.output, index));
-                dispatch(
-                    isa,
-                    #[inline(always)]
-                    |_| weight_plane(geometry, &x, &gradient, &mut sums),
-                );
-            }
-            for (result, sum) in result.iter_mut().zip(&sums) {
-                *result = convert(E::narrow(*sum as f32));
-            }
-        });
+    tasks::each_chunk(result, kernel, |channel, result| {
+        let mut sums = vec![0f64; kernel];
+        for image in 0..geometry.batch {
+            let index = image * geometry.c_in + channel;
+            let x = widen(isa, part(x, geometry.input, index));
+            let gradient = widen(isa, part(gradient, geometry.output, index));
+            dispatch(
+                isa,
+                #[inline(always)]
+                |_| weight_plane(geometry, &x, &gradient, &mut sums),
+            );
+        }
+        for (result, sum) in result.iter_mut().zip(&sums) {
+            *result = convert(E::narrow(*sum as f32));
+        }
+    });
 }
 
 #[inline(always)]

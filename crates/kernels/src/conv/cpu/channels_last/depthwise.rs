@@ -3,14 +3,13 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::super::geometry::Geometry;
 use super::super::tail::Tail;
 use super::super::weight::{Weight, rounded};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Level, Registers, Work, compiled};
 use crate::cpu::scratch::Shared;
+use crate::cpu::tasks;
 
 /// Channels that are summed side by side.
 const LANES: usize = 32;
@@ -44,23 +43,21 @@ pub unsafe fn forward<E: Element, W: Element>(
     }
     let taps_x = (0..geometry.output[1]).map(|column| geometry.reaching(1, column..column + 1));
     let taps_x: Vec<Range<usize>> = taps_x.collect();
-    (0..geometry.batch * geometry.output[0])
-        .into_par_iter()
-        .for_each(|row| {
-            let row = Row {
-                isa,
-                geometry,
-                x,
-                kernels: &kernels,
-                taps_x: &taps_x,
-                tail,
-                output,
-                image: row / geometry.output[0],
-                y: row % geometry.output[0],
-            };
-            // SAFETY: the caller's promises; each row of the output is one task's own.
-            unsafe { compiled(ISA, row) };
-        });
+    tasks::each(geometry.batch * geometry.output[0], |row| {
+        let row = Row {
+            isa,
+            geometry,
+            x,
+            kernels: &kernels,
+            taps_x: &taps_x,
+            tail,
+            output,
+            image: row / geometry.output[0],
+            y: row % geometry.output[0],
+        };
+        // SAFETY: the caller's promises; each row of the output is one task's own.
+        unsafe { compiled(ISA, row) };
+    });
 }
 
 /// A row of the output.

@@ -13,7 +13,6 @@ use std::any::TypeId;
 use std::ops::Range;
 
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use super::geometry::Geometry;
 use super::kept;
@@ -24,6 +23,7 @@ use super::{check_forward, is};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Level, compiled};
 use crate::cpu::scratch::{Shared, with_scratch};
+use crate::cpu::tasks;
 use pack::pack;
 use task::Task;
 
@@ -253,7 +253,7 @@ unsafe fn dense<F: Tiled, E: Element, W: Element>(
     let part = |index: usize, size: usize, all: usize| -> Range<usize> {
         index * size..all.min((index + 1) * size)
     };
-    (0..plan.tasks(geometry)).into_par_iter().for_each(|index| {
+    tasks::each(plan.tasks(geometry), |index| {
         let (rest, column) = (index / columns, index % columns);
         let (rest, row) = (rest / rows, rest % rows);
         let (image, group) = (rest / groups, rest % groups);

@@ -2,14 +2,13 @@
 
 use std::any::TypeId;
 
-use rayon::prelude::*;
-
 use super::super::geometry::Geometry;
 use super::super::weight::{Weight, rounded};
 use super::{PANEL, Plan};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Level, dispatch};
 use crate::cpu::scratch::{Aligned, Shared};
+use crate::cpu::tasks;
 
 /// Values of a panel: `[chunk][tap][pair of channels][output channel][channel]`.
 pub fn panel_length(geometry: &Geometry, plan: &Plan) -> usize {
@@ -27,7 +26,7 @@ pub fn pack<E: Element, W: Element>(
     let length = panel_length(geometry, plan);
     let panels = geometry.c_out.div_ceil(PANEL);
     let fill = |target: Shared<u16>| {
-        (0..panels).into_par_iter().for_each(|panel| {
+        tasks::each(panels, |panel| {
             // SAFETY: each panel is one task's own; it is written before it is read, as zeros.
             let target = unsafe {
                 target.at(panel * length).write_bytes(0, length);

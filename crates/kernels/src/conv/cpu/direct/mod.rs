@@ -17,8 +17,6 @@ use std::any::TypeId;
 use std::marker::PhantomData;
 use std::sync::atomic::AtomicBool;
 
-use rayon::prelude::*;
-
 use super::geometry::Geometry;
 use super::kept;
 use super::micro::Core;
@@ -27,6 +25,7 @@ use super::weight::Weight;
 use crate::cpu::element::Element;
 use crate::cpu::isa::compiled;
 use crate::cpu::scratch::{Aligned, Shared, with_scratch};
+use crate::cpu::tasks;
 use pack::{WeightStrides, pack_weight};
 use problem::{Problem, Tap};
 use strip::Strip;
@@ -200,38 +199,36 @@ unsafe fn run<C: Core, E: Element, W: Element>(
         .min(rows.div_ceil(2))
         .max(1);
     let part = rows.div_ceil(parts);
-    (0..geometry.batch * groups * strips * parts)
-        .into_par_iter()
-        .for_each(|task| {
-            let (image, task) = (
-                task / (groups * strips * parts),
-                task % (groups * strips * parts),
-            );
-            let (group, task) = (task / (strips * parts), task % (strips * parts));
-            let (strip, part_index) = (task / parts, task % parts);
-            let rows = part_index * part..rows.min((part_index + 1) * part);
-            if rows.is_empty() {
-                return;
-            }
-            let plane = problem.input[0] * problem.input[1];
-            let strip = Strip::<E, C> {
-                problem,
-                slices: &slices,
-                weight: &packed[group],
-                input: &input[(image * groups + group) * c * plane..][..c * plane],
-                panels: strip * per_task..panels.min((strip + 1) * per_task),
-                rows,
-                tail,
-                group,
-                start: (image * groups + group) * m * problem.output[0] * problem.output[1],
-                output,
-                exact: &exact,
-                core: PhantomData,
-            };
-            with_scratch(strip.lengths(), |values: &mut [C::Value], sums| {
-                // SAFETY: the caller's promises; tasks write disjoint pixels or channels.
-                unsafe { compiled(C::ISA, (&strip, values, sums)) }
-            });
+    tasks::each(geometry.batch * groups * strips * parts, |task| {
+        let (image, task) = (
+            task / (groups * strips * parts),
+            task % (groups * strips * parts),
+        );
+        let (group, task) = (task / (strips * parts), task % (strips * parts));
+        let (strip, part_index) = (task / parts, task % parts);
+        let rows = part_index * part..rows.min((part_index + 1) * part);
+        if rows.is_empty() {
+            return;
+        }
+        let plane = problem.input[0] * problem.input[1];
+        let strip = Strip::<E, C> {
+            problem,
+            slices: &slices,
+            weight: &packed[group],
+            input: &input[(image * groups + group) * c * plane..][..c * plane],
+            panels: strip * per_task..panels.min((strip + 1) * per_task),
+            rows,
+            tail,
+            group,
+            start: (image * groups + group) * m * problem.output[0] * problem.output[1],
+            output,
+            exact: &exact,
+            core: PhantomData,
+        };
+        with_scratch(strip.lengths(), |values: &mut [C::Value], sums| {
+            // SAFETY: the caller's promises; tasks write disjoint pixels or channels.
+            unsafe { compiled(C::ISA, (&strip, values, sums)) }
         });
+    });
     exact.into_inner()
 }

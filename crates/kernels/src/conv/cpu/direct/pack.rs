@@ -4,14 +4,13 @@ use std::any::TypeId;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rayon::prelude::*;
-
 use super::super::micro::{Core, MOST_PARTS};
 use super::super::weight::{Weight, rounded};
 use super::problem::{Problem, Slice};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Level, Registers, Work, compiled};
 use crate::cpu::scratch::{Aligned, Shared};
+use crate::cpu::tasks;
 
 /// Channels of a weight that are packed for all rows of a panel before the next ones.
 const TOGETHER: usize = 32;
@@ -37,7 +36,7 @@ pub fn pack_weight<C: Core, E: Element, W: Element>(
     let depth: usize = slices.iter().map(|slice| slice.depth).sum();
     let exact = AtomicBool::new(true);
     let fill = |target: Shared<C::Value>| {
-        (0..rows).into_par_iter().for_each(|row| {
+        tasks::each(rows, |row| {
             let work = PackRow::<E, W, C> {
                 problem,
                 slices,

@@ -2,13 +2,12 @@
 
 use std::marker::PhantomData;
 
-use rayon::prelude::*;
-
 use super::super::geometry::{Geometry, inside};
 use super::super::micro::{Core, Walk, interleave};
 use crate::cpu::element::{Element, convert};
 use crate::cpu::isa::{Isa, Registers, Work, compiled};
 use crate::cpu::scratch::{Aligned, Shared, with_scratch};
+use crate::cpu::tasks;
 
 /// Pixels that are summed in one go: six channels of the gradient stay in the first-level cache.
 const PIXELS: usize = 512;
@@ -57,64 +56,60 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element, W: Element>(
         let mut sums = Aligned::<f32>::zeros(right_panels * kernel * left_panels * C::BLOCK);
         for band in bands(geometry, PIXELS, 1) {
             let [height, width] = band.size();
-            left.par_chunks_mut(panel_length)
-                .enumerate()
-                .for_each(|(panel, target)| {
-                    let first = (band.image * groups + group) * m + panel * C::MR;
-                    let source = Planes {
-                        values: gradient,
-                        size: geometry.output,
-                        first,
-                        count: C::MR.min(m - panel * C::MR),
-                    };
-                    let work = Interleave::<E, C> {
-                        source,
-                        rows: band.rows,
-                        columns: band.columns,
-                        target: target.as_mut_ptr(),
-                        core: PhantomData,
-                    };
-                    debug_assert!(height * width * C::MR + 8 <= panel_length);
-                    // SAFETY: the target has room for the band and slack; cores are chosen by what
-                    // the processor has.
-                    unsafe { compiled(C::ISA, work) };
-                });
+            tasks::each_chunk(&mut left, panel_length, |panel, target| {
+                let first = (band.image * groups + group) * m + panel * C::MR;
+                let source = Planes {
+                    values: gradient,
+                    size: geometry.output,
+                    first,
+                    count: C::MR.min(m - panel * C::MR),
+                };
+                let work = Interleave::<E, C> {
+                    source,
+                    rows: band.rows,
+                    columns: band.columns,
+                    target: target.as_mut_ptr(),
+                    core: PhantomData,
+                };
+                debug_assert!(height * width * C::MR + 8 <= panel_length);
+                // SAFETY: the target has room for the band and slack; cores are chosen by what
+                // the processor has.
+                unsafe { compiled(C::ISA, work) };
+            });
             let target = Shared(sums.as_mut_ptr());
             let left = &left[..];
-            (0..right_panels * kernel_height)
-                .into_par_iter()
-                .for_each(|task| {
-                    let (panel, tap_row) = (task / kernel_height, task % kernel_height);
-                    let first = (band.image * groups + group) * c + panel * C::NR;
-                    let at = (panel * kernel + tap_row * kernel_width) * left_panels * C::BLOCK;
-                    let part = Part::<E, C> {
-                        geometry,
-                        band,
-                        tap_row,
-                        source: Planes {
-                            values: x,
-                            size: geometry.input,
-                            first,
-                            count: C::NR.min(c - panel * C::NR),
-                        },
-                        left,
-                        left_panels,
-                        sums: Shared(target.at(at)),
-                        core: PhantomData,
-                    };
-                    let length = height * geometry.input[1] * C::NR + 8;
-                    with_scratch([length, 0], |scratch: &mut [f32], _| {
-                        // SAFETY: cores are chosen by what the processor has; tasks own their taps'
-                        // sums.
-                        unsafe { compiled(C::ISA, (&part, scratch)) }
-                    });
+            tasks::each(right_panels * kernel_height, |task| {
+                let (panel, tap_row) = (task / kernel_height, task % kernel_height);
+                let first = (band.image * groups + group) * c + panel * C::NR;
+                let at = (panel * kernel + tap_row * kernel_width) * left_panels * C::BLOCK;
+                let part = Part::<E, C> {
+                    geometry,
+                    band,
+                    tap_row,
+                    source: Planes {
+                        values: x,
+                        size: geometry.input,
+                        first,
+                        count: C::NR.min(c - panel * C::NR),
+                    },
+                    left,
+                    left_panels,
+                    sums: Shared(target.at(at)),
+                    core: PhantomData,
+                };
+                let length = height * geometry.input[1] * C::NR + 8;
+                with_scratch([length, 0], |scratch: &mut [f32], _| {
+                    // SAFETY: cores are chosen by what the processor has; tasks own their taps'
+                    // sums.
+                    unsafe { compiled(C::ISA, (&part, scratch)) }
                 });
+            });
         }
         let length = m * c * kernel;
-        result[group * length..][..length]
-            .par_chunks_mut(c * kernel)
-            .enumerate()
-            .for_each(|(row, target)| {
+        tasks::each_chunk(
+            &mut result[group * length..][..length],
+            c * kernel,
+            |row, target| {
                 for channel in 0..c {
                     for tap in 0..kernel {
                         let block = (channel / C::NR * kernel + tap) * left_panels + row / C::MR;
@@ -122,7 +117,8 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element, W: Element>(
                         target[channel * kernel + tap] = convert(E::narrow(sums[at]));
                     }
                 }
-            });
+            },
+        );
     }
 }
 

@@ -7,7 +7,6 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use super::super::geometry::{Geometry, inside};
 use super::super::micro::{
@@ -17,6 +16,7 @@ use super::weight_gradient::{Rectangle, bands};
 use crate::cpu::element::{Element, convert};
 use crate::cpu::isa::{Level, Registers, Work, compiled};
 use crate::cpu::scratch::{Aligned, Shared, with_scratch};
+use crate::cpu::tasks;
 
 /// Pixels that are summed in one go: an input panel's rows stay in the second-level cache.
 const PIXELS: usize = 2048;
@@ -74,70 +74,65 @@ pub fn weight_gradient<F: Tiled, E: Element, W: Element>(
         for band in bands(geometry, PIXELS, STEP) {
             let width = band.size()[1].next_multiple_of(STEP);
             debug_assert!(band.size()[0] * width <= PIXELS);
-            right
-                .par_chunks_mut(panel_length)
-                .enumerate()
-                .for_each(|(panel, target)| {
-                    let work = Pairs {
-                        band,
-                        size: geometry.output,
-                        gradient,
-                        first: (band.image * groups + group) * m + panel * CHANNELS,
-                        count: CHANNELS.min(m - panel * CHANNELS),
-                        target,
-                        exact: &exact,
-                        tiles: PhantomData::<F>,
-                    };
-                    // Nothing is multiplied here.
-                    // SAFETY: the caller promises the processor.
-                    unsafe { compiled(Amx::ISA.at_most(Level::Avx512), work) };
-                });
+            tasks::each_chunk(&mut right, panel_length, |panel, target| {
+                let work = Pairs {
+                    band,
+                    size: geometry.output,
+                    gradient,
+                    first: (band.image * groups + group) * m + panel * CHANNELS,
+                    count: CHANNELS.min(m - panel * CHANNELS),
+                    target,
+                    exact: &exact,
+                    tiles: PhantomData::<F>,
+                };
+                // Nothing is multiplied here.
+                // SAFETY: the caller promises the processor.
+                unsafe { compiled(Amx::ISA.at_most(Level::Avx512), work) };
+            });
             let target = Shared(sums.as_mut_ptr());
             let right = &right[..];
             let tasks = left_panels * kernel_height;
-            (0..right_panels.div_ceil(together) * tasks)
-                .into_par_iter()
-                .for_each(|task| {
-                    let (chunk, task) = (task / tasks, task % tasks);
-                    let (panel, tap_row) = (task / kernel_height, task % kernel_height);
-                    let first = panel * kernel + tap_row * kernel_width;
-                    let part = Part {
-                        geometry,
-                        band,
-                        tap_row,
-                        x,
-                        first: (band.image * groups + group) * c + panel * CHANNELS,
-                        count: CHANNELS.min(c - panel * CHANNELS),
-                        right,
-                        panel_length,
-                        panels: chunk * together..right_panels.min((chunk + 1) * together),
-                        sums: Shared(target.at(first * right_panels * Amx::BLOCK)),
-                        exact: &exact,
-                        tiles: PhantomData::<F>,
-                    };
-                    let Some(layout) = part.layout() else { return };
-                    with_scratch(
-                        [parts::<F, E>() * layout.length(), 0],
-                        |left: &mut [u16], _| {
-                            let work = PartWork {
-                                part: &part,
-                                layout: &layout,
-                                left,
-                            };
-                            // SAFETY: the caller promises the processor; tasks own their taps' sums.
-                            unsafe { compiled(F::ISA, work) };
-                        },
-                    );
-                });
+            tasks::each(right_panels.div_ceil(together) * tasks, |task| {
+                let (chunk, task) = (task / tasks, task % tasks);
+                let (panel, tap_row) = (task / kernel_height, task % kernel_height);
+                let first = panel * kernel + tap_row * kernel_width;
+                let part = Part {
+                    geometry,
+                    band,
+                    tap_row,
+                    x,
+                    first: (band.image * groups + group) * c + panel * CHANNELS,
+                    count: CHANNELS.min(c - panel * CHANNELS),
+                    right,
+                    panel_length,
+                    panels: chunk * together..right_panels.min((chunk + 1) * together),
+                    sums: Shared(target.at(first * right_panels * Amx::BLOCK)),
+                    exact: &exact,
+                    tiles: PhantomData::<F>,
+                };
+                let Some(layout) = part.layout() else { return };
+                with_scratch(
+                    [parts::<F, E>() * layout.length(), 0],
+                    |left: &mut [u16], _| {
+                        let work = PartWork {
+                            part: &part,
+                            layout: &layout,
+                            left,
+                        };
+                        // SAFETY: the caller promises the processor; tasks own their taps' sums.
+                        unsafe { compiled(F::ISA, work) };
+                    },
+                );
+            });
             if !exact.load(Ordering::Relaxed) {
                 return false;
             }
         }
         let length = m * c * kernel;
-        result[group * length..][..length]
-            .par_chunks_mut(CHANNELS * c * kernel)
-            .enumerate()
-            .for_each(|(panel, target)| {
+        tasks::each_chunk(
+            &mut result[group * length..][..length],
+            CHANNELS * c * kernel,
+            |panel, target| {
                 // Block by block, which stays in the first-level cache for all of its columns.
                 for first in (0..c).step_by(CHANNELS) {
                     let channels = CHANNELS.min(c - first);
@@ -153,7 +148,8 @@ pub fn weight_gradient<F: Tiled, E: Element, W: Element>(
                         }
                     }
                 }
-            });
+            },
+        );
     }
     true
 }

@@ -6,8 +6,6 @@
 
 use std::marker::PhantomData;
 
-use rayon::prelude::*;
-
 use super::super::geometry::Geometry;
 use super::super::micro::{Core, LANES};
 use super::super::tail::Tail;
@@ -20,6 +18,7 @@ use super::transform::{Store, TransformInputs, transform_kernels};
 use crate::cpu::element::Element;
 use crate::cpu::isa::compiled;
 use crate::cpu::scratch::{Room, Shared, with_scratch};
+use crate::cpu::tasks;
 
 /// Input channels that are summed in one go: longer than in direct sums, because sums are held for
 /// all points at once and go through memory.
@@ -97,28 +96,26 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
             let target = inputs;
             let share = groups.len().div_ceil(4 * threads).max(1);
             let line = (LANES * TILE + 2) * geometry.options.dilation[1];
-            groups
-                .par_chunks(share)
-                .enumerate()
-                .for_each(|(chunk, groups)| {
-                    let work = TransformInputs::<C, E, TILE, WINDOW> {
-                        geometry,
-                        x,
-                        channels: channels.clone(),
-                        groups,
-                        first: chunk * share,
-                        layout,
-                        target,
-                        core: PhantomData,
-                    };
-                    with_scratch([0, line], |_: &mut [f32], line| {
-                        // SAFETY: the caller promises the instructions; groups own their lanes.
-                        unsafe { compiled(C::ISA, (work, line)) };
-                    });
+            tasks::each(groups.len().div_ceil(share), |chunk| {
+                let groups = &groups[chunk * share..groups.len().min((chunk + 1) * share)];
+                let work = TransformInputs::<C, E, TILE, WINDOW> {
+                    geometry,
+                    x,
+                    channels: channels.clone(),
+                    groups,
+                    first: chunk * share,
+                    layout,
+                    target,
+                    core: PhantomData,
+                };
+                with_scratch([0, line], |_: &mut [f32], line| {
+                    // SAFETY: the caller promises the instructions; groups own their lanes.
+                    unsafe { compiled(C::ISA, (work, line)) };
                 });
+            });
             let chunk = (CHUNK / (depth * C::MR)).max(1);
             let chunks = layout.rows.div_ceil(chunk);
-            (0..points * chunks).into_par_iter().for_each(|task| {
+            tasks::each(points * chunks, |task| {
                 let (point, first) = (task / chunks, task % chunks * chunk);
                 let work = Multiply::<C> {
                     left: packed.from(point * layout.kernels),
@@ -137,23 +134,21 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
             });
         }
         let share = layout.rows.div_ceil(4 * threads);
-        (0..layout.rows.div_ceil(share))
-            .into_par_iter()
-            .for_each(|task| {
-                let work = Store::<C, E, TILE, WINDOW> {
-                    geometry,
-                    groups: &groups,
-                    rows: task * share..layout.rows.min((task + 1) * share),
-                    layout,
-                    sums,
-                    tail,
-                    output,
-                    #[cfg(target_arch = "x86_64")]
-                    scatter: &scatter,
-                    core: PhantomData,
-                };
-                // SAFETY: the caller promises the instructions and the room; tasks own their channels.
-                unsafe { compiled(C::ISA, work) };
-            });
+        tasks::each(layout.rows.div_ceil(share), |task| {
+            let work = Store::<C, E, TILE, WINDOW> {
+                geometry,
+                groups: &groups,
+                rows: task * share..layout.rows.min((task + 1) * share),
+                layout,
+                sums,
+                tail,
+                output,
+                #[cfg(target_arch = "x86_64")]
+                scatter: &scatter,
+                core: PhantomData,
+            };
+            // SAFETY: the caller promises the instructions and the room; tasks own their channels.
+            unsafe { compiled(C::ISA, work) };
+        });
     }
 }

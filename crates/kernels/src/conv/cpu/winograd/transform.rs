@@ -3,8 +3,6 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::super::geometry::Geometry;
 use super::super::micro::{Core, LANES};
 use super::super::tail::Tail;
@@ -18,6 +16,7 @@ use crate::cpu::element::Element;
 use crate::cpu::isa::Level;
 use crate::cpu::isa::{Registers, Work, compiled};
 use crate::cpu::scratch::{Shared, prefetch};
+use crate::cpu::tasks;
 
 /// Kernels of an output channel that are read in one go.
 const FETCHED: usize = 16;
@@ -39,7 +38,7 @@ pub fn transform_kernels<C, E, W, const TILE: usize, const WINDOW: usize>(
     W: Element,
     Minimal: Scheme<TILE, WINDOW>,
 {
-    (0..layout.rows).into_par_iter().for_each(|row| {
+    tasks::each(layout.rows, |row| {
         let work = TransformKernels::<C, E, W, TILE, WINDOW> {
             kernels,
             channels: channels.clone(),

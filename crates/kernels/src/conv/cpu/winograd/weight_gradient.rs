@@ -6,8 +6,6 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::super::geometry::Geometry;
 use super::super::micro::{Core, LANES, interleave};
 use super::multiply::Multiply;
@@ -16,6 +14,7 @@ use super::scheme::{Lanes, Minimal, Scheme, both_axes};
 use crate::cpu::element::{Element, convert};
 use crate::cpu::isa::{Registers, Work, compiled};
 use crate::cpu::scratch::{Room, Shared, with_scratch};
+use crate::cpu::tasks;
 
 /// Outputs and inputs of a tile in each direction.
 const TILE: usize = 2;
@@ -103,7 +102,7 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element, W: Element>(
             };
             // SAFETY: as above.
             unsafe { side.transform(block, &columns, depth) };
-            (0..POINTS * panels).into_par_iter().for_each(|task| {
+            tasks::each(POINTS * panels, |task| {
                 let (point, panel) = (task / panels, task % panels);
                 let work = Multiply::<C> {
                     left: left.from(point * left_point),
@@ -121,21 +120,18 @@ pub fn weight_gradient<C: Core<Value = f32>, E: Element, W: Element>(
                 unsafe { compiled(C::ISA, work) };
             });
         }
-        result
-            .par_chunks_mut(c_in * 9)
-            .enumerate()
-            .for_each(|(row, target)| {
-                let work = Store::<C, E, W> {
-                    sums,
-                    point: sums_point,
-                    block: row / C::MR * right_panels,
-                    lane: row % C::MR,
-                    target: &mut target[channels.start * 9..channels.end * 9],
-                    types: PhantomData,
-                };
-                // SAFETY: cores are chosen by what the processor has.
-                unsafe { compiled(C::ISA, work) };
-            });
+        tasks::each_chunk(result, c_in * 9, |row, target| {
+            let work = Store::<C, E, W> {
+                sums,
+                point: sums_point,
+                block: row / C::MR * right_panels,
+                lane: row % C::MR,
+                target: &mut target[channels.start * 9..channels.end * 9],
+                types: PhantomData,
+            };
+            // SAFETY: cores are chosen by what the processor has.
+            unsafe { compiled(C::ISA, work) };
+        });
     }
 }
 
@@ -245,7 +241,7 @@ impl<C: Core<Value = f32>, E: Element, const FROM: usize> Side<'_, C, E, FROM> {
         let most = block.iter().map(|band| band.rows).max().unwrap_or(0);
         // The last vector of the last pixel may reach past its lanes, and interleaving, too.
         let length = self.rows(most) * self.width() * self.lanes + 2 * LANES;
-        (0..panels * bands.len()).into_par_iter().for_each(|task| {
+        tasks::each(panels * bands.len(), |task| {
             let (panel, (band, tile)) = (task / bands.len(), bands[task % bands.len()]);
             let work = Panel {
                 side: self,
