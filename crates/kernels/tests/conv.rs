@@ -258,3 +258,47 @@ fn whichever_operand_is_tracked_has_a_gradient() {
         }
     }
 }
+
+/// Not by a bit: tasks are other parts of the work, of which each sum is in one.
+#[test]
+#[cfg(feature = "flex")]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let device = Device::flex();
+    let cases = CASES.into_iter().chain([
+        // Few products for 3x3 kernels, over few tiles and over many.
+        ([1, 40, 7, 9], [72, 40, 3, 3], options(1, 1, 1, 1)),
+        ([2, 33, 40, 52], [24, 33, 3, 3], options(1, 1, 1, 1)),
+        ([1, 64, 30, 30], [64, 64, 3, 3], options(1, 2, 2, 1)),
+        ([1, 64, 32, 64], [96, 64, 1, 1], options(1, 0, 1, 1)),
+    ]);
+    for (shape, weight, options) in cases {
+        let inputs = (
+            Tensor::<4>::random(shape, Distribution::Default, &device),
+            Tensor::<4>::random(weight, Distribution::Default, &device),
+            Tensor::<1>::random([weight[0]], Distribution::Default, &device),
+        );
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let run = || {
+                let trained = step(&inputs, &device.clone().autodiff(), dtype, |x, w, b| {
+                    conv2d(x, w, Some(b), options)
+                });
+                let [x, w] = [&inputs.0, &inputs.1].map(|of| of.clone().cast(dtype));
+                let ones = Tensor::<1>::ones([weight[0]], &device);
+                let activation = Activation::Relu;
+                let y = conv2d_act(x, w, [ones, inputs.2.clone()], None, activation, options);
+                (trained, values(y))
+            };
+            let on = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+                pool.build().unwrap().install(run)
+            };
+            let one = on(1);
+            for threads in [2, 61] {
+                assert!(
+                    on(threads) == one,
+                    "{shape:?} {weight:?} {dtype:?} {threads}"
+                );
+            }
+        }
+    }
+}

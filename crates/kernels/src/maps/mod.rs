@@ -52,8 +52,8 @@ pub fn max_pool2d(
     }
 }
 
-/// Averages over the rectangles that these rows and columns span, which may overlap, with sums in f32. Nothing where the
-/// channels of `map` are not neighbours in memory, or it is part of a graph.
+/// Averages over the rectangles that these rows and columns span, which may overlap, with sums in f32. Nothing where `map` is
+/// not on the CPU, or part of a graph.
 ///
 /// # Shapes
 /// - `map`: `[n, c, h, w]`

@@ -61,6 +61,8 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
     let mut packed = Room::new(points * layout.kernels);
     let [inputs, sums, packed] = [&mut inputs, &mut sums, &mut packed].map(Room::values);
     let threads = rayon::current_num_threads();
+    // Enough tasks for every thread, each time.
+    let wanted = 3 * threads;
     #[cfg(target_arch = "x86_64")]
     let scatter = avx512::Scatter::new(
         TILE,
@@ -96,12 +98,21 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
             let target = inputs;
             let share = groups.len().div_ceil(4 * threads).max(1);
             let line = (LANES * TILE + 2) * geometry.options.dilation[1];
-            tasks::each(groups.len().div_ceil(share), |chunk| {
+            let chunks = groups.len().div_ceil(share);
+            // Few tiles are shared out by channels, too.
+            let parts = wanted
+                .div_ceil(chunks)
+                .min(channels.len().div_ceil(LANES))
+                .max(1);
+            let part = channels.len().div_ceil(parts);
+            tasks::each(chunks * parts, |task| {
+                let (chunk, first) = (task / parts, task % parts * part);
                 let groups = &groups[chunk * share..groups.len().min((chunk + 1) * share)];
                 let work = TransformInputs::<C, E, TILE, WINDOW> {
                     geometry,
                     x,
                     channels: channels.clone(),
+                    steps: first.min(channels.len())..channels.len().min(first + part),
                     groups,
                     first: chunk * share,
                     layout,
@@ -109,11 +120,12 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
                     core: PhantomData,
                 };
                 with_scratch([0, line], |_: &mut [f32], line| {
-                    // SAFETY: the caller promises the instructions; groups own their lanes.
+                    // SAFETY: the caller promises the instructions; tasks own their channels of a group.
                     unsafe { compiled(C::ISA, (work, line)) };
                 });
             });
-            let chunk = (CHUNK / (depth * C::MR)).max(1);
+            let most = layout.rows.div_ceil(wanted.div_ceil(points));
+            let chunk = (CHUNK / (depth * C::MR)).clamp(1, most);
             let chunks = layout.rows.div_ceil(chunk);
             tasks::each(points * chunks, |task| {
                 let (point, first) = (task / chunks, task % chunks * chunk);
@@ -134,11 +146,17 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
             });
         }
         let share = layout.rows.div_ceil(4 * threads);
-        tasks::each(layout.rows.div_ceil(share), |task| {
+        let shares = layout.rows.div_ceil(share);
+        // Few channels are shared out by tiles, too.
+        let parts = wanted.div_ceil(shares).min(panels_used);
+        let part = panels_used.div_ceil(parts);
+        tasks::each(shares * parts, |task| {
+            let (task, first) = (task / parts, task % parts * part);
             let work = Store::<C, E, TILE, WINDOW> {
                 geometry,
                 groups: &groups,
                 rows: task * share..layout.rows.min((task + 1) * share),
+                panels: first.min(panels_used)..panels_used.min(first + part),
                 layout,
                 sums,
                 tail,
@@ -147,7 +165,7 @@ pub unsafe fn forward<C, E, W, const TILE: usize, const WINDOW: usize>(
                 scatter: &scatter,
                 core: PhantomData,
             };
-            // SAFETY: the caller promises the instructions and the room; tasks own their channels.
+            // SAFETY: the caller promises the instructions and the room; tasks own their tiles of a channel.
             unsafe { compiled(C::ISA, work) };
         });
     }

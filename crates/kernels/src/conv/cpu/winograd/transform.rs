@@ -111,11 +111,14 @@ where
     }
 }
 
-/// Transforms the inputs of some groups of tiles.
+/// Transforms some channels of the inputs of some groups of tiles.
 pub struct TransformInputs<'a, C, E, const TILE: usize, const WINDOW: usize> {
     pub geometry: &'a Geometry,
     pub x: &'a [E],
+    /// All that are summed in one go.
     pub channels: Range<usize>,
+    /// Those of this task, counted from the first of `channels`.
+    pub steps: Range<usize>,
     pub groups: &'a [Vec<Run>],
     /// Of the groups, in the block.
     pub first: usize,
@@ -132,14 +135,15 @@ where
     Minimal: Scheme<TILE, WINDOW>,
 {
     /// # Safety
-    /// The target has room for the block, of which no other thread writes the lanes of these groups.
+    /// The target has room for the block, of which no other thread writes these channels of these groups.
     #[inline(always)]
     unsafe fn run(self, _: &Registers) {
         let (work, line) = self;
         for (group, runs) in work.groups.iter().enumerate() {
             let lane = (work.first + group) * LANES;
             let (panel, lane) = (lane / C::NR, lane % C::NR);
-            for (step, channel) in work.channels.clone().enumerate() {
+            for step in work.steps.clone() {
+                let channel = work.channels.start + step;
                 work.prefetch(runs, channel + AHEAD);
                 let window = work.window(runs, channel, line);
                 let points = both_axes!(Minimal::input, &window, WINDOW, WINDOW);
@@ -293,6 +297,8 @@ pub struct Store<'a, C, E, const TILE: usize, const WINDOW: usize> {
     pub groups: &'a [Vec<Run>],
     /// Panels of channels.
     pub rows: Range<usize>,
+    /// Panels of tiles.
+    pub panels: Range<usize>,
     pub layout: Layout,
     pub sums: Shared<f32>,
     pub tail: Tail<'a, E>,
@@ -309,7 +315,7 @@ where
     Minimal: Scheme<TILE, WINDOW>,
 {
     /// # Safety
-    /// The output has room for all tiles; no other thread writes these channels.
+    /// The output has room for all tiles; no other thread writes these tiles of these channels.
     #[inline(always)]
     unsafe fn run(self, _: &Registers) {
         let geometry = self.geometry;
@@ -317,6 +323,7 @@ where
         let [dilation_y, dilation_x] = geometry.options.dilation;
         // In the order in which sums lie in memory.
         let panels = self.groups.chunks(C::NR / LANES).enumerate();
+        let panels = panels.take(self.panels.end).skip(self.panels.start);
         for ((row, (panel, groups)), i) in self
             .rows
             .clone()
