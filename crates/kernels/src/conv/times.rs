@@ -83,6 +83,10 @@ pub fn time_convolutions<R>(body: impl FnOnce() -> R) -> (R, Vec<TimedConvolutio
     (result, std::mem::take(&mut *times()))
 }
 
+/// Bytes of a result up to which its convolution is computed where its tasks run. A larger one takes milliseconds, beside
+/// which waking threads is little; and allocators serve large blocks of such threads worse.
+const SMALL: usize = 4 << 20;
+
 /// Runs `body`, the work of one convolution, and, where that is wanted, notes how long it took.
 pub(super) fn timed<R: Send>(
     pass: ConvolutionPass,
@@ -91,17 +95,33 @@ pub(super) fn timed<R: Send>(
     dtype: DType,
     body: impl FnOnce() -> R + Send,
 ) -> R {
+    let output = options.output_size(input, weight);
+    let values: usize = match pass {
+        ConvolutionPass::Forward => input[0] * weight[0] * output[0] * output[1],
+        ConvolutionPass::InputGradient => input.iter().product(),
+        ConvolutionPass::WeightGradient => weight.iter().product(),
+    };
+    let is_small = values * dtype.size() <= SMALL;
     if !WANTED.load(Ordering::Relaxed) {
-        return tasks::together(body);
+        return if is_small {
+            tasks::together(body)
+        } else {
+            body()
+        };
     }
     let start = Instant::now();
-    let (result, shares) = tasks::together(|| tasks::watch(body));
+    let body = || tasks::watch(body);
+    let (result, shares) = if is_small {
+        tasks::together(body)
+    } else {
+        body()
+    };
     let seconds = start.elapsed().as_secs_f64();
     times().push(TimedConvolution {
         pass,
         input,
         weight,
-        output: options.output_size(input, weight),
+        output,
         options,
         dtype,
         seconds,
