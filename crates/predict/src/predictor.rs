@@ -186,8 +186,8 @@ impl Predictor {
 
     /// The most likely class of each pixel.
     ///
-    /// In windows at the picture's own size this takes the memory of as many rows of scores as a window
-    /// has, else that of the scores of all pixels.
+    /// As a whole at the picture's own size this makes no scores of all pixels, unless one is not finite; in windows at that
+    /// size it takes the memory of as many rows of scores as a window has, else that of the scores of all pixels.
     ///
     /// # Errors
     /// As [`scores`](Self::scores).

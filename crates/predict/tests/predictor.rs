@@ -212,15 +212,17 @@ fn scores_that_are_not_finite_are_counted_and_refused_by_name() {
 }
 
 #[test]
-fn windows_find_the_class_of_the_largest_score() {
+fn pixels_have_the_class_of_the_largest_score_whole_and_in_windows() {
     let model = network(Method::DeepLabV3Plus);
-    for policy in [Policy::disabled(), Policy::f16()] {
-        let predictor = Predictor::new(&model, policy, windows());
-        for (width, height) in [(64, 48), (131, 97), (20, 30), (48, 150)] {
-            let image = picture(9, width, height);
-            let scores = predictor.scores(&image).unwrap();
-            let expected = halfseg_eval::argmax(scores).swap_remove(0);
-            assert_eq!(predictor.predict(&image).unwrap(), expected);
+    for policy in [Policy::disabled(), Policy::f16(), Policy::bf16()] {
+        for config in [PredictorConfig::default(), windows()] {
+            let predictor = Predictor::new(&model, policy.clone(), config);
+            for (width, height) in [(64, 48), (131, 97), (20, 30), (48, 150)] {
+                let image = picture(9, width, height);
+                let scores = predictor.scores(&image).unwrap();
+                let expected = halfseg_eval::argmax(scores).swap_remove(0);
+                assert_eq!(predictor.predict(&image).unwrap(), expected);
+            }
         }
     }
 }
