@@ -263,9 +263,8 @@ fi
 if chosen eval; then
   start=$out/start-deeplabv3plus
   for precision in $precisions; do
-    status=0 pictures=$out/start-deeplabv3plus/predictions
-    pictures=$root/docs
-    args=(--checkpoint "$start" --precision "$precision" --scale 128x64 "$pictures")
+    status=0
+    args=(--checkpoint "$start" --precision "$precision" --scale 128x64 "$root/docs")
     halfseg host "predict-$precision-host" predict "${args[@]}" --device cpu --out "$out/predict-$precision-host" || status=1
     halfseg sim "predict-$precision" predict "${args[@]}" --device cuda --out "$out/predict-$precision" || status=1
     maps=$(compare_maps "$out/predict-$precision" "$out/predict-$precision-host") || status=1

@@ -127,14 +127,16 @@ pub fn correlate(
     to: [usize; 2],
     options: Conv2dOptions,
 ) -> CubeTensor {
-    FORWARD.run(Problem {
+    let problem = Problem {
         dtype: map.dtype,
         map,
         other: weight,
         size: to,
         options,
         trial: false,
-    })
+    };
+    let [_, kh, kw, _] = problem.other.meta.shape().dims();
+    FORWARD.run_product(problem, [kh, kw])
 }
 
 /// The gradient of the weight, `[c_out, c_in, kh, kw]`, of maps that lie pixel by pixel.
@@ -145,17 +147,51 @@ pub fn weight_gradient(
     dtype: DType,
     options: Conv2dOptions,
 ) -> CubeTensor {
-    WEIGHT_GRADIENT.run(Problem {
+    let problem = Problem {
         map: x,
         other: gradient,
         size: kernel,
         dtype,
         options,
         trial: false,
-    })
+    };
+    WEIGHT_GRADIENT.run_product(problem, kernel)
+}
+
+/// Whether a convolution reads each pixel by itself, for an output of the map's size: a matrix product.
+pub fn is_pointwise(kernel: [usize; 2], options: Conv2dOptions) -> bool {
+    let Conv2dOptions {
+        stride, padding, ..
+    } = options;
+    (kernel, stride, padding) == ([1, 1], [1, 1], [0, 0])
+}
+
+/// `map` `[n, h, w, c]` by `weight` `[c, c_out]` -> `[n, h, w, c_out]`.
+pub fn product(map: CubeTensor, weight: CubeTensor) -> Result<CubeTensor, Declined> {
+    let [n, h, w, c] = map.meta.shape().dims();
+    let [_, c_out] = weight.meta.shape().dims();
+    let dtype = map.dtype;
+    let map = reshape(map, [n * h * w, c].into());
+    // Without gaps between rows, which the kernels that read it do not expect.
+    let output = empty(&map, [n * h * w, c_out], dtype);
+    let output = matmul(map, weight, Some(output), MatmulStrategy::default(), dtype);
+    let output = output.map_err(|error| format!("{error:?}"))?;
+    Ok(reshape(output, [n, h, w, c_out].into()))
 }
 
 impl Pass {
+    /// Where the pass is a matrix product anyway, that one, whose own tuner knows more kernels than the
+    /// implicit ones are, so that measuring those would only take time.
+    fn run_product(&'static self, problem: Problem, kernel: [usize; 2]) -> CubeTensor {
+        if is_pointwise(kernel, problem.options) {
+            let (_, products) = self.products;
+            if let Ok(output) = products(problem.clone()) {
+                return output;
+            }
+        }
+        self.run(problem)
+    }
+
     /// By the fastest candidate where they are measured, else by the first that does not decline.
     fn run(&'static self, problem: Problem) -> CubeTensor {
         if cfg!(not(feature = "tune")) {
@@ -228,24 +264,15 @@ impl Pass {
     }
 }
 
-/// A kernel of one tap that reads each pixel by itself: a matrix product.
+/// A kernel of one tap that reads each pixel by itself.
 fn pointwise(problem: Problem) -> Result<CubeTensor, Declined> {
-    let [n, h, w, c] = problem.map.meta.shape().dims();
-    let [c_out, kh, kw, _] = problem.other.meta.shape().dims();
-    let Conv2dOptions {
-        stride, padding, ..
-    } = problem.options;
-    if ([kh, kw], stride, padding, problem.size) != ([1, 1], [1, 1], [0, 0], [h, w]) {
+    let [_, h, w, _] = problem.map.meta.shape().dims();
+    let [c_out, kh, kw, c] = problem.other.meta.shape().dims();
+    if !is_pointwise([kh, kw], problem.options) || problem.size != [h, w] {
         return Err("not one pixel to one".to_owned());
     }
-    let dtype = problem.map.dtype;
-    let map = reshape(problem.map, [n * h * w, c].into());
     let weight = permute(reshape(problem.other, [c_out, c].into()), &[1, 0]);
-    // Without gaps between rows, which the kernels that read it do not expect.
-    let output = empty(&map, [n * h * w, c_out], dtype);
-    let output = matmul(map, weight, Some(output), MatmulStrategy::default(), dtype);
-    let output = output.map_err(|error| format!("{error:?}"))?;
-    Ok(reshape(output, [n, h, w, c_out].into()))
+    product(problem.map, weight)
 }
 
 fn takes_tma(strategy: &Strategy) -> bool {

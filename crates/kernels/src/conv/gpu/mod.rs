@@ -93,6 +93,10 @@ impl GpuConvolution for CubeBackend {
         permute_nhwc_to_nchw(output)
     }
 
+    fn halfseg_gpu_round_weight(weight: CubeTensor, dtype: DType) -> CubeTensor {
+        permute_nhwc_to_nchw(by_output(weight, dtype))
+    }
+
     fn halfseg_gpu_conv2d_input_gradient(
         weight: CubeTensor,
         gradient: CubeTensor,

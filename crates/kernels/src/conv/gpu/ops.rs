@@ -32,6 +32,10 @@ pub trait GpuConvolution: Backend {
         options: Conv2dOptions,
     ) -> FloatTensor<Self>;
 
+    /// A weight in another dtype, as a view of what [`Self::halfseg_gpu_conv2d`] reads.
+    #[fusion(meta = |weight, dtype| TensorSpec::new(weight.shape.clone(), *dtype))]
+    fn halfseg_gpu_round_weight(weight: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self>;
+
     /// The gradient of the input, `[n, c_in, *size]`.
     #[fusion(meta = |weight, gradient, size, options| {
         let channels = weight.shape[1] * options.groups;
@@ -70,20 +74,54 @@ fn spec(like: &TensorSpec, [n, c]: [usize; 2], [h, w]: [usize; 2]) -> TensorSpec
 #[derive(Debug)]
 struct ConvolutionBackward;
 
-/// Input and weight, through the checkpointer, with the sizes of both.
-type Kept = (NodeId, NodeId, [usize; 2], [usize; 2], Conv2dOptions);
+/// What the backward pass needs.
+#[derive(Clone, Debug)]
+struct Kept<T> {
+    /// Through the checkpointer, as a weight that was not rounded.
+    x: NodeId,
+    weight: Weight<T>,
+    /// Of the weight's gradient.
+    dtype: DType,
+    size: [usize; 2],
+    kernel: [usize; 2],
+    options: Conv2dOptions,
+}
+
+#[derive(Clone, Debug)]
+enum Weight<T> {
+    Node(NodeId),
+    /// In the dtype of the maps. Both passes of a kernel of one tap read it as it lies, so that rounding it
+    /// once saves a kernel; that it is kept takes little beside the maps.
+    Rounded(T),
+}
 
 /// Parents: input, weight.
 impl<B: GpuConvolution> Backward<B, 2> for ConvolutionBackward {
-    type State = Kept;
+    type State = Kept<FloatTensor<B>>;
 
-    fn backward(self, ops: Ops<Kept, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let (x, weight, size, kernel, options) = ops.state;
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let Kept {
+            x,
+            weight,
+            dtype,
+            size,
+            kernel,
+            options,
+        } = ops.state;
         let gradient = grads.consume::<B>(&ops.node);
         // Both are retrieved even where one is not needed: the checkpointer counts.
         let x = checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(x);
-        let weight = checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(weight);
-        let dtype = weight.dtype();
+        let weight = match weight {
+            Weight::Node(node) => {
+                checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(node)
+            }
+            Weight::Rounded(weight) => weight,
+        };
         let [x_node, weight_node] = ops.parents;
         if let Some(node) = x_node {
             let result =
@@ -108,16 +146,37 @@ impl<B: GpuConvolution, C: CheckpointStrategy> GpuConvolution for Autodiff<B, C>
         let prepared = Backward::<B, 2>::prepare::<C>(ConvolutionBackward, nodes);
         match prepared.compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
-                let kept = (prepared.checkpoint(&x), prepared.checkpoint(&weight));
-                let state = (kept.0, kept.1, size, kernel, options);
-                let (x, weight) = (x.into_primitive(), weight.into_primitive());
-                prepared.finish(state, B::halfseg_gpu_conv2d(x, weight, options))
+                let (dtype, map_dtype) = (weight.dtype(), x.dtype());
+                let node = prepared.checkpoint(&x);
+                let (weight, read) =
+                    if kernel == [1, 1] && options.groups == 1 && dtype != map_dtype {
+                        let rounded =
+                            B::halfseg_gpu_round_weight(weight.into_primitive(), map_dtype);
+                        (Weight::Rounded(rounded.clone()), rounded)
+                    } else {
+                        let node = prepared.checkpoint(&weight);
+                        (Weight::Node(node), weight.into_primitive())
+                    };
+                let kept = Kept {
+                    x: node,
+                    weight,
+                    dtype,
+                    size,
+                    kernel,
+                    options,
+                };
+                let output = B::halfseg_gpu_conv2d(x.into_primitive(), read, options);
+                prepared.finish(kept, output)
             }
             OpsKind::UnTracked(prepared) => {
                 let (x, weight) = (x.into_primitive(), weight.into_primitive());
                 prepared.finish(B::halfseg_gpu_conv2d(x, weight, options))
             }
         }
+    }
+
+    fn halfseg_gpu_round_weight(_: FloatTensor<Self>, _: DType) -> FloatTensor<Self> {
+        unreachable!("the backward pass rounds what it keeps below autodiff")
     }
 
     fn halfseg_gpu_conv2d_input_gradient(

@@ -7,11 +7,12 @@
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::Conv2dOptions;
-use super::weight::{Taps, by_input, turned};
+use super::weight::{Taps, by_input, by_output, turned};
 use super::window::{Pair, pair, vector_size};
 use super::{dense, direct};
 use crate::gpu::launch::{buffer, element, elementwise, empty, optional};
@@ -129,7 +130,14 @@ pub fn input_gradient(
     let dtype = gradient.dtype;
     debug_assert_ne!(dtype, DType::F32);
     let [n, ..] = gradient.meta.shape().dims::<4>();
-    let [_, c_in, kh, kw] = weight.meta.shape().dims();
+    let [c_out, c_in, kh, kw] = weight.meta.shape().dims();
+    if dense::is_pointwise([kh, kw], options) {
+        // As it lies, in the dtype of the maps: nothing is turned around.
+        let weight = reshape(by_output(weight.clone(), dtype), [c_out, c_in].into());
+        if let Ok(output) = dense::product(gradient.clone(), weight) {
+            return output;
+        }
+    }
     let (Some(rows), Some(columns)) = (
         Phase::all(size[0], kh, options, 0),
         Phase::all(size[1], kw, options, 1),

@@ -6,7 +6,9 @@
 //!
 //! With a stride of 1, what a tap reads of a map with a border of zeros is the same map from a later pixel
 //! on: all taps are products side by side too, and nothing is copied for any of them (`shifted`). Elsewhere
-//! each tap is a product for itself, so that the columns of one tap are in memory at a time, not of all.
+//! the pixels that taps read are copied, for as many taps at a time as take little memory.
+
+use std::ops::Range;
 
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
@@ -16,9 +18,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::Conv2dOptions;
+use super::dense::is_pointwise;
 use super::direct::{Sums, add_up};
 use super::problem::{Declined, Problem};
-use super::window::{Pair, Side, pair, sides, source, vector_size};
+use super::window::{Side, sides, source, vector_size};
 use crate::gpu::launch::{buffer, element, elementwise, empty};
 
 mod shifted;
@@ -30,16 +33,20 @@ const GROUPS: usize = 256;
 /// Pixels of a part at least, and what their number is a multiple of.
 const PIXELS: usize = 512;
 const MULTIPLE: usize = 16;
+/// Bytes of products, or of columns, that are in memory at a time.
+const BYTES: usize = 1 << 26;
 
-/// The pixels that a tap reads, one row for each output pixel, zeros where it reads none and in rows from
-/// `rows_used` on: `[rows, c]`, a vector of channels a unit.
+/// The pixels that `taps` taps from `first` on read, one row for each output pixel, zeros where they read none
+/// and in rows from `rows_used` on: `[parts, taps, part, c]`, a vector of channels a unit.
 #[cube(launch_unchecked)]
-fn columns_of_tap<E: Float, N: Size>(
+fn columns_of_taps<E: Float, N: Size>(
     x: &[Vector<E, N>],
     output: &mut [Vector<E, N>],
     rows: Side,
     columns: Side,
-    tap: Pair,
+    first: usize,
+    taps: usize,
+    part: usize,
     channels: usize,
     rows_used: usize,
     length: usize,
@@ -49,10 +56,12 @@ fn columns_of_tap<E: Float, N: Size>(
     if index >= length {
         terminate!();
     }
-    let pixel = index / channels;
+    let row = index / channels;
+    let tap = first + row / part % taps;
+    let pixel = row / part / taps * part + row % part;
     let line = pixel / columns.to;
-    let down = source(line % rows.to, tap.y, &rows, false);
-    let across = source(pixel % columns.to, tap.x, &columns, false);
+    let down = source(line % rows.to, tap / columns.taps, &rows, false);
+    let across = source(pixel % columns.to, tap % columns.taps, &columns, false);
     let mut value = Vector::<E, N>::new(E::from_int(0));
     if pixel < rows_used && down.inside && across.inside {
         let start = (line / rows.to * rows.from + down.at) * columns.from;
@@ -73,11 +82,11 @@ fn cut(pixels: usize, c_out: usize, c_in: usize, products: usize) -> (usize, usi
 pub fn weight_gradient(problem: Problem) -> Result<CubeTensor, Declined> {
     match shifted::rows_together(&problem) {
         Some(rows) => shifted::weight_gradient(problem, rows),
-        None => tap_by_tap(problem),
+        None => by_columns(problem),
     }
 }
 
-fn tap_by_tap(problem: Problem) -> Result<CubeTensor, Declined> {
+fn by_columns(problem: Problem) -> Result<CubeTensor, Declined> {
     let Problem {
         map: x,
         other: gradient,
@@ -88,29 +97,22 @@ fn tap_by_tap(problem: Problem) -> Result<CubeTensor, Declined> {
     } = problem;
     let [n, h_out, w_out, c_out] = gradient.meta.shape().dims();
     let [.., c_in] = x.meta.shape().dims::<4>();
-    let pixels = n * h_out * w_out;
-    let (splits, part) = cut(pixels, c_out, c_in, 1);
+    let (splits, part) = cut(n * h_out * w_out, c_out, c_in, 1);
     let taps = kernel[0] * kernel[1];
+    let columns_bytes = splits * part * c_in * x.dtype.size();
+    let products_bytes = splits * c_out * c_in * size_of::<f32>();
+    let together = (BYTES / columns_bytes.max(products_bytes)).clamp(1, taps);
 
-    let whole = Conv2dOptions::default();
-    let gradient = rows_of_tap(
-        &gradient,
-        [h_out, w_out],
-        [1, 1],
-        whole,
-        [0, 0],
-        splits * part,
-    );
-    let gradient = reshape(gradient, [splits, part, c_out].into());
-    let gradient = permute(gradient, &[0, 2, 1]);
+    let (to, whole) = ([h_out, w_out], Conv2dOptions::default());
+    let gradient = columns(&gradient, to, [1, 1], whole, 0..1, [splits, part]);
+    let gradient = permute(gradient, &[0, 1, 3, 2]);
     let weight = empty(&x, [c_out, c_in, kernel[0], kernel[1]], dtype);
-    for tap in 0..taps {
-        let place = [tap / kernel[1], tap % kernel[1]];
-        let columns = rows_of_tap(&x, [h_out, w_out], kernel, options, place, splits * part);
-        let columns = reshape(columns, [splits, part, c_in].into());
-        let parts = empty(&x, [splits, c_out, c_in], DType::F32);
-        let parts = multiply(gradient.clone(), columns, parts)?;
-        add_up(parts, &weight, Sums::ByTap(tap..tap + 1));
+    for first in (0..taps).step_by(together) {
+        let some = first..(first + together).min(taps);
+        let columns = columns(&x, to, kernel, options, some.clone(), [splits, part]);
+        let products = empty(&x, [splits, some.len(), c_out, c_in], DType::F32);
+        let products = multiply(gradient.clone(), columns, products)?;
+        add_up(products, &weight, Sums::ByTap(some));
     }
     Ok(weight)
 }
@@ -126,29 +128,29 @@ fn multiply(
     products.map_err(|error| format!("{error:?}"))
 }
 
-/// What one tap reads of `x`, `[rows, c]`: the map itself where that is the same.
-fn rows_of_tap(
+/// What some taps read of `x`, `[splits, taps, part, c]`: the map itself where that is the same.
+fn columns(
     x: &CubeTensor,
     to: [usize; 2],
     kernel: [usize; 2],
     options: Conv2dOptions,
-    tap: [usize; 2],
-    rows: usize,
+    taps: Range<usize>,
+    [splits, part]: [usize; 2],
 ) -> CubeTensor {
     let [n, h, w, c] = x.meta.shape().dims();
     let pixels = n * to[0] * to[1];
-    let same = kernel == [1, 1] && options.stride == [1, 1] && options.padding == [0, 0];
-    if same && to == [h, w] && rows == pixels {
-        return reshape(x.clone(), [rows, c].into());
+    let shape = [splits, taps.len(), part, c];
+    if is_pointwise(kernel, options) && to == [h, w] && splits * part == pixels {
+        return reshape(x.clone(), shape.into());
     }
-    let output = empty(x, [rows, c], x.dtype);
+    let output = empty(x, shape, x.dtype);
     let vector = vector_size(x, c);
-    let length = rows * c / vector;
+    let length = shape.iter().product::<usize>() / vector;
     let (count, dim) = elementwise(x, length);
     let [down, across] = sides([h, w], to, kernel, options);
     // SAFETY: units beyond `length` stop; sources are within the map.
     unsafe {
-        columns_of_tap::launch_unchecked(
+        columns_of_taps::launch_unchecked(
             &output.client,
             count,
             dim,
@@ -157,7 +159,9 @@ fn rows_of_tap(
             buffer(output.clone()),
             down,
             across,
-            pair(tap),
+            taps.start,
+            taps.len(),
+            part,
             c / vector,
             pixels,
             length,

@@ -13,11 +13,9 @@ use cubecl::prelude::*;
 use super::super::direct::{Sums, add_up};
 use super::super::problem::{Declined, Problem};
 use super::super::window::{Pair, pair, vector_size};
-use super::{cut, multiply};
+use super::{BYTES, cut, multiply};
 use crate::gpu::launch::{buffer, element, elementwise, empty};
 
-/// Bytes of products that are in memory at a time: of all taps, or of one row of the kernel.
-const BYTES: usize = 1 << 26;
 /// Channels that rows of pixels are a multiple of, so that every pixel begins where vectors do.
 const CHANNELS: usize = 8;
 
@@ -39,76 +37,123 @@ pub fn rows_together(problem: &Problem) -> Option<usize> {
     start.is_multiple_of(alignment).then_some(1)
 }
 
-/// A map among zeros, one vector of channels a unit: of each image `positions` pixels, in rows of `width`,
-/// of which the map's first is at `before`; then zeros to the end.
-#[cube(launch_unchecked)]
-fn surround<E: Float, N: Size>(
-    map: &[Vector<E, N>],
-    output: &mut [Vector<E, N>],
+/// Where the pixels of a map go among zeros: of each image `positions` pixels, in rows of `width`, of which
+/// the map's first is at `before`; then zeros to the end, which is after `length` vectors.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct Among {
     size: Pair,
     before: Pair,
-    images: usize,
     positions: usize,
-    width: usize,
     channels: usize,
     length: usize,
+}
+
+/// The value of `index` among zeros.
+#[cube]
+fn among<E: Float, N: Size>(
+    map: &[Vector<E, N>],
+    index: usize,
+    place: &Among,
+    images: usize,
+    width: usize,
+) -> Vector<E, N> {
+    let position = index / place.channels;
+    let image = position / place.positions;
+    let y = position % place.positions / width;
+    let x = position % place.positions % width;
+    let mut value = Vector::<E, N>::new(E::from_int(0));
+    if image < images
+        && y >= place.before.y
+        && y < place.before.y + place.size.y
+        && x >= place.before.x
+        && x < place.before.x + place.size.x
+    {
+        let line = (image * place.size.y + y - place.before.y) * place.size.x;
+        value = map[(line + x - place.before.x) * place.channels + index % place.channels];
+    }
+    value
+}
+
+/// Two maps of as many images among zeros, one vector of channels a unit: one kernel, since each is short.
+#[cube(launch_unchecked)]
+fn surround<E: Float, N: Size, M: Size>(
+    map: &[Vector<E, N>],
+    gradient: &[Vector<E, M>],
+    map_output: &mut [Vector<E, N>],
+    gradient_output: &mut [Vector<E, M>],
+    map_place: Among,
+    gradient_place: Among,
+    images: usize,
+    width: usize,
     #[define(E)] _dtype: ElemType,
 ) {
     let index = ABSOLUTE_POS;
-    if index >= length {
-        terminate!();
+    if index < map_place.length {
+        map_output[index] = among(map, index, &map_place, images, width);
+    } else if index - map_place.length < gradient_place.length {
+        let index = index - map_place.length;
+        gradient_output[index] = among(gradient, index, &gradient_place, images, width);
     }
-    let position = index / channels;
-    let image = position / positions;
-    let y = position % positions / width;
-    let x = position % positions % width;
-    let mut value = Vector::<E, N>::new(E::from_int(0));
-    if image < images
-        && y >= before.y
-        && y < before.y + size.y
-        && x >= before.x
-        && x < before.x + size.x
-    {
-        let line = (image * size.y + y - before.y) * size.x;
-        value = map[(line + x - before.x) * channels + index % channels];
-    }
-    output[index] = value;
 }
 
-/// `[images * positions + more, c]`.
-fn surrounded(
-    map: &CubeTensor,
+/// A map as [`surround`] is to leave it, of each image `positions` pixels and `more` after the last.
+struct Surrounded {
+    map: CubeTensor,
+    output: CubeTensor,
+    vector: usize,
+    length: usize,
     before: [usize; 2],
     positions: usize,
-    width: usize,
-    more: usize,
-) -> CubeTensor {
-    let [images, h, w, c] = map.meta.shape().dims();
-    let rows = images * positions + more;
-    let output = empty(map, [rows, c], map.dtype);
-    let vector = vector_size(map, c);
-    let length = rows * c / vector;
-    let (count, dim) = elementwise(map, length);
-    // SAFETY: units beyond `length` stop; the map is read where its pixels are.
+}
+
+impl Surrounded {
+    fn new(map: CubeTensor, before: [usize; 2], positions: usize, more: usize) -> Self {
+        let [images, _, _, c] = map.meta.shape().dims();
+        let rows = images * positions + more;
+        let vector = vector_size(&map, c);
+        Self {
+            output: empty(&map, [rows, c], map.dtype),
+            vector,
+            length: rows * c / vector,
+            before,
+            positions,
+            map,
+        }
+    }
+
+    fn place(&self) -> AmongLaunch {
+        let [_, h, w, c] = self.map.meta.shape().dims();
+        let channels = c / self.vector;
+        let (size, before) = (pair([h, w]), pair(self.before));
+        AmongLaunch::new(size, before, self.positions, channels, self.length)
+    }
+}
+
+/// Both maps, `[images * positions + more, c]` each, in rows of `width`.
+fn surround_both(map: Surrounded, gradient: Surrounded, width: usize) -> [CubeTensor; 2] {
+    let [images, ..] = map.map.meta.shape().dims::<4>();
+    let (count, dim) = elementwise(&map.map, map.length + gradient.length);
+    let (map_place, gradient_place) = (map.place(), gradient.place());
+    // SAFETY: units beyond both lengths write nothing; maps are read where their pixels are.
     unsafe {
         surround::launch_unchecked(
-            &output.client,
+            &map.output.client,
             count,
             dim,
-            vector,
-            buffer(map.clone()),
-            buffer(output.clone()),
-            pair([h, w]),
-            pair(before),
+            map.vector,
+            gradient.vector,
+            buffer(map.map.clone()),
+            buffer(gradient.map),
+            buffer(map.output.clone()),
+            buffer(gradient.output.clone()),
+            map_place,
+            gradient_place,
             images,
-            positions,
             width,
-            c / vector,
-            length,
-            element(map),
+            element(&map.map),
         );
     }
-    output
+    [map.output, gradient.output]
 }
 
 /// See [`super::super::dense::weight_gradient`]; `rows` are [`rows_together`].
@@ -130,8 +175,9 @@ pub fn weight_gradient(problem: Problem, rows: usize) -> Result<CubeTensor, Decl
 
     // The last tap's part of the last image goes on behind its pixels.
     let more = (kw - 1) * across + splits * part - h_out * width;
-    let map = surrounded(&x, options.padding, positions, width, more);
-    let gradient = surrounded(&gradient, [0, 0], splits * part, width, 0);
+    let map = Surrounded::new(x.clone(), options.padding, positions, more);
+    let gradient = Surrounded::new(gradient, [0, 0], splits * part, 0);
+    let [map, gradient] = surround_both(map, gradient, width);
     let gradient = reshape(gradient, [images, splits, 1, 1, part, c_out].into());
     let gradient = permute(gradient, &[0, 1, 2, 3, 5, 4]);
 
