@@ -43,8 +43,10 @@ impl PredictorSettings {
 pub(crate) struct Plan<'a> {
     pub model: &'a SegmentorConfig,
     pub config: &'a PredictorConfig,
-    /// Bytes of an element of the network's maps.
+    /// Bytes of an element of the network's maps, at least.
     pub element: u64,
+    /// Whether the picture is cast to them.
+    pub casts: bool,
     /// Whether the network runs in the host's memory.
     pub on_host: bool,
     /// Whether the scores of all pixels are wanted, and not only the most likely class.
@@ -59,14 +61,15 @@ impl<'a> Plan<'a> {
         scores: bool,
     ) -> Self {
         let PredictorSettings { policy, config, .. } = settings;
-        let exceptions = policy.ops().values().chain(policy.modules().values());
-        let half = exceptions
-            .chain([&policy.compute()])
-            .any(|precision| matches!(precision, Precision::F16 | Precision::Bf16));
+        let is_half = |precision: &Precision| matches!(precision, Precision::F16 | Precision::Bf16);
+        let mut exceptions = policy.ops().values().chain(policy.modules().values());
+        let casts = is_half(&policy.compute()) && exceptions.clone().all(is_half);
+        let half = is_half(&policy.compute()) || exceptions.any(is_half);
         Self {
             model,
             config,
             element: if half { 2 } else { 4 },
+            casts,
             on_host: is_host(device),
             scores,
         }
@@ -199,11 +202,11 @@ impl<'a> Plan<'a> {
     fn network(&self, size: Size) -> u64 {
         match self.on_host {
             true => {
-                // The first convolution reads the picture in f32 and halves it, to at least half of the stem's channels.
-                let picture = F32 * self.model.in_channels as u64;
-                let stem = self.element * self.model.stem_channels as u64 / 2;
-                let first = area(size).saturating_mul(4 * picture + stem) / 4;
-                inference_memory(self.model, [size.1, size.0], self.element).max(first)
+                // The normalised picture is f32, whatever reads it.
+                let channels = self.model.in_channels as u64;
+                let values = if self.casts { F32 + self.element } else { F32 };
+                let picture = area(size).saturating_mul(values * channels);
+                inference_memory(self.model, [size.1, size.0], self.element).max(picture)
             }
             false => 0,
         }
