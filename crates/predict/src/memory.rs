@@ -77,17 +77,19 @@ impl<'a> Plan<'a> {
 
     /// Whether the picture of size `own` needs no scores but those of a band of rows.
     pub fn in_bands(&self, own: Size) -> bool {
-        let config = self.config;
-        let windows = config.mode == EvalMode::Slide && !config.ms_flip;
-        !self.scores && windows && fitted(config, own) == own
+        self.takes_as_it_is(own, EvalMode::Slide)
     }
 
     /// Whether the classes of the picture of size `own` are those of the network's logits for the picture as it is, which
     /// takes no scores of all pixels.
     pub fn decides_at_once(&self, own: Size) -> bool {
+        self.takes_as_it_is(own, EvalMode::Whole)
+    }
+
+    /// Whether only classes are wanted, of one view in this mode at the picture's own size.
+    fn takes_as_it_is(&self, own: Size, mode: EvalMode) -> bool {
         let config = self.config;
-        let whole = config.mode == EvalMode::Whole && !config.ms_flip;
-        !self.scores && whole && fitted(config, own) == own
+        !self.scores && config.mode == mode && !config.ms_flip && fitted(config, own) == own
     }
 
     /// Refuses a picture of size `own` that the memory of the host cannot hold.

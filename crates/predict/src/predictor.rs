@@ -386,13 +386,11 @@ impl Predictor {
             width: columns.len(),
             height: rows.len(),
         };
-        let format = self.pictures();
+        let size = (part.width, part.height);
         let values = match part == CropBox::whole(image.size()) {
-            true => format.normalize(image),
-            false => format.normalize(&image.cropped(part)),
+            true => self.batch(&[image], size),
+            false => self.batch(&[PictureRef::from(&image.cropped(part))], size),
         };
-        let values = TensorData::new(values, [1, format.channels(), part.height, part.width]);
-        let values = Tensor::<4>::from_data(values, &self.device);
         self.of_classes(autocast(&self.settings.policy, || {
             self.model.forward(values)
         }))

@@ -47,19 +47,16 @@ fn decided<E: Element + Value + bytemuck::Pod, T: Value>(
         |buffers, (index, output)| {
             let image = &logits[index / rows.len() * classes * h * w..][..classes * h * w];
             let row = rows[index % rows.len()];
-            let isa = Isa::best();
             dispatch(
-                isa,
+                Isa::best(),
                 #[inline(always)]
-                |isa| match last {
-                    true => buffers.read_pixels(isa, image, row, [classes, w]),
-                    false => buffers.read_planes(isa, image, row, [classes, h, w]),
+                |isa| {
+                    match last {
+                        true => buffers.read_pixels(isa, image, row, [classes, w]),
+                        false => buffers.read_planes(isa, image, row, [classes, h, w]),
+                    }
+                    buffers.decide(columns, w);
                 },
-            );
-            dispatch(
-                isa,
-                #[inline(always)]
-                |_| buffers.decide(columns, w),
             );
             for (output, class) in output.iter_mut().zip(&buffers.class) {
                 *output = stored(*class);
