@@ -47,6 +47,17 @@ fn planes_longer_than_a_block_equal_the_reference() {
 }
 
 #[test]
+fn running_statistics_move_as_pytorchs_do() {
+    let mut rng = StdRng::seed_from_u64(13);
+    for device in [Device::flex(), Device::flex().autodiff()] {
+        for skip in [false, true] {
+            let case = Case::draw(&mut rng, [2, 5, 7, 3], DType::BF16, skip, true);
+            case.check_moving(&device);
+        }
+    }
+}
+
+#[test]
 fn gradient_checkpointing_changes_nothing() {
     let mut rng = StdRng::seed_from_u64(9);
     for skip in [false, true] {

@@ -1,14 +1,17 @@
 //! Batch normalisation with PyTorch's running statistics.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use burn::config::Config;
-use burn::module::{Flag, Module, Param, RunningState};
+use burn::module::{Flag, Module, ModuleMapper, Param, RunningState};
 use burn::tensor::{Device, Tensor};
 use halfseg_amp::{Op, cast, observe};
 use halfseg_devices::Worker;
-use halfseg_kernels::{Activation, BatchParts, batch_norm_shared, batch_norm_train};
+use halfseg_kernels::{
+    Activation, BatchParts, Running, batch_norm_shared, batch_norm_train_moving,
+};
 
 use crate::recompute::is_repeating;
 
@@ -99,21 +102,32 @@ impl BatchNorm {
             let x = cast(Op::BatchNorm, x);
             let skip = skip.map(|skip| skip.cast(x.dtype()));
             let (gamma, beta) = (self.weight.val(), self.bias.val());
-            let result = match &worker {
+            let running = Running {
+                mean: self.running_mean.value_sync(),
+                variance: self.running_var.value_sync(),
+                momentum: self.momentum,
+            };
+            let (output, moved) = match &worker {
                 Some(worker) => {
                     let (parameters, parts) = ([gamma, beta], Arc::new(Parts(worker.clone())));
-                    batch_norm_shared(x, parameters, self.epsilon, skip, activation, parts)
+                    let result =
+                        batch_norm_shared(x, parameters, self.epsilon, skip, activation, parts);
+                    let unbiased = self.momentum * count as f64 / (count - 1) as f64;
+                    let mean = self.moved(running.mean, result.mean, self.momentum);
+                    let variance = self.moved(running.variance, result.variance, unbiased);
+                    (result.output, [mean, variance])
                 }
-                None => batch_norm_train(x, gamma, beta, self.epsilon, skip, activation),
+                None => {
+                    batch_norm_train_moving(x, gamma, beta, self.epsilon, skip, activation, running)
+                }
             };
-            *statistics.borrow_mut() = Some((result.mean, result.variance));
-            result.output
+            *statistics.borrow_mut() = Some(moved);
+            output
         });
         let statistics = statistics.into_inner().filter(|_| !is_repeating());
-        if let Some((mean, variance)) = statistics {
-            let unbiased = count as f64 / (count - 1) as f64;
-            self.update(&self.running_mean, mean, self.momentum);
-            self.update(&self.running_var, variance, self.momentum * unbiased);
+        if let Some([mean, variance]) = statistics {
+            replace(&self.running_mean, mean);
+            replace(&self.running_var, variance);
         }
         output
     }
@@ -127,13 +141,27 @@ impl BatchNorm {
         (scale, shift)
     }
 
-    fn update(&self, state: &RunningState<Tensor<1>>, batch: Tensor<1>, share: f64) {
-        let moved = state.value_sync() * (1.0 - self.momentum) + batch.detach() * share;
-        state.update(moved.detach());
-        // Without this the new value waits for the next update, and neither checkpoints nor a
-        // gradient scaler that takes a step back would see it.
-        state.value_sync();
+    fn moved(&self, running: Tensor<1>, batch: Tensor<1>, share: f64) -> Tensor<1> {
+        running * (1.0 - self.momentum) + batch.detach() * share
     }
+}
+
+/// Replaces a statistic by the one that has moved.
+///
+/// Not by [`RunningState::update`], which averages over threads: that divides by their number, a kernel for each
+/// statistic, and keeps the value for the next update, so that neither checkpoints nor a gradient scaler that
+/// takes a step back would see it.
+fn replace(state: &RunningState<Tensor<1>>, moved: Tensor<1>) {
+    struct Moved(Tensor<1>);
+    impl ModuleMapper for Moved {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let moved = (&self.0 as &dyn Any).downcast_ref::<Tensor<D>>();
+            let moved = moved.expect("a statistic has one dimension").clone();
+            param.map(|_| moved)
+        }
+    }
+    // A clone shares the value.
+    state.clone().map(&mut Moved(moved));
 }
 
 /// The workers of a step, each with a part of the batch.

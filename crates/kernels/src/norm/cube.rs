@@ -1,31 +1,41 @@
 //! The GPU kernels for tensors of Burn's CubeCL backends.
 
+use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
-use burn_cubecl::kernel::slice;
+use burn_cubecl::kernel::{into_contiguous, slice};
 use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::gpu::gradients::Backward;
-use super::gpu::moments::statistics_of;
+use super::gpu::moments::{Moving, statistics_moving, statistics_of};
 use super::gpu::normalise::apply;
-use super::ops::BatchNormalisation;
+use super::ops::{BatchNormalisation, Forward};
 use super::passes::SharedNormalisation;
 use crate::Activation;
+use crate::gpu::launch::empty;
 use crate::gpu::layout::Layout;
 
 fn forward(
     x: CubeTensor,
     parameters: [CubeTensor; 2],
     skip: Option<CubeTensor>,
-    epsilon: f64,
-    activation: Activation,
-) -> (CubeTensor, CubeTensor) {
+    running: [CubeTensor; 2],
+    pass: Forward,
+) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
     // Once, where it has gaps.
     let (x, layout) = Layout::of(x);
     let x = layout.view(x);
-    let statistics = statistics_of(x.clone(), epsilon);
-    let output = apply(x, parameters, statistics.clone(), skip, activation);
-    (output, statistics)
+    let running = running.map(into_contiguous);
+    let moved = [0, 1].map(|_| empty(&x, [layout.shape[1]], DType::F32));
+    let moving = Moving {
+        from: running,
+        to: moved.clone(),
+        moves: pass.moves,
+    };
+    let statistics = statistics_moving(x.clone(), pass.epsilon, Some(moving));
+    let output = apply(x, parameters, statistics.clone(), skip, pass.activation);
+    let [mean, variance] = moved;
+    (output, statistics, mean, variance)
 }
 
 /// The gradients of the input, gamma, beta and, with `output`, the skip connection.
@@ -51,10 +61,12 @@ impl BatchNormalisation for CubeBackend {
         x: CubeTensor,
         gamma: CubeTensor,
         beta: CubeTensor,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (CubeTensor, CubeTensor) {
-        forward(x, [gamma, beta], None, epsilon, activation)
+        mean: CubeTensor,
+        variance: CubeTensor,
+        pass: Forward,
+    ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
+        let (parameters, running) = ([gamma, beta], [mean, variance]);
+        forward(x, parameters, None, running, pass)
     }
 
     fn halfseg_batch_norm_skip(
@@ -62,10 +74,12 @@ impl BatchNormalisation for CubeBackend {
         gamma: CubeTensor,
         beta: CubeTensor,
         skip: CubeTensor,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (CubeTensor, CubeTensor) {
-        forward(x, [gamma, beta], Some(skip), epsilon, activation)
+        mean: CubeTensor,
+        variance: CubeTensor,
+        pass: Forward,
+    ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
+        let (parameters, running) = ([gamma, beta], [mean, variance]);
+        forward(x, parameters, Some(skip), running, pass)
     }
 
     fn halfseg_batch_norm_backward(

@@ -4,7 +4,7 @@ use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 
 use super::cpu::{self, Channels, Mask, Sizes, Statistics};
-use super::ops::BatchNormalisation;
+use super::ops::{BatchNormalisation, Forward};
 use crate::Activation;
 use crate::cpu::tensor::{shape, tensor, values, with_element};
 
@@ -13,9 +13,15 @@ fn forward(
     gamma: FlexTensor,
     beta: FlexTensor,
     skip: Option<FlexTensor>,
-    epsilon: f64,
-    activation: Activation,
-) -> (FlexTensor, FlexTensor) {
+    running: [FlexTensor; 2],
+    pass: Forward,
+) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
+    let Forward {
+        epsilon,
+        activation,
+        moves,
+        ..
+    } = pass;
     let (sizes, shape) = (sizes(&x), shape(&x));
     let (x, gamma, beta) = (
         x.to_contiguous(),
@@ -31,7 +37,32 @@ fn forward(
             cpu::forward::<E>(sizes, x.storage(), skip, parameters, epsilon, relu);
         (tensor(output, shape), statistics)
     });
-    (output, rows_of(&statistics))
+    let [mean, variance] = running;
+    let mean = moved(&mean, &statistics, |s| s.mean, moves.keep, moves.mean);
+    let variance = moved(
+        &variance,
+        &statistics,
+        |s| s.variance,
+        moves.keep,
+        moves.variance,
+    );
+    (output, rows_of(&statistics), mean, variance)
+}
+
+/// A running statistic of each channel, which keeps a share of itself and takes one of the batch's.
+fn moved(
+    running: &FlexTensor,
+    statistics: &[Statistics],
+    of: fn(&Statistics) -> f32,
+    keep: f32,
+    take: f32,
+) -> FlexTensor {
+    let running = running.to_contiguous();
+    let values = values::<f32>(&running).iter().zip(statistics);
+    let moved: Vec<_> = values
+        .map(|(running, statistics)| running * keep + of(statistics) * take)
+        .collect();
+    tensor(moved, [statistics.len()])
 }
 
 /// `[4, c]`.
@@ -112,10 +143,12 @@ impl BatchNormalisation for Flex {
         x: FlexTensor,
         gamma: FlexTensor,
         beta: FlexTensor,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (FlexTensor, FlexTensor) {
-        forward(x, gamma, beta, None, epsilon, activation)
+        mean: FlexTensor,
+        variance: FlexTensor,
+        pass: Forward,
+    ) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
+        let running = [mean, variance];
+        forward(x, gamma, beta, None, running, pass)
     }
 
     fn halfseg_batch_norm_skip(
@@ -123,10 +156,12 @@ impl BatchNormalisation for Flex {
         gamma: FlexTensor,
         beta: FlexTensor,
         skip: FlexTensor,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (FlexTensor, FlexTensor) {
-        forward(x, gamma, beta, Some(skip), epsilon, activation)
+        mean: FlexTensor,
+        variance: FlexTensor,
+        pass: Forward,
+    ) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
+        let running = [mean, variance];
+        forward(x, gamma, beta, Some(skip), running, pass)
     }
 
     fn halfseg_batch_norm_backward(

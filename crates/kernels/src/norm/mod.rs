@@ -37,6 +37,81 @@ pub struct BatchNormOutput {
     pub variance: Tensor<1>,
 }
 
+/// Running statistics that [`batch_norm_train_moving`] moves.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Mean of each channel, f32 `[c]`.
+    pub mean: Tensor<1>,
+    /// **Unbiased** variance of each channel, f32 `[c]`, as PyTorch stores it.
+    pub variance: Tensor<1>,
+    /// Share that the batch's statistics have in the moved ones.
+    pub momentum: f64,
+}
+
+/// As [`batch_norm_train`], and the running mean and variance moved by the batch's, detached:
+/// `running * (1 - momentum) + batch * momentum`. Where kernels of this crate run, that costs none of its own.
+///
+/// # Shapes
+/// As [`batch_norm_train`]; running statistics are on the device of `x`
+///
+/// # Panics
+/// As [`batch_norm_train`], and if there is one value a channel, which has no unbiased variance.
+pub fn batch_norm_train_moving(
+    x: Tensor<4>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    epsilon: f64,
+    skip: Option<Tensor<4>>,
+    activation: Activation,
+    running: Running,
+) -> (Tensor<4>, [Tensor<1>; 2]) {
+    let [n, c, h, w] = x.dims();
+    let count = n * h * w;
+    assert!(
+        count > 1,
+        "one value a channel has no unbiased variance: {:?}",
+        x.dims()
+    );
+    check(&x, [&gamma, &beta], skip.as_ref());
+    for state in [&running.mean, &running.variance] {
+        assert!(
+            state.dims() == [c] && state.dtype() == DType::F32,
+            "running statistics must be F32 [{c}], not {:?} {:?}",
+            state.dtype(),
+            state.dims()
+        );
+    }
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    if has_kernel(&x) {
+        return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation, Some(running));
+    }
+    let output = compose(x, gamma, beta, epsilon, skip, activation);
+    let unbiased = count as f64 / (count - 1) as f64;
+    let Running {
+        mean,
+        variance,
+        momentum,
+    } = running;
+    let moved = [
+        mean * (1.0 - momentum) + output.mean * momentum,
+        variance * (1.0 - momentum) + output.variance * (momentum * unbiased),
+    ];
+    (output.output, moved.map(Tensor::detach))
+}
+
+#[cfg(any(feature = "flex", feature = "cube"))]
+fn has_kernel(x: &Tensor<4>) -> bool {
+    #[cfg(feature = "flex")]
+    if crate::cpu::tensor::handles(x) {
+        return true;
+    }
+    #[cfg(feature = "cube")]
+    if crate::gpu::launch::handles(&x.device(), x.dtype()) {
+        return true;
+    }
+    false
+}
+
 /// Normalises `x` with the batch's own statistics, adds `skip`, applies `activation`.
 ///
 /// Statistics and arithmetic are f32 whatever `x`'s dtype is, sums f64, on GPUs pairwise in f32. A
@@ -73,13 +148,15 @@ pub fn batch_norm_train(
     activation: Activation,
 ) -> BatchNormOutput {
     check(&x, [&gamma, &beta], skip.as_ref());
-    #[cfg(feature = "flex")]
-    if crate::cpu::tensor::handles(&x) {
-        return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
-    }
-    #[cfg(feature = "cube")]
-    if crate::gpu::launch::handles(&x.device(), x.dtype()) {
-        return ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation);
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    if has_kernel(&x) {
+        let (output, [mean, variance]) =
+            ops::batch_norm_train(x, gamma, beta, epsilon, skip, activation, None);
+        return BatchNormOutput {
+            output,
+            mean,
+            variance,
+        };
     }
     compose(x, gamma, beta, epsilon, skip, activation)
 }

@@ -1,8 +1,11 @@
 //! The normalisation as one differentiable operation of a Burn backend.
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
+use burn::backend::autodiff::checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::autodiff::{Autodiff, NodeId};
 #[cfg(feature = "cube")]
 use burn::backend::fusion::custom::TensorSpec;
@@ -12,10 +15,12 @@ use burn::tensor::Tensor;
 #[cfg(feature = "cube")]
 use burn::tensor::{DType, Shape};
 
-use super::BatchNormOutput;
+use super::Running;
+use super::passes::SharedNormalisation;
 use crate::Activation;
 
-/// Runs the operation; shapes and dtypes were checked, and the device is one that has it.
+/// Runs the operation; shapes and dtypes were checked, and the device is one that has it. The output, and the
+/// running mean and variance, moved, or without any the batch's own.
 pub fn batch_norm_train(
     x: Tensor<4>,
     gamma: Tensor<1>,
@@ -23,29 +28,93 @@ pub fn batch_norm_train(
     epsilon: f64,
     skip: Option<Tensor<4>>,
     activation: Activation,
-) -> BatchNormOutput {
+    running: Option<Running>,
+) -> (Tensor<4>, [Tensor<1>; 2]) {
     let [channels] = gamma.dims();
+    let count = x.shape().num_elements() / channels;
+    let wanted = running.is_some();
+    // Where none are to be moved, parameters stand in for them: a few values more, and no other operation.
+    let running = running.unwrap_or_else(|| Running {
+        mean: gamma.clone().detach(),
+        variance: beta.clone().detach(),
+        momentum: 0.0,
+    });
+    let forward = Forward {
+        epsilon,
+        activation,
+        moves: running.moves(count),
+        again: is_made_again(&x),
+    };
+    let (mean, variance) = (
+        running.mean.into_dispatch(),
+        running.variance.into_dispatch(),
+    );
     let (x, gamma, beta) = (
         x.into_dispatch(),
         gamma.into_dispatch(),
         beta.into_dispatch(),
     );
-    let (output, statistics) = match skip {
+    let (output, statistics, mean, variance) = match skip {
         Some(skip) => {
             let skip = skip.into_dispatch();
-            Dispatch::halfseg_batch_norm_skip(x, gamma, beta, skip, epsilon, activation)
+            Dispatch::halfseg_batch_norm_skip(x, gamma, beta, skip, mean, variance, forward)
         }
-        None => Dispatch::halfseg_batch_norm(x, gamma, beta, epsilon, activation),
+        None => Dispatch::halfseg_batch_norm(x, gamma, beta, mean, variance, forward),
     };
+    let output = Tensor::from_dispatch(output);
+    if wanted {
+        let moved = [mean, variance].map(|row| Tensor::from_dispatch(row).detach());
+        return (output, moved);
+    }
+    // Not taken where nobody reads them: on a GPU each row is a kernel.
     let statistics = Tensor::<2>::from_dispatch(statistics);
     let row = |index| {
         let values = statistics.clone().narrow(0, index, 1);
         values.reshape([channels]).detach()
     };
-    BatchNormOutput {
-        output: Tensor::from_dispatch(output),
-        mean: row(0),
-        variance: row(1),
+    (output, [row(0), row(1)])
+}
+
+/// How running statistics move: they keep a share, and take one of the batch's mean and one of its biased
+/// variance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moves {
+    pub keep: f32,
+    pub mean: f32,
+    pub variance: f32,
+}
+
+/// What a forward pass is told beside its tensors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Forward {
+    pub epsilon: f64,
+    pub activation: Activation,
+    pub moves: Moves,
+    /// Whether the output is not kept for what reads it in the backward pass, but made again from the input,
+    /// which is kept anyway: a pass over the map for its memory. Where something is added before the
+    /// activation the output is kept, since the mask is read from it.
+    pub again: bool,
+}
+
+/// On GPUs, whose memory is what limits a batch.
+fn is_made_again(x: &Tensor<4>) -> bool {
+    #[cfg(feature = "cube")]
+    return crate::gpu::launch::handles(&x.device(), x.dtype());
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = x;
+        false
+    }
+}
+
+impl Running {
+    fn moves(&self, count: usize) -> Moves {
+        let unbiased = count as f64 / count.saturating_sub(1).max(1) as f64;
+        Moves {
+            keep: (1.0 - self.momentum) as f32,
+            mean: self.momentum as f32,
+            variance: (self.momentum * unbiased) as f32,
+        }
     }
 }
 
@@ -61,26 +130,44 @@ pub fn batch_norm_train(
     Autodiff
 )]
 pub trait BatchNormalisation: Backend {
-    /// The output and the statistics. See [`super::batch_norm_train`].
-    #[fusion(meta = |x, _gamma, _beta, _epsilon, _activation| (x.clone(), statistics_of(x)))]
+    /// The output, the statistics and the running mean and variance, moved. See
+    /// [`super::batch_norm_train_moving`].
+    #[fusion(meta = |x, _gamma, _beta, mean, variance, _forward| {
+        (x.clone(), statistics_of(x), mean.clone(), variance.clone())
+    })]
     fn halfseg_batch_norm(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        forward: Forward,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    );
 
-    /// The output and the statistics. See [`super::batch_norm_train`].
-    #[fusion(meta = |x, _gamma, _beta, _skip, _epsilon, _activation| (x.clone(), statistics_of(x)))]
+    /// The output, the statistics and the running mean and variance, moved. See
+    /// [`super::batch_norm_train_moving`].
+    #[fusion(meta = |x, _gamma, _beta, _skip, mean, variance, _forward| {
+        (x.clone(), statistics_of(x), mean.clone(), variance.clone())
+    })]
     fn halfseg_batch_norm_skip(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         skip: FloatTensor<Self>,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        forward: Forward,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    );
 
     /// The gradients of `x`, gamma and beta, where nothing was added before the activation, or the
     /// activation is none. A ReLU's mask is computed again from `x`.
@@ -118,6 +205,25 @@ pub trait BatchNormalisation: Backend {
 #[cfg(feature = "cube")]
 fn statistics_of(x: &TensorSpec) -> TensorSpec {
     TensorSpec::new(Shape::new([4, x.shape[1]]), DType::F32)
+}
+
+/// Makes the output again, from its node's parents: input, gamma, beta.
+#[derive(Debug)]
+struct Again<B: Backend> {
+    parents: [NodeId; 3],
+    statistics: FloatTensor<B>,
+    activation: Activation,
+}
+
+impl<B: SharedNormalisation> RetroForward for Again<B> {
+    fn forward(&self, states: &mut BackwardStates, output: NodeId) {
+        let [x, gamma, beta] = self
+            .parents
+            .map(|parent| states.get_state::<FloatTensor<B>>(&parent));
+        let statistics = self.statistics.clone();
+        let again = B::halfseg_norm_apply(x, gamma, beta, statistics, self.activation);
+        states.save(output, again);
+    }
 }
 
 #[derive(Debug)]
@@ -200,39 +306,78 @@ fn backward<B: BatchNormalisation, const PARENTS: usize>(
     }
 }
 
-impl<B: BatchNormalisation, C: CheckpointStrategy> BatchNormalisation for Autodiff<B, C> {
+/// The output's node, with what its backward pass reads.
+fn finished<B: BatchNormalisation, C: CheckpointStrategy>(
+    prepared: OpsKind<BatchNormBackward, B, Kept<FloatTensor<B>>, C, 3>,
+    x: &FloatTensor<Autodiff<B, C>>,
+    kept: impl FnOnce(NodeId) -> Kept<FloatTensor<B>>,
+    output: FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    match prepared {
+        OpsKind::Tracked(mut prepared) => {
+            let kept = kept(prepared.checkpoint(x));
+            prepared.finish(kept, output)
+        }
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    }
+}
+
+impl<B, C> BatchNormalisation for Autodiff<B, C>
+where
+    B: BatchNormalisation + SharedNormalisation,
+    C: CheckpointStrategy,
+{
     fn halfseg_batch_norm(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        forward: Forward,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
         let nodes = [x.node(), gamma.node(), beta.node()];
-        let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
-        let (output, statistics) = B::halfseg_batch_norm(
+        let (output, statistics, mean, variance) = B::halfseg_batch_norm(
             x.primitive().clone(),
-            gamma.clone(),
-            beta.clone(),
-            epsilon,
-            activation,
+            gamma.primitive().clone(),
+            beta.primitive().clone(),
+            mean.into_primitive(),
+            variance.into_primitive(),
+            forward,
         );
-        let prepared = Backward::<B, 3>::prepare::<C>(BatchNormBackward, nodes);
-        let output = match prepared.compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let kept = Kept {
-                    x: prepared.checkpoint(&x),
-                    gamma,
-                    beta,
-                    statistics: statistics.clone(),
-                    output: None,
-                    activation,
-                };
-                prepared.finish(kept, output)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(output),
+        let again = forward.again.then(|| Again::<B> {
+            parents: nodes.each_ref().map(NodeGuard::id),
+            statistics: statistics.clone(),
+            activation: forward.activation,
+        });
+        let kept = |x| Kept {
+            x,
+            gamma: gamma.primitive().clone(),
+            beta: beta.primitive().clone(),
+            statistics: statistics.clone(),
+            output: None,
+            activation: forward.activation,
         };
-        (output, Self::from_inner(statistics))
+        let output = match again {
+            // Whatever the device's own strategy is.
+            Some(again) => {
+                let prepared =
+                    Backward::<B, 3>::prepare::<BalancedCheckpointing>(BatchNormBackward, nodes);
+                let prepared = prepared.memory_bound().retro_forward(again);
+                let prepared = prepared.parents([&x, &gamma, &beta]);
+                finished(prepared.stateful(), &x, kept, output)
+            }
+            None => {
+                let prepared = Backward::<B, 3>::prepare::<C>(BatchNormBackward, nodes);
+                finished(prepared.compute_bound().stateful(), &x, kept, output)
+            }
+        };
+        let [statistics, mean, variance] = [statistics, mean, variance].map(Self::from_inner);
+        (output, statistics, mean, variance)
     }
 
     fn halfseg_batch_norm_skip(
@@ -240,18 +385,25 @@ impl<B: BatchNormalisation, C: CheckpointStrategy> BatchNormalisation for Autodi
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         skip: FloatTensor<Self>,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        forward: Forward,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
         let nodes = [x.node(), gamma.node(), beta.node(), skip.node()];
         let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
-        let (output, statistics) = B::halfseg_batch_norm_skip(
+        let (output, statistics, mean, variance) = B::halfseg_batch_norm_skip(
             x.primitive().clone(),
             gamma.clone(),
             beta.clone(),
             skip.into_primitive(),
-            epsilon,
-            activation,
+            mean.into_primitive(),
+            variance.into_primitive(),
+            forward,
         );
         let prepared = Backward::<B, 4>::prepare::<C>(BatchNormBackward, nodes);
         let output = match prepared.compute_bound().stateful() {
@@ -261,14 +413,15 @@ impl<B: BatchNormalisation, C: CheckpointStrategy> BatchNormalisation for Autodi
                     gamma,
                     beta,
                     statistics: statistics.clone(),
-                    output: (activation == Activation::Relu).then(|| output.clone()),
-                    activation,
+                    output: (forward.activation == Activation::Relu).then(|| output.clone()),
+                    activation: forward.activation,
                 };
                 prepared.finish(kept, output)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(output),
         };
-        (output, Self::from_inner(statistics))
+        let [statistics, mean, variance] = [statistics, mean, variance].map(Self::from_inner);
+        (output, statistics, mean, variance)
     }
 
     fn halfseg_batch_norm_backward(

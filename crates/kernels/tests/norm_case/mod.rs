@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use halfseg_kernels::{
-    Activation, BatchNormOutput, BatchParts, batch_norm_shared, batch_norm_train,
+    Activation, BatchNormOutput, BatchParts, Running, batch_norm_shared, batch_norm_train,
+    batch_norm_train_moving,
 };
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -302,6 +303,59 @@ impl Case {
             let what = format!("{parts} of {self:?}");
             // Roundings to half precision may fall the other way.
             found.check_close(&expected, 2e-6 + rounding(self.dtype), &what);
+        }
+    }
+
+    /// Running statistics move as PyTorch's do, by the mean and the unbiased variance, and the output is the
+    /// same as without any.
+    pub fn check_moving(&self, device: &Device) {
+        let [n, c, h, w] = self.shape;
+        let parameter = |values: &[f32]| Tensor::<1>::from_floats(values, device);
+        let (x, skip) = (
+            self.map(&self.x, device),
+            self.skip.as_ref().map(|skip| self.map(skip, device)),
+        );
+        let (gamma, beta) = (parameter(&self.gamma), parameter(&self.beta));
+        let before: [Vec<f32>; 2] =
+            [0.25, 1.5].map(|start| (0..c).map(|i| start + i as f32 * 0.125).collect());
+        let running = Running {
+            mean: parameter(&before[0]),
+            variance: parameter(&before[1]),
+            momentum: 0.1,
+        };
+        let all = batch_norm_train(
+            x.clone(),
+            gamma.clone(),
+            beta.clone(),
+            EPSILON,
+            skip.clone(),
+            self.activation(),
+        );
+        let (output, moved) =
+            batch_norm_train_moving(x, gamma, beta, EPSILON, skip, self.activation(), running);
+        assert_eq!(values(output), values(all.output));
+        let count = (n * h * w) as f64;
+        for (moved, batch, before, share) in [
+            (&moved[0], all.mean, &before[0], 0.1),
+            (
+                &moved[1],
+                all.variance,
+                &before[1],
+                0.1 * count / (count - 1.0),
+            ),
+        ] {
+            assert!(!moved.is_require_grad());
+            let (moved, batch) = (values(moved.clone()), values(batch));
+            assert_eq!(moved.len(), c);
+            for ((moved, batch), before) in moved.iter().zip(batch).zip(before) {
+                let expected = f64::from(*before) * 0.9 + batch * share;
+                assert!(
+                    (moved - expected).abs() <= 1e-6 * expected.abs() + 1e-7,
+                    "{:?} {:?}: {moved}, not {expected}",
+                    self.dtype,
+                    self.shape
+                );
+            }
         }
     }
 

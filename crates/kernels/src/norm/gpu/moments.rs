@@ -10,9 +10,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::plan::{Plan, columns, place};
-use crate::gpu::launch::{buffer, element, empty};
+use crate::gpu::launch::{buffer, element, empty, optional};
 use crate::gpu::layout::{Layout, Order};
 use crate::gpu::reduce::{UNITS, along, launch_sums};
+use crate::norm::ops::Moves;
 
 /// Number, mean and sum of squared deviations of some values.
 #[derive(CubeType, Clone, Copy)]
@@ -186,16 +187,24 @@ fn part_moments<E: Float, N: Size>(
     }
 }
 
-/// The rows of the statistics from the moments of parts, over `rows` units a channel.
+/// The rows of the statistics from the moments of parts, over `rows` units a channel, and where there are running
+/// statistics, those moved.
 #[cube(launch_unchecked)]
 fn combine_moments<E: Float>(
     x: &[E],
     parts: &[f32],
+    running_mean: ComptimeOption<&[f32]>,
+    running_variance: ComptimeOption<&[f32]>,
     statistics: &mut [f32],
+    moved_mean: ComptimeOption<&mut [f32]>,
+    moved_variance: ComptimeOption<&mut [f32]>,
     channels: usize,
     plane: usize,
     splits: usize,
     epsilon: f32,
+    keep: f32,
+    mean_share: f32,
+    variance_share: f32,
     #[comptime] rows: usize,
     #[define(E)] _dtype: ElemType,
 ) {
@@ -256,11 +265,35 @@ fn combine_moments<E: Float>(
         statistics[channels + channel] = variance;
         statistics[2 * channels + channel] = 1.0 / (variance + epsilon).sqrt();
         statistics[3 * channels + channel] = (centre - mean) + offset;
+        #[comptime]
+        if let (ComptimeOption::Some(running), ComptimeOption::Some(moved)) =
+            (running_mean, moved_mean)
+        {
+            moved[channel] = running[channel] * keep + mean * mean_share;
+        }
+        #[comptime]
+        if let (ComptimeOption::Some(running), ComptimeOption::Some(moved)) =
+            (running_variance, moved_variance)
+        {
+            moved[channel] = running[channel] * keep + variance * variance_share;
+        }
     }
+}
+
+/// Running mean and variance, without gaps, and where they are to be when they have moved.
+pub struct Moving {
+    pub from: [CubeTensor; 2],
+    pub to: [CubeTensor; 2],
+    pub moves: Moves,
 }
 
 /// The rows of [`BatchNormalisation`](crate::norm::ops::BatchNormalisation)'s statistics.
 pub fn statistics_of(x: CubeTensor, epsilon: f64) -> CubeTensor {
+    statistics_moving(x, epsilon, None)
+}
+
+/// The same, and running statistics moved on the way: a kernel for each would take as long as this one.
+pub fn statistics_moving(x: CubeTensor, epsilon: f64, moving: Option<Moving>) -> CubeTensor {
     let (x, layout) = Layout::of(x);
     let plan = Plan::new(&layout, &x);
     let [_, c, h, w] = layout.shape;
@@ -293,6 +326,18 @@ pub fn statistics_of(x: CubeTensor, epsilon: f64) -> CubeTensor {
     };
     let rows = along(plan.splits);
     let (count, dim) = launch_sums(&x, c, rows);
+    let moves = moving.as_ref().map(|moving| moving.moves);
+    let (from, to) = moving.map(|moving| (moving.from, moving.to)).unzip();
+    let [from, to] = [from, to].map(|pair: Option<[CubeTensor; 2]>| match pair {
+        Some(pair) => pair.map(Some),
+        None => [None, None],
+    });
+    let ([from_mean, from_variance], [to_mean, to_variance]) = (from, to);
+    let moves = moves.unwrap_or(Moves {
+        keep: 0.0,
+        mean: 0.0,
+        variance: 0.0,
+    });
     // SAFETY: units beyond the channels read and write nothing; `parts` has all splits of all channels.
     unsafe {
         combine_moments::launch_unchecked(
@@ -301,11 +346,18 @@ pub fn statistics_of(x: CubeTensor, epsilon: f64) -> CubeTensor {
             dim,
             buffer(x.clone()),
             buffer(parts),
+            optional(from_mean),
+            optional(from_variance),
             buffer(statistics.clone()),
+            optional(to_mean),
+            optional(to_variance),
             c,
             plane,
             plan.splits,
             epsilon as f32,
+            moves.keep,
+            moves.mean,
+            moves.variance,
             rows,
             element(&x),
         );
