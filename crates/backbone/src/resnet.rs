@@ -218,6 +218,11 @@ impl ResNet {
         self
     }
 
+    /// Whether training recomputes each residual block.
+    pub fn recomputes(&self) -> bool {
+        self.recompute
+    }
+
     /// With the stem and the first `stages` stages as they are: their parameters get no gradients, and their
     /// normalisations use running statistics, which stay, too; `None` freezes nothing, `Some(0)` the stem alone. As
     /// `frozen_stages` of MMSegmentation's `ResNet`, where -1 freezes nothing.

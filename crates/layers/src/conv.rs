@@ -1,9 +1,10 @@
 //! A convolution with its weight.
 
+use std::any::Any;
 use std::ops::Range;
 
 use burn::config::Config;
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use halfseg_amp::{Op, cast, cast_param, observe, operands, param_dtype, promote};
 use halfseg_kernels::{Activation, Conv2dOptions, conv2d, conv2d_act, rounds_weight};
@@ -102,6 +103,25 @@ impl Conv2dConfig {
             },
         }
     }
+}
+
+/// Runs `body`, a forward pass of training of `module`, with the weights rounded before it that convolutions of one
+/// tap round anyway under the current autocast policy; on GPUs many of them share a kernel. See
+/// [`halfseg_kernels::with_rounded_weights`].
+pub fn with_rounded_weights<M: Module, R>(module: &M, body: impl FnOnce() -> R) -> R {
+    #[derive(Default)]
+    struct Weights(Vec<(Tensor<4>, DType)>);
+    impl ModuleVisitor for Weights {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let (value, dtype) = (param.val(), param_dtype(Op::Conv2d, param));
+            if let Some(weight) = (&value as &dyn Any).downcast_ref::<Tensor<4>>() {
+                self.0.push((weight.clone(), dtype));
+            }
+        }
+    }
+    let mut weights = Weights::default();
+    module.visit(&mut weights);
+    halfseg_kernels::with_rounded_weights(weights.0, body)
 }
 
 impl Conv2d {

@@ -15,7 +15,7 @@ mod resize;
 mod separable;
 
 pub use batch_norm::{BatchNorm, BatchNormConfig};
-pub use conv::{Conv2d, Conv2dConfig, Conv2dInit};
+pub use conv::{Conv2d, Conv2dConfig, Conv2dInit, with_rounded_weights};
 pub use conv_bn_act::{ConvBnAct, ConvBnActConfig};
 pub use dropout::ChannelDropout;
 pub use fork::fork;

@@ -4,7 +4,9 @@ use burn::module::Module;
 use burn::tensor::{FloatDType, Int, Tensor};
 use halfseg_backbone::ResNet;
 use halfseg_heads::{DeepLabV3Head, DeepLabV3PlusHead, FcnHead, PspHead};
-use halfseg_layers::{Objective, SegmentationLoss, binary_logits, resize_with};
+use halfseg_layers::{
+    Objective, SegmentationLoss, binary_logits, resize_with, with_rounded_weights,
+};
 use rand::Rng;
 
 use crate::SegmentorConfig;
@@ -149,6 +151,14 @@ impl Segmentor {
     /// # Panics
     /// If the batch is smaller than [`SegmentorConfig::min_train_batch`].
     pub fn forward_train(&self, x: Tensor<4>, rng: &mut impl Rng) -> TrainLogits {
+        match self.backbone.recomputes() {
+            // Its blocks are run again with weights of their own.
+            true => self.run_train(x, rng),
+            false => with_rounded_weights(self, || self.run_train(x, rng)),
+        }
+    }
+
+    fn run_train(&self, x: Tensor<4>, rng: &mut impl Rng) -> TrainLogits {
         let stages = self.backbone.forward(x);
         let x = stages.at(self.config.head_index);
         let decode = match &self.decode_head {

@@ -16,7 +16,7 @@ pub use cpu::PackedWeights;
 #[cfg(feature = "flex")]
 pub use times::{ConvolutionPass, TimedConvolution, time_convolutions};
 
-use burn::tensor::{Tensor, activation::relu, module, ops::ConvOptions};
+use burn::tensor::{DType, Tensor, activation::relu, module, ops::ConvOptions};
 
 use crate::Activation;
 
@@ -148,6 +148,21 @@ pub fn rounds_weight(x: &Tensor<4>) -> bool {
     }
     let _ = x;
     false
+}
+
+/// Runs `body`, a forward pass of training, with weights that are rounded before it: those of the convolutions in half
+/// precision of a kernel of one tap, which keep a copy of their weight, with the dtype of the maps that each is for.
+///
+/// On GPUs many of them share a kernel, where [`conv2d`] starts one for each; the results are the same. Weights that
+/// no graph tracks, of more taps, in another dtype than f32 or elsewhere are left to [`conv2d`].
+pub fn with_rounded_weights<R>(weights: Vec<(Tensor<4>, DType)>, body: impl FnOnce() -> R) -> R {
+    #[cfg(feature = "cube")]
+    return gpu::with_rounded(weights, body);
+    #[cfg(not(feature = "cube"))]
+    {
+        drop(weights);
+        body()
+    }
 }
 
 /// A convolution and what follows it in a network that is not trained:

@@ -5,6 +5,8 @@ use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw, reshape};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -120,6 +122,29 @@ fn combine(parts: &[f32], report: &mut [f32], tensors: usize, groups: usize) {
     if unit == 0 {
         report[2 * tensor] = select(tables[0] == 0.0, 1.0, 0.0);
         report[2 * tensor + 1] = tables[UNITS];
+    }
+}
+
+/// Rounds each tensor. Groups are numbered by x, tensors by y; `lengths` count vectors.
+#[cube(launch_unchecked)]
+fn round<E: Float, N: Size>(
+    values: Sequence<Box<[Vector<f32, N>]>>,
+    mut rounded: Sequence<Box<[Vector<E, N>]>>,
+    lengths: Sequence<usize>,
+    #[define(E)] _dtype: ElemType,
+) {
+    let step = CUBE_COUNT_X as usize * UNITS;
+    #[unroll]
+    for tensor in 0..values.len() {
+        if CUBE_POS_Y as usize == tensor {
+            let values = &values[tensor];
+            let rounded = &mut rounded[tensor];
+            let mut k = CUBE_POS_X as usize * UNITS + UNIT_POS as usize;
+            while k < lengths[tensor] {
+                rounded[k] = Vector::cast_from(values[k]);
+                k += step;
+            }
+        }
     }
 }
 
@@ -246,6 +271,25 @@ fn owned(tensor: CubeTensor) -> CubeTensor {
     }
 }
 
+/// Without gaps, `[n, h, w, c]` where it is a map or a weight.
+fn in_pixels(tensor: CubeTensor) -> CubeTensor {
+    if tensor.meta.num_dims() != 4 {
+        return into_contiguous(tensor);
+    }
+    let [n, c, h, w] = tensor.meta.shape().dims();
+    // The same memory.
+    match [h, w] == [1, 1] && tensor.is_contiguous() {
+        true => reshape(tensor, [n, h, w, c].into()),
+        false => into_contiguous(permute_nchw_to_nhwc(tensor)),
+    }
+}
+
+/// A tensor of another dtype with no values yet.
+fn like(tensor: &CubeTensor, dtype: DType) -> CubeTensor {
+    let (client, device) = (tensor.client.clone(), tensor.device.clone());
+    empty_device_contiguous_dtype(client, device, tensor.shape(), dtype)
+}
+
 /// Measures tensors without gaps, and with `write` multiplies them in place. Returns `[tensors, 2]`.
 fn measure(tensors: &[CubeTensor], factor: f32, write: bool) -> CubeTensor {
     let lengths: Vec<_> = tensors.iter().map(length).collect();
@@ -309,6 +353,34 @@ impl Lists for CubeBackend {
     fn halfseg_measure_list(tensors: Tensors<Self>) -> CubeTensor {
         let tensors: Vec<_> = tensors.0.into_iter().map(into_contiguous).collect();
         measure(&tensors, 1.0, false)
+    }
+
+    fn halfseg_round_list(tensors: Tensors<Self>, dtype: DType) -> Tensors<Self> {
+        let tensors: Vec<_> = tensors.0.into_iter().map(in_pixels).collect();
+        let rounded: Vec<_> = tensors.iter().map(|tensor| like(tensor, dtype)).collect();
+        let lengths: Vec<_> = tensors.iter().map(length).collect();
+        for batch in batches(&lengths, together(&tensors[0], 2), |_| ()) {
+            let Batch { places, lanes, .. } = &batch;
+            // SAFETY: units stay within the length of the tensors that their group works on, which are as long
+            // as each other; no two work on the same value.
+            unsafe {
+                round::launch_unchecked(
+                    &tensors[0].client,
+                    CubeCount::Static(batch.groups as u32, places.len() as u32, 1),
+                    CubeDim::new_1d(UNITS as u32),
+                    *lanes,
+                    buffers(&tensors, places),
+                    buffers(&rounded, places),
+                    places.iter().map(|place| lengths[*place] / lanes).collect(),
+                    element(&rounded[places[0]]),
+                );
+            }
+        }
+        let as_given = |tensor: CubeTensor| match tensor.meta.num_dims() {
+            4 => permute_nhwc_to_nchw(tensor),
+            _ => tensor,
+        };
+        Tensors(rounded.into_iter().map(as_given).collect())
     }
 
     fn halfseg_descend_list(operands: Tensors<Self>, steps: Vec<SgdStep>) -> Tensors<Self> {

@@ -57,6 +57,16 @@ pub fn measure_list(tensors: Vec<AnyTensor>) -> Tensor<2> {
     panic!("{NOT_HANDLED}")
 }
 
+/// The f32 tensors in another dtype, those of four dimensions pixel by pixel in memory.
+///
+/// # Panics
+/// As [`scale_list`], and if a tensor is not f32.
+#[cfg(feature = "cube")]
+pub(crate) fn round_list(tensors: Vec<AnyTensor>, dtype: DType) -> Vec<AnyTensor> {
+    check(tensors.len());
+    ops::round(tensors, dtype)
+}
+
 /// A parameter before a step: see [`sgd_step_list`].
 #[derive(Clone, Debug)]
 pub struct SgdParameter {

@@ -42,6 +42,12 @@ pub fn descend(
         .collect()
 }
 
+/// See [`super::round_list`].
+pub fn round(tensors: Vec<AnyTensor>, dtype: DType) -> Vec<AnyTensor> {
+    let Tensors(rounded) = Dispatch::halfseg_round_list(list(tensors), dtype);
+    rounded.into_iter().map(AnyTensor).collect()
+}
+
 /// What this module adds to a backend.
 #[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(feature = "cube"))]
 pub trait Lists: Backend {
@@ -54,6 +60,13 @@ pub trait Lists: Backend {
     /// The report: f32 `[n, 2]`.
     #[fusion(meta = |tensors| report(tensors.len()))]
     fn halfseg_measure_list(#[extension_type] tensors: Tensors<Self>) -> FloatTensor<Self>;
+
+    /// The tensors in another dtype, those of four dimensions pixel by pixel in memory.
+    #[fusion(meta = |tensors, dtype| {
+        let rounded = tensors.iter().map(|tensor| TensorSpec::new(tensor.shape.clone(), *dtype));
+        rounded.collect::<Vec<_>>()
+    })]
+    fn halfseg_round_list(#[extension_type] tensors: Tensors<Self>, dtype: DType) -> Tensors<Self>;
 
     /// `operands` are parameters, as many as steps, then their velocities and then their gradients; the
     /// result the new parameters and velocities. Without gradients, the velocities hold them.

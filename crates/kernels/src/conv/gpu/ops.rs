@@ -10,11 +10,18 @@ use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Shape, Tensor};
 
 use super::super::Conv2dOptions;
+use super::rounded;
 
 /// Runs the operation on a device that has it; shapes and dtypes were checked.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, options: Conv2dOptions) -> Tensor<4> {
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(Dispatch::halfseg_gpu_conv2d(x, weight, options))
+}
+
+/// Keeps `rounded` for the convolution by `weight`; both are on an autodiff device.
+pub fn remember(weight: Tensor<4>, rounded: Tensor<4>) -> Tensor<4> {
+    let (weight, rounded) = (weight.into_dispatch(), rounded.into_dispatch());
+    Tensor::from_dispatch(Dispatch::halfseg_gpu_remember_rounded(weight, rounded))
 }
 
 /// What this module adds to a backend.
@@ -35,6 +42,13 @@ pub trait GpuConvolution: Backend {
     /// A weight in another dtype, as a view of what [`Self::halfseg_gpu_conv2d`] reads.
     #[fusion(meta = |weight, dtype| TensorSpec::new(weight.shape.clone(), *dtype))]
     fn halfseg_gpu_round_weight(weight: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self>;
+
+    /// Below autodiff nothing is known of nodes, and nothing is done; returns `rounded`. See [`remember`].
+    #[fusion(meta = |_weight, rounded| rounded.clone())]
+    fn halfseg_gpu_remember_rounded(
+        weight: FloatTensor<Self>,
+        rounded: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 
     /// The gradient of the input, `[n, c_in, *size]`.
     #[fusion(meta = |weight, gradient, size, options| {
@@ -150,8 +164,11 @@ impl<B: GpuConvolution, C: CheckpointStrategy> GpuConvolution for Autodiff<B, C>
                 let node = prepared.checkpoint(&x);
                 let (weight, read) =
                     if kernel == [1, 1] && options.groups == 1 && dtype != map_dtype {
-                        let rounded =
-                            B::halfseg_gpu_round_weight(weight.into_primitive(), map_dtype);
+                        let kept = rounded::kept::<FloatTensor<B>>(weight.node().id());
+                        let kept = kept.filter(|kept| kept.dtype() == map_dtype);
+                        let rounded = kept.unwrap_or_else(|| {
+                            B::halfseg_gpu_round_weight(weight.into_primitive(), map_dtype)
+                        });
                         (Weight::Rounded(rounded.clone()), rounded)
                     } else {
                         let node = prepared.checkpoint(&weight);
@@ -177,6 +194,14 @@ impl<B: GpuConvolution, C: CheckpointStrategy> GpuConvolution for Autodiff<B, C>
 
     fn halfseg_gpu_round_weight(_: FloatTensor<Self>, _: DType) -> FloatTensor<Self> {
         unreachable!("the backward pass rounds what it keeps below autodiff")
+    }
+
+    fn halfseg_gpu_remember_rounded(
+        weight: FloatTensor<Self>,
+        rounded: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        rounded::keep(weight.node().id(), rounded.primitive().clone());
+        rounded
     }
 
     fn halfseg_gpu_conv2d_input_gradient(
