@@ -19,17 +19,22 @@ mod sgd;
 mod sum;
 mod with_gradient;
 
+#[cfg(feature = "cube")]
+pub use self::gpu::launch::multiplies;
 pub use activation::Activation;
 pub use any_tensor::AnyTensor;
 pub use classes::{CrossEntropyTerms, cross_entropy_terms, most_likely_classes};
-pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight};
+pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight, with_rounded_weights};
 #[cfg(feature = "flex")]
 pub use conv::{ConvolutionPass, PackedWeights, TimedConvolution, time_convolutions};
 #[cfg(feature = "flex")]
 pub use cpu::isa::{InstructionSetError, f32_products, instruction_set};
 pub use lists::{SgdParameter, handles_lists, measure_list, scale_list, sgd_step_list};
 pub use maps::{Between, averages, cat_channels, max_pool2d, resample};
-pub use norm::{BatchNormOutput, BatchParts, batch_norm_shared, batch_norm_train};
+pub use norm::{
+    BatchNormOutput, BatchParts, Running, batch_norm_shared, batch_norm_train,
+    batch_norm_train_moving,
+};
 pub use resize::resize_bilinear;
 pub use sgd::{SgdStep, sgd_step};
 pub use sum::sum;

@@ -1,7 +1,7 @@
 //! What a kernel is launched with: tensors without values, types, numbers of units.
 
-use burn::backend::DispatchDevice;
 use burn::backend::cubecl::dtype_to_storage_type;
+use burn::backend::{Backend, DTypeUsage, Dispatch, DispatchDevice};
 use burn::tensor::{DType, Device, Shape};
 use burn_cubecl::cubecl;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
@@ -17,6 +17,12 @@ pub fn handles(device: &Device, dtype: DType) -> bool {
         _ => false,
     };
     on_cube && matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// Whether `device` has units that multiply matrices of `dtype`.
+pub fn multiplies(device: &Device, dtype: DType) -> bool {
+    let usage = Dispatch::dtype_usage(device.as_dispatch(), dtype);
+    usage.contains(DTypeUsage::Accelerated)
 }
 
 /// A tensor with no values yet, on the device of `like`.

@@ -1,9 +1,9 @@
 //! Convolutions on GPUs that sum in f32, whatever the dtype of their maps: Burn's choose among kernels by
 //! speed alone, and some of those sum f16 in f16.
 //!
-//! Depthwise convolutions have kernels of their own. Others in f16 and bf16 go through matrix products and
-//! implicit ones (`dense`), and grouped ones through kernels of one value a unit (`direct`). Those in f32
-//! that are not depthwise are left to Burn.
+//! Depthwise convolutions have kernels of their own. Others go through matrix products and in f16 and bf16 through
+//! implicit ones (`dense`), and grouped ones in f16 and bf16 through kernels of one value a unit (`direct`). Grouped ones
+//! in f32 are left to Burn, and dense ones in f32 where it does not round them to TF32 or `HALFSEG_TF32=1` allows it.
 
 mod dense;
 mod depthwise;
@@ -11,9 +11,14 @@ mod direct;
 mod ops;
 mod phases;
 mod problem;
+mod product;
+mod rounded;
 mod split;
+mod tried;
 mod weight;
 mod window;
+
+use std::sync::OnceLock;
 
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
@@ -21,6 +26,7 @@ use burn_cubecl::ops::permute_nhwc_to_nchw;
 use burn_cubecl::tensor::CubeTensor;
 
 use self::ops::GpuConvolution;
+pub use self::rounded::with_rounded;
 use self::weight::{by_input, by_output, by_tap};
 use self::window::pixels;
 use super::Conv2dOptions;
@@ -29,7 +35,26 @@ use super::Conv2dOptions;
 pub fn handles(x: &Tensor<4>, weight: &Tensor<4>, options: Conv2dOptions) -> bool {
     let (channels, [c_out, depth, ..]) = (x.dims()[1], weight.dims());
     crate::gpu::launch::handles(&x.device(), x.dtype())
-        && (x.dtype() != DType::F32 || is_depthwise(channels, c_out, depth, options))
+        && (x.dtype() != DType::F32
+            || is_depthwise(channels, c_out, depth, options)
+            || options.groups == 1 && is_rounded(x))
+}
+
+/// Whether Burn's convolution would round f32 to TF32, as it does on GPUs that have matrix units, and that is not asked
+/// for.
+fn is_rounded(x: &Tensor<4>) -> bool {
+    static ASKED_FOR: OnceLock<bool> = OnceLock::new();
+    let asked_for = ASKED_FOR.get_or_init(|| {
+        let value = std::env::var_os("HALFSEG_TF32");
+        assert!(
+            value
+                .as_ref()
+                .is_none_or(|value| value == "0" || value == "1"),
+            "HALFSEG_TF32: expected 0 or 1, found {value:?}"
+        );
+        value.is_some_and(|value| value == "1")
+    });
+    !asked_for && crate::gpu::launch::multiplies(&x.device(), DType::F32)
 }
 
 fn is_depthwise(c_in: usize, c_out: usize, depth: usize, options: Conv2dOptions) -> bool {
@@ -95,6 +120,10 @@ impl GpuConvolution for CubeBackend {
 
     fn halfseg_gpu_round_weight(weight: CubeTensor, dtype: DType) -> CubeTensor {
         permute_nhwc_to_nchw(by_output(weight, dtype))
+    }
+
+    fn halfseg_gpu_remember_rounded(_: CubeTensor, rounded: CubeTensor) -> CubeTensor {
+        rounded
     }
 
     fn halfseg_gpu_conv2d_input_gradient(

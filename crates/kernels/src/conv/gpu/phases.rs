@@ -4,7 +4,6 @@
 //! `s * s` interleaved grids, each of them a convolution of stride 1 with a part of the kernel, turned
 //! around. Together they multiply as often as the forward pass does.
 
-use burn::tensor::DType;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::reshape;
@@ -120,7 +119,7 @@ fn place<E: Float, N: Size>(
 }
 
 /// The input's gradient, `[n, *size, c_in]`, from that of the output, which lies pixel by pixel; `weight`
-/// is `[c_out, c_in, kh, kw]`, in any dtype. For f16 and bf16 and one group.
+/// is `[c_out, c_in, kh, kw]`, in any dtype. For one group.
 pub fn input_gradient(
     weight: CubeTensor,
     gradient: CubeTensor,
@@ -128,7 +127,6 @@ pub fn input_gradient(
     options: Conv2dOptions,
 ) -> CubeTensor {
     let dtype = gradient.dtype;
-    debug_assert_ne!(dtype, DType::F32);
     let [n, ..] = gradient.meta.shape().dims::<4>();
     let [c_out, c_in, kh, kw] = weight.meta.shape().dims();
     if dense::is_pointwise([kh, kw], options) {

@@ -12,7 +12,6 @@ use std::ops::Range;
 
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::ops::{permute, reshape};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -21,6 +20,7 @@ use super::super::Conv2dOptions;
 use super::dense::is_pointwise;
 use super::direct::{Sums, add_up};
 use super::problem::{Declined, Problem};
+use super::product::multiply;
 use super::window::{Side, sides, source, vector_size};
 use crate::gpu::launch::{buffer, element, elementwise, empty};
 
@@ -36,14 +36,15 @@ const MULTIPLE: usize = 16;
 /// Bytes of products, or of columns, that are in memory at a time.
 const BYTES: usize = 1 << 26;
 
-/// The pixels that `taps` taps from `first` on read, one row for each output pixel, zeros where they read none
-/// and in rows from `rows_used` on: `[parts, taps, part, c]`, a vector of channels a unit.
+/// The pixels that `taps` taps from `first` on read, one row for each output pixel from `start` on, zeros where they
+/// read none and in rows from `rows_used` on: `[parts, taps, part, c]`, a vector of channels a unit.
 #[cube(launch_unchecked)]
 fn columns_of_taps<E: Float, N: Size>(
     x: &[Vector<E, N>],
     output: &mut [Vector<E, N>],
     rows: Side,
     columns: Side,
+    start: usize,
     first: usize,
     taps: usize,
     part: usize,
@@ -58,7 +59,7 @@ fn columns_of_taps<E: Float, N: Size>(
     }
     let row = index / channels;
     let tap = first + row / part % taps;
-    let pixel = row / part / taps * part + row % part;
+    let pixel = start + row / part / taps * part + row % part;
     let line = pixel / columns.to;
     let down = source(line % rows.to, tap / columns.taps, &rows, false);
     let across = source(pixel % columns.to, tap % columns.taps, &columns, false);
@@ -104,12 +105,12 @@ fn by_columns(problem: Problem) -> Result<CubeTensor, Declined> {
     let together = (BYTES / columns_bytes.max(products_bytes)).clamp(1, taps);
 
     let (to, whole) = ([h_out, w_out], Conv2dOptions::default());
-    let gradient = columns(&gradient, to, [1, 1], whole, 0..1, [splits, part]);
+    let gradient = columns(&gradient, to, [1, 1], whole, 0..1, 0, [splits, part]);
     let gradient = permute(gradient, &[0, 1, 3, 2]);
     let weight = empty(&x, [c_out, c_in, kernel[0], kernel[1]], dtype);
     for first in (0..taps).step_by(together) {
         let some = first..(first + together).min(taps);
-        let columns = columns(&x, to, kernel, options, some.clone(), [splits, part]);
+        let columns = columns(&x, to, kernel, options, some.clone(), 0, [splits, part]);
         let products = empty(&x, [splits, some.len(), c_out, c_in], DType::F32);
         let products = multiply(gradient.clone(), columns, products)?;
         add_up(products, &weight, Sums::ByTap(some));
@@ -117,30 +118,52 @@ fn by_columns(problem: Problem) -> Result<CubeTensor, Declined> {
     Ok(weight)
 }
 
-/// Products of matrices in f32, into `output`.
-fn multiply(
-    left: CubeTensor,
-    right: CubeTensor,
-    output: CubeTensor,
-) -> Result<CubeTensor, Declined> {
-    let strategy = MatmulStrategy::default();
-    let products = matmul(left, right, Some(output), strategy, DType::F32);
-    products.map_err(|error| format!("{error:?}"))
+/// A convolution as products of matrices of what all taps read, for as many pixels at a time as take little memory.
+pub fn correlate(problem: Problem) -> Result<CubeTensor, Declined> {
+    let Problem {
+        map: x,
+        other: weight,
+        size: to,
+        options,
+        ..
+    } = problem;
+    let [n, _, _, c] = x.meta.shape().dims();
+    let [c_out, kh, kw, _] = weight.meta.shape().dims();
+    let (taps, pixels) = (kh * kw, n * to[0] * to[1]);
+    let weight = permute(reshape(weight, [c_out, taps * c].into()), &[1, 0]);
+    let output = empty(&x, [pixels, c_out], x.dtype);
+    // A multiple, so that each part of the output begins where a device can bind it.
+    let together = (BYTES / (taps * c * x.dtype.size())).max(1);
+    let together = together.next_multiple_of(PIXELS).min(pixels);
+    for start in (0..pixels).step_by(together) {
+        let count = together.min(pixels - start);
+        let columns = columns(&x, to, [kh, kw], options, 0..taps, start, [count, 1]);
+        let columns = reshape(columns, [count, taps * c].into());
+        let mut part = reshape(output.clone(), [pixels, c_out].into());
+        part.meta.remove(0);
+        part.meta.insert(0, count, c_out);
+        let bytes = start * c_out * x.dtype.size();
+        part.handle = part.handle.offset_start(bytes as u64);
+        multiply(columns, weight.clone(), part)?;
+    }
+    Ok(reshape(output, [n, to[0], to[1], c_out].into()))
 }
 
-/// What some taps read of `x`, `[splits, taps, part, c]`: the map itself where that is the same.
+/// What some taps read of `x` for the pixels from `start` on, `[splits, taps, part, c]`: the map itself where that is
+/// the same.
 fn columns(
     x: &CubeTensor,
     to: [usize; 2],
     kernel: [usize; 2],
     options: Conv2dOptions,
     taps: Range<usize>,
+    start: usize,
     [splits, part]: [usize; 2],
 ) -> CubeTensor {
     let [n, h, w, c] = x.meta.shape().dims();
     let pixels = n * to[0] * to[1];
     let shape = [splits, taps.len(), part, c];
-    if is_pointwise(kernel, options) && to == [h, w] && splits * part == pixels {
+    if is_pointwise(kernel, options) && to == [h, w] && (start, splits * part) == (0, pixels) {
         return reshape(x.clone(), shape.into());
     }
     let output = empty(x, shape, x.dtype);
@@ -159,6 +182,7 @@ fn columns(
             buffer(output.clone()),
             down,
             across,
+            start,
             taps.start,
             taps.len(),
             part,

@@ -12,8 +12,9 @@ use cubecl::prelude::*;
 
 use super::super::direct::{Sums, add_up};
 use super::super::problem::{Declined, Problem};
+use super::super::product::multiply;
 use super::super::window::{Pair, pair, vector_size};
-use super::{BYTES, cut, multiply};
+use super::{BYTES, cut};
 use crate::gpu::launch::{buffer, element, elementwise, empty};
 
 /// Channels that rows of pixels are a multiple of, so that every pixel begins where vectors do.
