@@ -74,7 +74,10 @@ pub fn to_exit_code(body: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
                 .unwrap_or_else(|poisoned| poisoned.into_inner())
                 .take();
             let panic = panic.unwrap_or_else(|| "no message".into());
-            let text = format!("the program cannot go on: {panic}");
+            let text = match panic.contains(OUT_OF_MEMORY) {
+                true => format!("{TOO_SMALL} ({})", of_memory(&panic)),
+                false => format!("the program cannot go on: {panic}"),
+            };
             (Some(text), 1, false)
         }
     };
@@ -89,6 +92,17 @@ pub fn to_exit_code(body: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
         }
     }
     ExitCode::from(code)
+}
+
+/// What CubeCL says where a GPU has no memory left, in the midst of what could not be computed for it.
+const OUT_OF_MEMORY: &str = "out of device memory";
+const TOO_SMALL: &str = "the GPU's memory is too small: make the batch or the crop smaller, or train with \
+                         --gradient-checkpointing; `halfseg info` predicts what a step takes";
+
+/// The line of `panic` that says how much was asked for.
+fn of_memory(panic: &str) -> &str {
+    let line = panic.lines().find(|line| line.contains(OUT_OF_MEMORY));
+    line.unwrap_or(OUT_OF_MEMORY).trim()
 }
 
 /// The end of one of several processes, which all end with one code: that of the first that failed. What it

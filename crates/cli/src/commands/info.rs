@@ -71,15 +71,19 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     let batch = args.batch.map_or(2, usize::from);
     table += &format!(
         "\npredicted memory of a training step with {batch} such image(s)\n\
-         {:<26}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}\n",
+         {:<30}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}\n",
         "", "weights", "momentum", "gradients", "maps", "work", "peak"
     );
-    for (precision, checkpointing) in plans() {
-        let plan = MemoryPlan::of(&config, &step(size, batch, precision, checkpointing));
-        let name = match checkpointing {
-            true => format!("{precision}, checkpointing"),
-            false => precision.to_string(),
-        };
+    for kind in plans() {
+        let plan = MemoryPlan::of(&config, &step(size, batch, kind));
+        let Kind {
+            precision,
+            checkpointing,
+            on_gpu,
+        } = kind;
+        let mut name = precision.to_string();
+        name += if on_gpu { " on a GPU" } else { "" };
+        name += if checkpointing { ", checkpointing" } else { "" };
         let bytes = [
             plan.weights,
             plan.momentum,
@@ -89,7 +93,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             plan.peak,
         ];
         let columns = bytes.map(|bytes| format!("{:>10}", Bytes(bytes).to_string()));
-        table += &format!("{name:<26}{}\n", columns.concat());
+        table += &format!("{name:<30}{}\n", columns.concat());
     }
     let seconds = args.gflops.map(|gflops| {
         // The backward pass makes two products for each of the forward pass.
@@ -120,7 +124,14 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             .iter()
             .map(|(name, part)| ((*name).to_owned(), object(part)))
             .collect();
-        let memory = |precision| training_memory(&config, &step(size, 1, precision, false));
+        let memory = |precision| {
+            let kind = Kind {
+                precision,
+                checkpointing: false,
+                on_gpu: false,
+            };
+            training_memory(&config, &step(size, 1, kind))
+        };
         let json = json!({
             "method": config.method.to_string(),
             "backbone": config.backbone.to_string(),
@@ -162,34 +173,48 @@ fn variant(config: &SegmentorConfig) -> String {
     }
 }
 
-/// Precisions, each without and with gradient checkpointing.
-fn plans() -> impl Iterator<Item = (RunPrecision, bool)> {
-    let precisions = [RunPrecision::F32, RunPrecision::F16, RunPrecision::Bf16];
-    let both = |precision| [false, true].map(|checkpointing| (precision, checkpointing));
-    precisions.into_iter().flat_map(both)
+/// What the memory of a step depends on, beside the network and its input.
+#[derive(Clone, Copy)]
+struct Kind {
+    precision: RunPrecision,
+    checkpointing: bool,
+    /// Where normalised maps are not kept.
+    on_gpu: bool,
 }
 
-fn step(
-    size: [usize; 2],
-    images: usize,
-    precision: RunPrecision,
-    recomputes: bool,
-) -> TrainingStep {
+/// On the CPU and on a GPU all precisions, each without and with gradient checkpointing.
+fn plans() -> impl Iterator<Item = Kind> {
+    let precisions = [RunPrecision::F32, RunPrecision::F16, RunPrecision::Bf16];
+    let on = move |on_gpu| {
+        precisions.into_iter().flat_map(move |precision| {
+            [false, true].map(|checkpointing| Kind {
+                precision,
+                checkpointing,
+                on_gpu,
+            })
+        })
+    };
+    [false, true].into_iter().flat_map(on)
+}
+
+fn step(size: [usize; 2], images: usize, kind: Kind) -> TrainingStep {
     TrainingStep {
         size,
         images,
-        element_bytes: precision.element_bytes(),
-        recomputes,
+        element_bytes: kind.precision.element_bytes(),
+        recomputes: kind.checkpointing,
+        normalises_again: kind.on_gpu,
         frozen_stages: None,
     }
 }
 
 fn memory_plans(config: &SegmentorConfig, size: [usize; 2], batch: usize) -> Vec<Value> {
-    let plan = |(precision, checkpointing): (RunPrecision, bool)| {
-        let plan = MemoryPlan::of(config, &step(size, batch, precision, checkpointing));
+    let plan = |kind: Kind| {
+        let plan = MemoryPlan::of(config, &step(size, batch, kind));
         let mut object = memory_plan(&plan);
-        object["precision"] = precision.to_string().into();
-        object["gradient_checkpointing"] = checkpointing.into();
+        object["precision"] = kind.precision.to_string().into();
+        object["gradient_checkpointing"] = kind.checkpointing.into();
+        object["gpu"] = kind.on_gpu.into();
         object
     };
     plans().map(plan).collect()

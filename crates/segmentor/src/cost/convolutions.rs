@@ -32,6 +32,8 @@ pub(super) struct Layer {
     pub joined_input: bool,
     /// Whether its normalised output is kept: not if all its readers only copy, resize or add it.
     pub read_again: bool,
+    /// Whether what is kept of its normalised output is a copy with channels dropped out.
+    pub dropped_out: bool,
     /// Where in a residual block it is.
     pub block: Option<InBlock>,
 }
@@ -151,6 +153,9 @@ impl Walk {
     /// A 1x1 convolution with bias.
     fn classifier(&mut self, from: u64, to: u64, area: u64) {
         let name = self.in_head("conv_seg");
+        if let Some(last) = self.layers.last_mut() {
+            last.dropped_out = true;
+        }
         self.push(name, [to, from, 1, 1], After::Bias, from, [area; 2]);
     }
 
@@ -170,6 +175,7 @@ impl Walk {
             macs: weight.saturating_mul(areas[1]),
             joined_input: false,
             read_again: true,
+            dropped_out: false,
             block: self.block,
         });
     }

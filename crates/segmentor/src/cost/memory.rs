@@ -15,6 +15,9 @@ pub struct TrainingStep {
     /// Whether residual blocks are recomputed in the backward pass, see
     /// [`Segmentor::with_gradient_checkpointing`](crate::Segmentor::with_gradient_checkpointing).
     pub recomputes: bool,
+    /// Whether normalised maps are made again in the backward pass, as they are on GPUs where nothing was added to
+    /// them, instead of being kept.
+    pub normalises_again: bool,
     /// Stages of the backbone that are not trained, behind a stem that is not; see
     /// [`Segmentor::with_frozen_backbone`](crate::Segmentor::with_frozen_backbone).
     pub frozen_stages: Option<usize>,
@@ -231,6 +234,13 @@ impl Walk<'_> {
         kept
     }
 
+    /// Whether the layer's normalised output is made again: not where something is added to it, from which a mask
+    /// follows.
+    fn made_again(&self, layer: &Layer) -> bool {
+        let added = layer.block.is_some_and(|block| block.last);
+        self.step.normalises_again && !added && !layer.dropped_out
+    }
+
     /// Bytes that the layer keeps for the backward pass.
     fn saved(&self, layer: &Layer) -> u128 {
         let [input, output] = [layer.input, layer.output].map(u128::from);
@@ -239,7 +249,7 @@ impl Walk<'_> {
             return F32 * self.step.images() * output;
         }
         let joined = if layer.joined_input { input } else { 0 };
-        let outputs = 1 + u128::from(layer.read_again);
+        let outputs = 1 + u128::from(layer.read_again && !self.made_again(layer));
         self.map * (joined + outputs * output)
     }
 }
@@ -266,6 +276,7 @@ mod tests {
                 images,
                 element_bytes,
                 recomputes: false,
+                normalises_again: false,
                 frozen_stages: None,
             };
             training_memory(&model, &step)
@@ -286,6 +297,7 @@ mod tests {
             images: usize::MAX,
             element_bytes: 4,
             recomputes: false,
+            normalises_again: false,
             frozen_stages: None,
         };
         for method in Method::ALL {

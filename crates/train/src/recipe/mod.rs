@@ -294,6 +294,7 @@ impl Recipe {
             images: self.train.batch.div_ceil(self.train.accumulate.max(1)),
             element_bytes: self.precision.dtype.element_bytes(),
             recomputes: self.train.gradient_checkpointing,
+            normalises_again: self.device != DeviceChoice::Flex,
             frozen_stages: self.train.frozen(),
         }
     }

@@ -6,7 +6,8 @@ mod exchange;
 mod layers;
 mod peak;
 
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Distribution, Int, Tensor};
@@ -75,6 +76,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         memory,
         memory_source,
         allocated,
+        in_use,
         saved,
         packed,
         layers,
@@ -113,6 +115,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     );
     if let Some(allocated) = allocated {
         row("allocated at most", allocated.to_string());
+    }
+    if let Some(in_use) = in_use {
+        row("in use at most", in_use.to_string());
     }
     if let Some(packed) = packed {
         row("packed weights", packed.to_string());
@@ -159,6 +164,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             "peak_bytes": memory.map(|peak| peak.0),
             "peak_source": memory_source,
             "allocated_peak_bytes": allocated.map(|bytes| bytes.0),
+            "in_use_peak_bytes": in_use.map(|bytes| bytes.0),
             "saved_bytes": saved.map(|bytes| bytes.0),
             "packed_weights_bytes": packed.map(|bytes| bytes.0),
             "predicted": plan.as_ref().map(memory_plan),
@@ -240,6 +246,9 @@ struct Measured {
     /// The most that tensors took of the host's memory, without what the allocator wastes; only on
     /// the CPU and with the feature `count-allocations`.
     allocated: Option<Bytes>,
+    /// The most that tensors took of a GPU's memory in a training step, as far as asking again and again shows;
+    /// `memory` has what lies idle between them as well.
+    in_use: Option<Bytes>,
     /// What the last step kept between its forward and its backward pass: maps, and weights in half
     /// precision.
     saved: Option<Bytes>,
@@ -269,6 +278,7 @@ impl Measured {
             allocated: allocated()
                 .filter(|_| choice == DeviceChoice::Flex)
                 .map(|(_, peak)| peak),
+            in_use: None,
             saved: None,
             packed: None,
             layers: None,
@@ -296,9 +306,39 @@ fn in_use(choice: DeviceChoice, device: &Device) -> Option<u64> {
     }
 }
 
+/// The most bytes in use on a GPU while `body` runs, by asking all the time.
+fn most_in_use<R>(device: &Device, body: impl FnOnce() -> R) -> Option<Bytes> {
+    /// Ends the asking even where `body` panics.
+    struct Ended<'a>(&'a AtomicBool);
+    impl Drop for Ended<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ended = Ended(&done);
+        let asking = scope.spawn(|| {
+            let mut most = None;
+            while !done.load(Ordering::Relaxed) {
+                let usage = device.memory_pool_usage()?;
+                most = most.max(Some(usage.bytes_in_use));
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            most
+        });
+        body();
+        let synced = device.sync();
+        drop(ended);
+        let most = asking.join().ok().flatten();
+        synced.ok().and(most).map(Bytes)
+    })
+}
+
 fn measure_inference(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
     let batch = recipe.train.batch;
     let device = recipe.device.open()?;
+    args.precision.policy().check(&device)?;
     let model = recipe.model.init(&device);
     let parameters = count_parameters(&model);
     let predictor = Predictor::new(&model, args.precision.policy(), recipe.eval.clone());
@@ -320,6 +360,7 @@ fn measure_inference(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
 fn measure_training(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
     let batch = recipe.train.batch;
     let device = recipe.device.open()?.autodiff();
+    recipe.precision.policy().check(&device)?;
     let model = recipe.model.init(&device);
     let parameters = count_parameters(&model);
     let mut learner = Learner::new(model, recipe.precision.policy(), recipe);
@@ -339,7 +380,12 @@ fn measure_training(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
     if args.layers {
         measured.layers = Layers::of(args, || drop(learner.step(images.clone(), labels.clone())));
     }
-    learner.step_with(images, labels, || kept = in_use(args.device, &device));
+    learner.step_with(images.clone(), labels.clone(), || {
+        kept = in_use(args.device, &device)
+    });
+    if args.device != DeviceChoice::Flex {
+        measured.in_use = most_in_use(&device, || learner.step(images.clone(), labels.clone()));
+    }
     let saved = before
         .zip(kept)
         .map(|(before, kept)| Bytes(kept.saturating_sub(before)));
