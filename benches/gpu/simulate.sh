@@ -186,6 +186,7 @@ fi
 
 if chosen ways; then
   train=(--method deeplabv3plus "${small[@]}" --precision f16 --device cuda)
+  on_two=(--method deeplabv3plus "${small[@]}" --precision f16 --devices cuda:0,cuda:1)
   status=0
   halfseg sim ways-whole train "${train[@]}" --iterations 4 --out "$out/ways-whole" || status=1
   halfseg sim ways-again train "${train[@]}" --iterations 4 --gradient-checkpointing \
@@ -204,7 +205,7 @@ if chosen ways; then
   sim ways-resumed "${resumed[@]}" --resume || status=1
   check_losses ways "resumed" ways-resumed ways-whole 1e-4 "$status"
   status=0
-  CUDA_SIM_DEVICES=2 halfseg sim ways-two train "${train[@]}" --iterations 4 --devices cuda:0,cuda:1 \
+  CUDA_SIM_DEVICES=2 halfseg sim ways-two train "${on_two[@]}" --iterations 4 \
     --out "$out/ways-two" || status=1
   check_losses ways "two devices" ways-two ways-whole 1e-4 "$status"
 fi

@@ -15,7 +15,7 @@ thread_local! {
 pub(crate) fn unsupported(device: &Device, precision: Precision) -> Option<AmpError> {
     let works = |precision: &Precision| {
         let dtype = precision.dtype();
-        dtype.is_none_or(|dtype| device.supports_dtype(dtype))
+        dtype.is_none_or(|dtype| device.supports_dtype(dtype) && !is_emulated(device, dtype))
     };
     if works(&precision) {
         return None;
@@ -31,6 +31,28 @@ pub(crate) fn unsupported(device: &Device, precision: Precision) -> Option<AmpEr
         precision,
         supported: floats.into_iter().filter(works).collect(),
     })
+}
+
+/// Whether a GPU multiplies matrices of the other half precision in units made for it and those of `dtype` value by
+/// value, as CUDA does bf16 before compute capability 8.0: it works, too slowly to be of use.
+fn is_emulated(device: &Device, dtype: FloatDType) -> bool {
+    #[cfg(feature = "cube")]
+    {
+        use burn::tensor::DType;
+        use halfseg_kernels::multiplies;
+
+        let other = match dtype {
+            FloatDType::F16 => DType::BF16,
+            FloatDType::BF16 => DType::F16,
+            _ => return false,
+        };
+        multiplies(device, other) && !multiplies(device, dtype.into())
+    }
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = (device, dtype);
+        false
+    }
 }
 
 /// Refuses a half precision that `device` does not compute in: the backend would panic in the middle

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 type Init = unsafe extern "C" fn(c_uint) -> c_int;
 type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
+type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+type Total = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
 
 fn load(names: &[&CStr]) -> Option<*mut libc::c_void> {
     names.iter().find_map(|name| {
@@ -65,6 +67,29 @@ pub fn find_compiler() -> Result<(), String> {
 /// package.
 pub fn has_nccl() -> bool {
     load(&[c"libnccl.so"]).is_some()
+}
+
+/// The memory of the GPU of this number in bytes, all of it, whoever uses it; `None` where there is no such GPU.
+pub fn total_memory(index: usize) -> Option<u64> {
+    if index >= device_count().ok()? {
+        return None;
+    }
+    let library = load(&[c"libcuda.so.1", c"libcuda.so"])?;
+    let get = symbol(library, c"cuDeviceGet").ok()?;
+    let total = symbol(library, c"cuDeviceTotalMem_v2").ok()?;
+    // SAFETY: both symbols have had these signatures since CUDA 3.2.
+    let (get, total) = unsafe {
+        (
+            std::mem::transmute::<*mut libc::c_void, Get>(get),
+            std::mem::transmute::<*mut libc::c_void, Total>(total),
+        )
+    };
+    let (mut device, mut bytes) = (0, 0usize);
+    // SAFETY: the driver is initialised, and both numbers outlive the calls.
+    let found = unsafe {
+        get(&mut device, c_int::try_from(index).ok()?) == 0 && total(&mut bytes, device) == 0
+    };
+    found.then_some(bytes as u64)
 }
 
 /// Number of GPUs, or why there are none.

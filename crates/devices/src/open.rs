@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 
-use crate::DeviceChoice;
+use crate::{Bytes, DeviceChoice, available_memory};
 
 /// A device that this build or this machine does not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +66,21 @@ fn open_cuda(index: usize) -> Result<Device, String> {
     let device = Device::cuda(index);
     try_kernel(&device)?;
     Ok(device)
+}
+
+impl DeviceChoice {
+    /// What this device can hold, where that is known: of the CPU the memory that is available, of a GPU of NVIDIA all
+    /// that it has.
+    pub fn memory(self) -> Option<Bytes> {
+        match self {
+            Self::Flex => available_memory(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => crate::driver::total_memory(index).map(Bytes),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(_) => None,
+            Self::Wgpu(_) => None,
+        }
+    }
 }
 
 /// GPUs of NVIDIA that this process sees.

@@ -114,7 +114,7 @@ pub enum Error {
     /// A training step would need more memory than there is.
     #[error(
         "training at crop {crop} with batch {batch} needs about {needed}, but {available} are \
-         available; make the crop or the batch smaller"
+         available: {fits}"
     )]
     Memory {
         /// Crop as `HxW`.
@@ -123,8 +123,10 @@ pub enum Error {
         batch: usize,
         /// Predicted need.
         needed: halfseg_devices::Bytes,
-        /// What the system offers.
+        /// What the device offers.
         available: halfseg_devices::Bytes,
+        /// What may fit.
+        fits: String,
     },
     /// A device that this build or this machine does not have.
     #[error(transparent)]

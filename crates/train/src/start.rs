@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use burn::module::Module;
 use burn::tensor::Device;
 use halfseg_amp::Policy;
 use halfseg_data::{Dataset, Sample};
 use halfseg_devices::{Bytes, DeviceChoice, Ranks, available_memory};
 use halfseg_layers::resize_memory;
 use halfseg_predict::PredictorSettings;
-use halfseg_segmentor::{LoadReport, Segmentor, training_memory};
+use halfseg_segmentor::{LoadReport, Segmentor, TrainingStep, training_memory};
 
 use crate::finite::{REMEDY, unfit_weight};
 use crate::learner::replica;
@@ -177,8 +178,8 @@ fn drawn(recipe: &Recipe, training: &Device) -> Segmentor {
     }
 }
 
-/// The lower bound of a step's memory in this process, which the host must have for each of those that it runs if
-/// it computes; see [`Ranks::current`].
+/// The lower bound of a step's memory in this process, which its GPU must have, or the host for each of those that it
+/// runs if it computes; see [`Ranks::current`].
 ///
 /// # Errors
 ///
@@ -188,22 +189,66 @@ pub fn check_memory(recipe: &Recipe) -> Result<Bytes, Error> {
     let mut step = recipe.training_step();
     step.images = step.images.div_ceil(ranks.size());
     let needed = Bytes(training_memory(&recipe.model, &step));
-    // The memory of a GPU is not known before its first use.
     let on_host = recipe.device == DeviceChoice::Flex;
     let needed = match on_host {
         true => Bytes(needed.0.saturating_add(resize_of_logits(recipe))),
         false => needed,
     };
     let [_, here] = ranks.local();
-    let of_all = Bytes(needed.0.saturating_mul(here as u64));
-    match available_memory().filter(|_| on_host) {
-        Some(available) if of_all > available => Err(Error::Memory {
+    let devices = 1 + recipe.further_devices.len();
+    let (of_all, device) = match on_host {
+        true => (needed.0.saturating_mul(here as u64), recipe.device),
+        // Each has a part of the batch, and all of the network.
+        false => {
+            step.images = step.images.div_ceil(devices);
+            let own = training_memory(&recipe.model, &step);
+            (own, recipe.device.of_rank(&ranks, devices))
+        }
+    };
+    match device.memory() {
+        Some(available) if of_all > available.0 => Err(Error::Memory {
             crop: recipe.data.crop.to_string(),
             batch: recipe.train.batch,
-            needed: of_all,
+            needed: Bytes(of_all),
             available,
+            fits: what_fits(recipe, step, available),
         }),
         _ => Ok(needed),
+    }
+}
+
+/// What could be trained in `available` instead of `step`, as advice.
+fn what_fits(recipe: &Recipe, step: TrainingStep, available: Bytes) -> String {
+    let fits = |step: &TrainingStep| training_memory(&recipe.model, step) <= available.0;
+    let mut recomputed = step;
+    recomputed.recomputes = true;
+    if !step.recomputes && fits(&recomputed) {
+        return "train.gradient_checkpointing may make it fit".to_owned();
+    }
+    let fewest = recipe.model.min_train_batch(step.size).max(1);
+    let batch = (fewest..step.images).rev().find(|images| {
+        let mut fewer = recomputed;
+        fewer.images = *images;
+        fits(&fewer)
+    });
+    if let Some(batch) = batch {
+        return format!(
+            "with train.gradient_checkpointing, {batch} image(s) at a time may fit: make the batch smaller, or \
+             train.accumulate larger"
+        );
+    }
+    // Even numbers of pixels, from the largest on.
+    let crop = (1..16).rev().find_map(|part| {
+        let size = step.size.map(|side| side * part / 16);
+        let mut smaller = recomputed;
+        (smaller.size, smaller.images) = (size, fewest);
+        (size.iter().all(|side| *side > 0) && fits(&smaller)).then_some(size)
+    });
+    match crop {
+        Some([height, width]) => format!(
+            "with train.gradient_checkpointing and {fewest} image(s) at a time, a crop of {height}x{width} may fit"
+        ),
+        None => "take a smaller network".to_owned(),
     }
 }
 
@@ -320,13 +365,16 @@ fn check_factors(recipe: &Recipe, model: &Segmentor) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// A precision for a module that `model` does not have. One below `auxiliary_head` is no error
+/// A precision that the device of `model` does not compute in, or one for a module that `model` does not have. One below `auxiliary_head` is no error
 /// where there is no such head: only training uses it.
 pub fn bound_policy(recipe: &Recipe, model: &Segmentor) -> Result<Policy, Error> {
     let mut policy = recipe.precision.policy();
     let unmatched = policy.bind(model).into_iter().find(|module| {
         model.auxiliary_head.is_some() || !module.path.starts_with("auxiliary_head")
     });
+    for device in model.devices() {
+        policy.check(&device)?;
+    }
     match unmatched {
         None => Ok(policy),
         Some(module) => Err(Error::UnknownKey {
