@@ -12,6 +12,7 @@
 # ways      recomputed blocks, a resumed run, two devices, a device that is too small
 # eval      scores and class maps of a network, whole, in windows, over six scales; predict; audit
 # kernels   tests of the kernels, and of training steps, for each architecture
+# each      the tests of the convolutions with each kernel that tuning may choose, one after the other
 # amp       the tests of halfseg-amp, and the launches of a step of fifty layers
 # memory    peak and launches of a training step and an inference at full size, nothing executed
 #
@@ -21,7 +22,7 @@
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 
-parts=replay,train,ways,eval,kernels,amp,memory out='' bin=''
+parts=replay,train,ways,eval,kernels,each,amp,memory out='' bin=''
 usage() {
   sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' >&2
   exit 2
@@ -287,6 +288,20 @@ if chosen kernels; then
       found=$(grep '^test result' "$out/$name.log" | cut -d';' -f1,2 | cut -d. -f2)
       note kernels "sm_$arch, $(grep -c '^test ' "$out/$name.log") tests" "${found:-none ended}" "all pass" "$status"
     done <"$bin/gpu-tests"
+  done
+fi
+
+if chosen each; then
+  test=$(for test in $(<"$bin/gpu-tests"); do
+    "$test" --list 2>/dev/null | grep -q '^convolutions_and_all' && echo "$test" && break
+  done)
+  for kernel in ${KERNELS:-pointwise split sync_cmma sync_mma async_cmma async_mma tma_cmma tma_mma mma mma_rows mma_ordered \
+    mma_tma mma_tma_specialized cmma cmma_rows cmma_ordered unit unit_small naive}; do
+    name=each-$kernel status=0
+    HALFSEG_GPU_KERNEL=$kernel HALFSEG_REQUIRE_GPU=1 LIMIT=3600 \
+      sim "$name" "$test" --test-threads 1 --nocapture convolution || status=1
+    found=$(grep '^test result' "$out/$name.log" | cut -d';' -f1,2 | cut -d. -f2)
+    note each "$kernel" "${found:-none ended}" "all pass" "$status"
   done
 fi
 

@@ -8,8 +8,8 @@
 //! the same device. Recordings hold an error of bf16 alone; without a peer, f16 must stay within the
 //! limit of bf16, which has three bits fewer.
 //!
-//! On CUDA, Burn may multiply f32 on tensor cores, which read 10 bits of each mantissa (TF32), and has
-//! no switch for it. The limit of f32 there is 1.5 times the peer's error with inputs rounded likewise.
+//! On CUDA with `HALFSEG_TF32=1`, f32 is multiplied on tensor cores, which read 10 bits of each mantissa (TF32). The limit
+//! of f32 is then 1.5 times the peer's error with inputs rounded likewise.
 //!
 //! Each line is printed, and the JSON written, as soon as it is known.
 
@@ -278,7 +278,11 @@ impl Line {
         let name = match (self.precision, device) {
             (RunPrecision::F16, _) => "f16",
             (RunPrecision::Bf16, _) => "bf16",
-            (RunPrecision::F32, DeviceChoice::Cuda(_)) => "tf32",
+            (RunPrecision::F32, DeviceChoice::Cuda(_))
+                if std::env::var_os("HALFSEG_TF32").is_some_and(|value| value == "1") =>
+            {
+                "tf32"
+            }
             (RunPrecision::F32, _) => return,
         };
         if let Some(error) = peer.error(&self.recording, name) {

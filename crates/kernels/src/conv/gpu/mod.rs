@@ -2,8 +2,8 @@
 //! speed alone, and some of those sum f16 in f16.
 //!
 //! Depthwise convolutions have kernels of their own. Others go through matrix products and in f16 and bf16 through
-//! implicit ones (`dense`), and grouped ones in f16 and bf16 through kernels of one value a unit (`direct`). Grouped ones
-//! in f32 are left to Burn, and dense ones in f32 where it does not round them to TF32 or `HALFSEG_TF32=1` allows it.
+//! implicit ones (`dense`), and grouped ones through kernels of one value a unit (`direct`). Those in f32 that are not
+//! depthwise are left to Burn where it does not round them to TF32, or where `HALFSEG_TF32=1` allows it.
 
 mod dense;
 mod depthwise;
@@ -37,7 +37,7 @@ pub fn handles(x: &Tensor<4>, weight: &Tensor<4>, options: Conv2dOptions) -> boo
     crate::gpu::launch::handles(&x.device(), x.dtype())
         && (x.dtype() != DType::F32
             || is_depthwise(channels, c_out, depth, options)
-            || options.groups == 1 && is_rounded(x))
+            || is_rounded(x))
 }
 
 /// Whether Burn's convolution would round f32 to TF32, as it does on GPUs that have matrix units, and that is not asked
