@@ -136,11 +136,19 @@ fn a_training_steps_memory_is_measured_beside_its_prediction() {
 
     let info = json(&[&["info"], &network[..], &["--json", "-"]].concat());
     let plans = info["memory"].as_array().expect("a list");
-    assert_eq!(plans.len(), 6);
-    let same = plans
-        .iter()
-        .find(|plan| plan["precision"] == "f32" && plan["gradient_checkpointing"] == true);
-    assert_eq!(same.expect("this one, too")["peak"], predicted["peak"]);
+    assert_eq!(plans.len(), 12);
+    let of = |precision: &str, checkpointing: bool, gpu: bool| {
+        let plan = plans.iter().find(|plan| {
+            plan["precision"] == precision
+                && plan["gradient_checkpointing"] == checkpointing
+                && plan["gpu"] == gpu
+        });
+        plan.expect("a plan for each")
+    };
+    assert_eq!(of("f32", true, false)["peak"], predicted["peak"]);
+    // Normalised maps are not kept there.
+    let saved = |gpu| number(&of("f16", false, gpu)["saved"]);
+    assert!(saved(true) < 0.95 * saved(false), "{plans:#?}");
 }
 
 #[test]

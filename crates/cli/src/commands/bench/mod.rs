@@ -4,10 +4,10 @@
 mod allocator;
 mod exchange;
 mod layers;
+mod memory;
 mod peak;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Distribution, Int, Tensor};
@@ -18,6 +18,7 @@ use halfseg_train::{Learner, Recipe, check_memory};
 use serde_json::json;
 
 use self::layers::Layers;
+use self::memory::{allocated, in_use, most_in_use};
 use self::peak::measure_gflops;
 use crate::args::BenchArgs;
 use crate::commands::cpu_kernels;
@@ -284,55 +285,6 @@ impl Measured {
             layers: None,
         }
     }
-}
-
-/// What the program has allocated, and the most that it had, where allocations are counted.
-fn allocated() -> Option<(u64, Bytes)> {
-    #[cfg(any(feature = "count-allocations", test))]
-    return Some((allocator::allocated(), Bytes(allocator::peak())));
-    #[cfg(not(any(feature = "count-allocations", test)))]
-    None
-}
-
-/// Bytes in use on the device; on the CPU only where allocations are counted.
-fn in_use(choice: DeviceChoice, device: &Device) -> Option<u64> {
-    match choice {
-        DeviceChoice::Flex => allocated().map(|(now, _)| now),
-        _ => {
-            // Kernels allocate when they are started, which lags behind.
-            device.sync().ok()?;
-            Some(device.memory_pool_usage()?.bytes_in_use)
-        }
-    }
-}
-
-/// The most bytes in use on a GPU while `body` runs, by asking all the time.
-fn most_in_use<R>(device: &Device, body: impl FnOnce() -> R) -> Option<Bytes> {
-    /// Ends the asking even where `body` panics.
-    struct Ended<'a>(&'a AtomicBool);
-    impl Drop for Ended<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let ended = Ended(&done);
-        let asking = scope.spawn(|| {
-            let mut most = None;
-            while !done.load(Ordering::Relaxed) {
-                let usage = device.memory_pool_usage()?;
-                most = most.max(Some(usage.bytes_in_use));
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            most
-        });
-        body();
-        let synced = device.sync();
-        drop(ended);
-        let most = asking.join().ok().flatten();
-        synced.ok().and(most).map(Bytes)
-    })
 }
 
 fn measure_inference(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
