@@ -6,10 +6,11 @@ use burn_cubecl::kernel::{into_contiguous, slice};
 use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::forward::Forward;
 use super::gpu::gradients::Backward;
 use super::gpu::moments::{Moving, statistics_moving, statistics_of};
 use super::gpu::normalise::apply;
-use super::ops::{BatchNormalisation, Forward};
+use super::ops::BatchNormalisation;
 use super::passes::SharedNormalisation;
 use crate::Activation;
 use crate::gpu::launch::empty;

@@ -4,7 +4,8 @@ use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 
 use super::cpu::{self, Channels, Mask, Sizes, Statistics};
-use super::ops::{BatchNormalisation, Forward};
+use super::forward::Forward;
+use super::ops::BatchNormalisation;
 use crate::Activation;
 use crate::cpu::tensor::{shape, tensor, values, with_element};
 

@@ -10,6 +10,8 @@ mod cube;
 mod flex;
 #[cfg(feature = "flex")]
 mod flex_passes;
+#[cfg(any(feature = "flex", feature = "cube"))]
+mod forward;
 #[cfg(feature = "cube")]
 mod gpu;
 #[cfg(any(feature = "flex", feature = "cube"))]

@@ -13,7 +13,7 @@ use super::plan::{Plan, columns, place};
 use crate::gpu::launch::{buffer, element, empty, optional};
 use crate::gpu::layout::{Layout, Order};
 use crate::gpu::reduce::{UNITS, along, launch_sums};
-use crate::norm::ops::Moves;
+use crate::norm::forward::Moves;
 
 /// Number, mean and sum of squared deviations of some values.
 #[derive(CubeType, Clone, Copy)]
