@@ -142,7 +142,7 @@ fn all_ways() -> Vec<(&'static str, Kind, Strategy)> {
 /// Products of matrices, and of as many matrices as there are before the last two dimensions.
 ///
 /// # Errors
-/// Why no kernel can be launched.
+/// Without tuning, why no kernel can be launched.
 pub fn multiply(
     left: CubeTensor,
     right: CubeTensor,
@@ -158,7 +158,7 @@ pub fn multiply(
         operands.by_first()?;
         return Ok(output);
     }
-    // What no kernel takes would be a panic of the tuner's.
+    // One of them declines nothing.
     let id = CubeTuneId::new(&output.client, &output.device);
     let set = TUNER.init(&id, set);
     TUNER.execute(&id, &output.client, set, operands);
