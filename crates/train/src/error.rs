@@ -113,7 +113,7 @@ pub enum Error {
     },
     /// A training step would need more memory than there is.
     #[error(
-        "training at crop {crop} with batch {batch} needs about {needed}, but {available} are \
+        "training at crop {crop} with batch {batch} needs about {needed} of memory, but {available} are \
          available: {fits}"
     )]
     Memory {
