@@ -232,7 +232,10 @@ print(f'{same} of {len(files)}')
 sys.exit(not files)
 PYTHON
 }
-miou() { grep -o '"mIoU": *[0-9.]*' "$1" 2>/dev/null | head -n 1 | grep -o '[0-9.]*$'; }
+# In percent.
+miou() {
+  python3 -c 'import json, sys; print("%.2f" % (100 * json.load(open(sys.argv[1]))["miou"]))' "$1" 2>/dev/null
+}
 
 if chosen eval; then
   for method in $methods; do
