@@ -296,7 +296,7 @@ fi
 
 if chosen each; then
   test=$(for test in $(<"$bin/gpu-tests"); do
-    "$test" --list 2>/dev/null | grep -q '^convolutions_and_all' && echo "$test" && break
+    "$test" --list 2>/dev/null | grep '^convolutions_and_all' >/dev/null && echo "$test" && break
   done)
   for kernel in ${KERNELS:-pointwise split sync_cmma sync_mma async_cmma async_mma tma_cmma tma_mma mma mma_rows mma_ordered \
     mma_tma mma_tma_specialized cmma cmma_rows cmma_ordered unit unit_small naive}; do

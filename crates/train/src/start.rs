@@ -237,7 +237,7 @@ fn what_fits(recipe: &Recipe, step: TrainingStep, available: Bytes) -> String {
              train.accumulate larger"
         );
     }
-    // Even numbers of pixels, from the largest on.
+    // In sixteenths of each side, from the largest on.
     let crop = (1..16).rev().find_map(|part| {
         let size = step.size.map(|side| side * part / 16);
         let mut smaller = recomputed;
