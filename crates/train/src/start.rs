@@ -226,12 +226,21 @@ fn what_fits(recipe: &Recipe, step: TrainingStep, available: Bytes) -> String {
         return "train.gradient_checkpointing may make it fit".to_owned();
     }
     let fewest = recipe.model.min_train_batch(step.size).max(1);
-    let batch = (fewest..step.images).rev().find(|images| {
+    let fits_with = |images: usize| {
         let mut fewer = recomputed;
-        fewer.images = *images;
+        fewer.images = images;
         fits(&fewer)
-    });
-    if let Some(batch) = batch {
+    };
+    if fewest < step.images && fits_with(fewest) {
+        // The most that fit, by halves: a batch may be given as large as one likes.
+        let (mut batch, mut too_many) = (fewest, step.images);
+        while too_many - batch > 1 {
+            let images = batch + (too_many - batch) / 2;
+            match fits_with(images) {
+                true => batch = images,
+                false => too_many = images,
+            }
+        }
         return format!(
             "with train.gradient_checkpointing, {batch} image(s) at a time may fit: make the batch smaller, or \
              train.accumulate larger"
@@ -248,7 +257,7 @@ fn what_fits(recipe: &Recipe, step: TrainingStep, available: Bytes) -> String {
         Some([height, width]) => format!(
             "with train.gradient_checkpointing and {fewest} image(s) at a time, a crop of {height}x{width} may fit"
         ),
-        None => "take a smaller network".to_owned(),
+        None => "make the crop much smaller".to_owned(),
     }
 }
 
@@ -365,8 +374,8 @@ fn check_factors(recipe: &Recipe, model: &Segmentor) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// A precision that the device of `model` does not compute in, or one for a module that `model` does not have. One below `auxiliary_head` is no error
-/// where there is no such head: only training uses it.
+/// A precision that the device of `model` does not compute in, or one for a module that `model` does not have. One
+/// below `auxiliary_head` is no error where there is no such head: only training uses it.
 pub fn bound_policy(recipe: &Recipe, model: &Segmentor) -> Result<Policy, Error> {
     let mut policy = recipe.precision.policy();
     let unmatched = policy.bind(model).into_iter().find(|module| {
