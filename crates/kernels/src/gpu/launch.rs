@@ -36,13 +36,18 @@ pub fn element(tensor: &CubeTensor) -> ElemType {
     dtype_to_storage_type(tensor.dtype)
 }
 
-/// Units of a kernel that works on each of `count` things by itself.
-pub fn elementwise(tensor: &CubeTensor, count: usize) -> (CubeCount, CubeDim) {
-    // Kernels index with 32 bits.
+/// # Panics
+/// If `count` is beyond 32 bits, with which kernels index.
+pub fn check_indexable(count: usize) {
     assert!(
         u32::try_from(count).is_ok(),
         "a map of {count} values is too large for the GPU kernels"
     );
+}
+
+/// Units of a kernel that works on each of `count` things by itself.
+pub fn elementwise(tensor: &CubeTensor, count: usize) -> (CubeCount, CubeDim) {
+    check_indexable(count);
     let dim = CubeDim::new(&tensor.client, count);
     (
         cubecl::calculate_cube_count_elemwise(&tensor.client, count, dim),

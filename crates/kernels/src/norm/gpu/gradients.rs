@@ -7,9 +7,9 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::normalise::Affine;
-use super::plan::{Plan, channel_of, columns, per_channel, place};
+use super::plan::{Plan, columns, per_channel, place};
 use crate::Activation;
-use crate::gpu::launch::{buffer, element, elementwise, empty, optional};
+use crate::gpu::launch::{buffer, element, empty, optional};
 use crate::gpu::layout::{Layout, Order};
 use crate::gpu::reduce::{UNITS, add_rows, along, launch_sums};
 
@@ -41,13 +41,13 @@ fn masked<N: Size>(
 /// Sums of the masked gradient and of its products with `x - mean`, by part of the channel:
 /// `[splits, 2, c]`.
 #[cube(launch_unchecked)]
-fn part_sums<E: Float, N: Size>(
+fn part_sums<E: Float, N: Size, M: Size>(
     gradient: &[Vector<E, N>],
     x: &[Vector<E, N>],
     output: ComptimeOption<&[Vector<E, N>]>,
-    gamma: &[f32],
-    beta: &[f32],
-    statistics: &[f32],
+    gamma: &[Vector<f32, M>],
+    beta: &[Vector<f32, M>],
+    statistics: &[Vector<f32, M>],
     parts: &mut [f32],
     channels: usize,
     inner: usize,
@@ -73,7 +73,7 @@ fn part_sums<E: Float, N: Size>(
     let mut sum = Vector::<f32, N>::new(0.0);
     let mut product = Vector::<f32, N>::new(0.0);
     if channel < channels {
-        let affine = Affine::<N>::of(gamma, beta, statistics, channel, channels, order);
+        let affine = Affine::<N>::of::<M>(gamma, beta, statistics, channel, channels, order);
         let mut k = split * rows + row;
         while k < length {
             let index = place(k, channel, channels, inner, order);
@@ -162,56 +162,61 @@ fn combine_sums(
     }
 }
 
-/// The gradient of `x`, and of the skip connection, one vector a unit:
+/// The gradient of `x`, and of the skip connection, some vectors of a channel a unit:
 /// `scale * (g - sum(g) / count - normalised * sum(g * normalised) / count)`.
 #[cube(launch_unchecked)]
-fn gradients<E: Float, N: Size>(
+fn gradients<E: Float, N: Size, M: Size>(
     gradient: &[Vector<E, N>],
     x: &[Vector<E, N>],
     output: ComptimeOption<&[Vector<E, N>]>,
-    gamma: &[f32],
-    beta: &[f32],
-    statistics: &[f32],
-    dgamma: &[f32],
-    dbeta: &[f32],
+    gamma: &[Vector<f32, M>],
+    beta: &[Vector<f32, M>],
+    statistics: &[Vector<f32, M>],
+    dgamma: &[Vector<f32, M>],
+    dbeta: &[Vector<f32, M>],
     dx: &mut [Vector<E, N>],
-    dskip: ComptimeOption<&mut [Vector<E, N>]>,
+    mut dskip: ComptimeOption<&mut [Vector<E, N>]>,
     channels: usize,
     inner: usize,
     length: usize,
+    splits: usize,
     share: f32,
     #[comptime] order: Order,
     #[comptime] mask: Mask,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = ABSOLUTE_POS;
-    if index >= length {
+    let rows = CUBE_DIM_Y as usize;
+    let channel = (CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X) as usize;
+    if channel >= channels {
         terminate!();
     }
-    let channel = channel_of(index, channels, inner, order);
-    let lanes = N::value();
-    let total = channels * comptime!(columns(order, lanes));
-    let affine = Affine::<N>::of(gamma, beta, statistics, channel, channels, order);
-    let inverse = per_channel::<N>(statistics, 2 * total, channel, order);
-    let remainder = per_channel::<N>(statistics, 3 * total, channel, order);
+    let affine = Affine::<N>::of::<M>(gamma, beta, statistics, channel, channels, order);
+    let inverse = per_channel::<N, M>(statistics, 2 * channels, channel, order);
+    let remainder = per_channel::<N, M>(statistics, 3 * channels, channel, order);
     let share = Vector::<f32, N>::new(share);
-    let product = per_channel::<N>(dgamma, 0, channel, order);
-    let sum = per_channel::<N>(dbeta, 0, channel, order);
+    let product = per_channel::<N, M>(dgamma, 0, channel, order);
+    let sum = per_channel::<N, M>(dbeta, 0, channel, order);
     let zero = Vector::<f32, N>::new(0.0);
     let slope = zero - affine.scale * inverse * product * share;
     let constant = zero - affine.scale * sum * share - slope * remainder;
 
-    let value = Vector::<f32, N>::cast_from(x[index]);
-    #[comptime]
-    let decisive = match &output {
-        ComptimeOption::Some(output) => Vector::<f32, N>::cast_from(output[index]),
-        ComptimeOption::None => affine.apply(value),
-    };
-    let g = masked::<N>(Vector::cast_from(gradient[index]), decisive, mask);
-    dx[index] = Vector::cast_from(affine.scale * g + (slope * (value - affine.mean) + constant));
-    #[comptime]
-    if let ComptimeOption::Some(dskip) = dskip {
-        dskip[index] = Vector::cast_from(g);
+    let mut k = CUBE_POS_Y as usize * rows + UNIT_POS_Y as usize;
+    while k < length {
+        let index = place(k, channel, channels, inner, order);
+        let value = Vector::<f32, N>::cast_from(x[index]);
+        #[comptime]
+        let decisive = match &output {
+            ComptimeOption::Some(output) => Vector::<f32, N>::cast_from(output[index]),
+            ComptimeOption::None => affine.apply(value),
+        };
+        let g = masked::<N>(Vector::cast_from(gradient[index]), decisive, mask);
+        dx[index] =
+            Vector::cast_from(affine.scale * g + (slope * (value - affine.mean) + constant));
+        #[comptime]
+        if let ComptimeOption::Some(dskip) = &mut dskip {
+            dskip[index] = Vector::cast_from(g);
+        }
+        k += splits * rows;
     }
 }
 
@@ -268,6 +273,7 @@ impl Backward {
                 count,
                 dim,
                 plan.vector,
+                plan.numbers(),
                 buffer(gradient.clone()),
                 buffer(x.clone()),
                 optional(self.output.clone()),
@@ -325,16 +331,16 @@ impl Backward {
             (dx.clone(), buffer(dx))
         };
         let dskip = self.output.as_ref().map(|_| layout.empty(&x));
-        let length = plan.channels * plan.length;
-        let (count, dim) = elementwise(&x, length);
-        // SAFETY: units beyond `length` stop; all maps have as many vectors. Where `dx` is the
-        // gradient's memory, each unit writes only what it alone has read.
+        let (count, dim) = plan.launch();
+        // SAFETY: units beyond the channels stop, others stay within `length`; all maps have as many vectors.
+        // Where `dx` is the gradient's memory, each unit writes only what it alone has read.
         unsafe {
             gradients::launch_unchecked(
                 &x.client,
                 count,
                 dim,
                 plan.vector,
+                plan.numbers(),
                 buffer(gradient),
                 buffer(x.clone()),
                 optional(self.output),
@@ -347,7 +353,8 @@ impl Backward {
                 optional(dskip.clone()),
                 plan.channels,
                 plan.inner,
-                length,
+                plan.length,
+                plan.splits,
                 1.0 / count_of_channel,
                 plan.order,
                 self.mask,

@@ -5,44 +5,51 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::plan::{Plan, channel_of, columns, per_channel};
+use super::plan::{Plan, per_channel, place};
 use crate::Activation;
-use crate::gpu::launch::{buffer, element, elementwise, optional};
+use crate::gpu::launch::{buffer, element, optional};
 use crate::gpu::layout::{Layout, Order};
 
-/// `act(gamma * (x - mean) / sqrt(variance + epsilon) + beta + skip)`, one vector a unit.
+/// `act(gamma * (x - mean) / sqrt(variance + epsilon) + beta + skip)`, some vectors of a channel a unit: what belongs to the
+/// channel takes more reads than a vector.
 #[cube(launch_unchecked)]
-fn normalise<E: Float, N: Size>(
+fn normalise<E: Float, N: Size, M: Size>(
     x: &[Vector<E, N>],
     skip: ComptimeOption<&[Vector<E, N>]>,
-    gamma: &[f32],
-    beta: &[f32],
-    statistics: &[f32],
+    gamma: &[Vector<f32, M>],
+    beta: &[Vector<f32, M>],
+    statistics: &[Vector<f32, M>],
     output: &mut [Vector<E, N>],
     channels: usize,
     inner: usize,
     length: usize,
+    splits: usize,
     #[comptime] order: Order,
     #[comptime] relu: bool,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = ABSOLUTE_POS;
-    if index >= length {
+    let rows = CUBE_DIM_Y as usize;
+    let channel = (CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X) as usize;
+    if channel >= channels {
         terminate!();
     }
-    let channel = channel_of(index, channels, inner, order);
-    let affine = Affine::<N>::of(gamma, beta, statistics, channel, channels, order);
-    let mut y = affine.apply(Vector::cast_from(x[index]));
-    #[comptime]
-    if let ComptimeOption::Some(skip) = skip {
-        y += Vector::cast_from(skip[index]);
+    let affine = Affine::<N>::of::<M>(gamma, beta, statistics, channel, channels, order);
+    let mut k = CUBE_POS_Y as usize * rows + UNIT_POS_Y as usize;
+    while k < length {
+        let index = place(k, channel, channels, inner, order);
+        let mut y = affine.apply(Vector::cast_from(x[index]));
+        #[comptime]
+        if let ComptimeOption::Some(skip) = &skip {
+            y += Vector::cast_from(skip[index]);
+        }
+        if comptime!(relu) {
+            // Not `max`, which turns NaN into 0 and hides an overflow from the gradient scaler.
+            let zero = Vector::new(0.0);
+            y = select_many(y.less_than(&zero), zero, y);
+        }
+        output[index] = Vector::cast_from(y);
+        k += splits * rows;
     }
-    if comptime!(relu) {
-        // Not `max`, which turns NaN into 0 and hides an overflow from the gradient scaler.
-        let zero = Vector::new(0.0);
-        y = select_many(y.less_than(&zero), zero, y);
-    }
-    output[index] = Vector::cast_from(y);
 }
 
 /// `scale * (x - mean) + shift` of a vector's channels.
@@ -56,23 +63,21 @@ pub struct Affine<N: Size> {
 #[cube]
 impl<N: Size> Affine<N> {
     /// Of a channel, or of a vector of them.
-    pub fn of(
-        gamma: &[f32],
-        beta: &[f32],
-        statistics: &[f32],
+    pub fn of<M: Size>(
+        gamma: &[Vector<f32, M>],
+        beta: &[Vector<f32, M>],
+        statistics: &[Vector<f32, M>],
         channel: usize,
         channels: usize,
         #[comptime] order: Order,
     ) -> Self {
-        let lanes = N::value();
-        let total = channels * comptime!(columns(order, lanes));
-        let inverse = per_channel::<N>(statistics, 2 * total, channel, order);
-        let scale = per_channel::<N>(gamma, 0, channel, order) * inverse;
-        let remainder = per_channel::<N>(statistics, 3 * total, channel, order);
+        let inverse = per_channel::<N, M>(statistics, 2 * channels, channel, order);
+        let scale = per_channel::<N, M>(gamma, 0, channel, order) * inverse;
+        let remainder = per_channel::<N, M>(statistics, 3 * channels, channel, order);
         Affine::<N> {
-            mean: per_channel::<N>(statistics, 0, channel, order),
+            mean: per_channel::<N, M>(statistics, 0, channel, order),
             scale,
-            shift: per_channel::<N>(beta, 0, channel, order) - remainder * scale,
+            shift: per_channel::<N, M>(beta, 0, channel, order) - remainder * scale,
         }
     }
 
@@ -96,15 +101,15 @@ pub fn apply(
     let skip = skip.map(|skip| layout.arrange(skip));
     let plan = Plan::new(&layout, &x);
     let output = layout.empty(&x);
-    let length = plan.channels * plan.length;
-    let (count, dim) = elementwise(&x, length);
-    // SAFETY: units beyond `length` stop; all maps have as many vectors.
+    let (count, dim) = plan.launch();
+    // SAFETY: units beyond the channels stop, others stay within `length`; all maps have as many vectors.
     unsafe {
         normalise::launch_unchecked(
             &output.client,
             count,
             dim,
             plan.vector,
+            plan.numbers(),
             buffer(x.clone()),
             optional(skip),
             buffer(gamma),
@@ -113,7 +118,8 @@ pub fn apply(
             buffer(output.clone()),
             plan.channels,
             plan.inner,
-            length,
+            plan.length,
+            plan.splits,
             plan.order,
             activation == Activation::Relu,
             element(&x),

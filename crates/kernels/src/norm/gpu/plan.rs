@@ -4,12 +4,13 @@ use burn_cubecl::cubecl;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use crate::gpu::launch::check_indexable;
 use crate::gpu::layout::{Layout, Order};
 use crate::gpu::reduce::{UNITS, across};
 
 /// Groups of units that a map is split over at most: a few times what large GPUs run at once.
 const GROUPS: usize = 1024;
-/// Vectors that a unit reads at least before a channel is split.
+/// Vectors that a unit reads at least before a channel is split: what is known of a channel is read once for them.
 const READS: usize = 8;
 
 /// Sizes of a reduction over each channel, in vectors.
@@ -38,6 +39,7 @@ impl Plan {
             Order::Planes => (c, h * w / vector, n * h * w / vector),
             Order::Pixels => (c / vector, 1, n * h * w),
         };
+        check_indexable(channels * length);
         let across = match layout.order {
             Order::Planes => 1,
             Order::Pixels => across(channels),
@@ -56,6 +58,11 @@ impl Plan {
             splits,
             across,
         }
+    }
+
+    /// Values that a vector of one number a channel has: a vector of a map in one read.
+    pub fn numbers(&self) -> usize {
+        columns(self.order, self.vector)
     }
 
     /// Groups of units, and units of a group.
@@ -92,33 +99,24 @@ pub fn place(
     }
 }
 
-/// For each value of a vector the number of its channel from `values`, which hold one each from
-/// `start`.
+/// For each value of a vector the number of its channel from `values`, of which each vector belongs to a channel, or to
+/// the channels of a vector of a map; from the vector at `start` on.
 #[cube]
-pub fn per_channel<N: Size>(
-    values: &[f32],
+pub fn per_channel<N: Size, M: Size>(
+    values: &[Vector<f32, M>],
     start: usize,
     channel: usize,
     #[comptime] order: Order,
 ) -> Vector<f32, N> {
+    let found = values[start + channel];
     if comptime!(order == Order::Planes) {
-        Vector::new(values[start + channel])
+        Vector::new(found.extract(0usize))
     } else {
         let mut vector = Vector::<f32, N>::empty();
         #[unroll]
         for lane in 0..N::value() {
-            vector.insert(lane, values[start + channel * N::value() + lane]);
+            vector.insert(lane, found.extract(lane));
         }
         vector
-    }
-}
-
-/// The channel, or vector of channels, that the vector at `index` belongs to.
-#[cube]
-pub fn channel_of(index: usize, channels: usize, inner: usize, #[comptime] order: Order) -> usize {
-    if comptime!(order == Order::Planes) {
-        index / inner % channels
-    } else {
-        index % channels
     }
 }
