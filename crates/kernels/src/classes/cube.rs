@@ -6,6 +6,7 @@ use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::permute_nhwc_to_nchw;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -150,8 +151,8 @@ fn total(parts: &[f32], totals: &mut [f32], groups: usize) {
     }
 }
 
-/// The gradient of the summed cross-entropy, one logit a unit: softmax less the label's one, by the
-/// transpose of the resize.
+/// The gradient of the summed cross-entropy, `[n, h, w, c]`, one logit a unit: softmax less the label's one, by the
+/// transpose of the resize. The classes of a pixel are beside each other, which read the same labels.
 #[cube(launch_unchecked)]
 fn cross_entropy_gradient<E: Float, I: Numeric>(
     logits: &Tensor<E>,
@@ -169,12 +170,12 @@ fn cross_entropy_gradient<E: Float, I: Numeric>(
     if index >= length {
         terminate!();
     }
-    let x = index % columns.size;
-    let line = index / columns.size;
+    let class = index % logits.shape(1);
+    let pixel = index / logits.shape(1);
+    let x = pixel % columns.size;
+    let line = pixel / columns.size;
     let y = line % rows.size;
-    let plane = line / rows.size;
-    let class = plane % logits.shape(1);
-    let image = plane / logits.shape(1);
+    let image = line / rows.size;
 
     let (top, bottom) = readers(y, &rows, align_corners);
     let (left, right) = readers(x, &columns, align_corners);
@@ -294,10 +295,10 @@ impl Classes for CubeBackend {
         ignored: i32,
         resize: Bilinear,
     ) -> CubeTensor {
-        let shape = logits.shape().dims::<4>();
+        let [n, c, h, w] = logits.shape().dims();
         let (labels, normalisers) = (into_contiguous(labels), into_contiguous(normalisers));
-        let gradient = empty(&logits, shape, DType::F32);
-        let length = shape.iter().product();
+        let gradient = empty(&logits, [n, h, w, c], DType::F32);
+        let length = n * c * h * w;
         let (count, dim) = elementwise(&logits, length);
         let [rows, columns] = resize.axes();
         let dtypes = [element(&logits), element(&labels)];
@@ -319,7 +320,7 @@ impl Classes for CubeBackend {
                 dtypes,
             );
         }
-        gradient
+        permute_nhwc_to_nchw(gradient)
     }
 
     fn halfseg_most_likely_classes(
