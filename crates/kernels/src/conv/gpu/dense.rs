@@ -46,9 +46,12 @@ struct Pass {
     tuner: LocalTuner<String, CubeTuneId>,
     /// All that decides which candidates can be launched, and, with sizes rounded, which is fastest.
     key: fn(&Problem) -> String,
-    /// By matrix products of Burn's.
-    products: (&'static str, Candidate),
+    /// By matrix products first, and by a library.
+    whole: &'static [(&'static str, Candidate)],
     implicit: fn(Problem, &Strategy) -> Result<CubeTensor, Declined>,
+    /// Those of the implicit ones that are measured beside the others. Each kernel has to be compiled first; the rest are
+    /// measured where all of these decline.
+    compared: &'static [&'static str],
     /// Never declines. Compared with nothing: it is slow, and tried where all others decline.
     last: (&'static str, fn(Problem) -> CubeTensor),
     /// Whether it was said that all others declined.
@@ -58,7 +61,7 @@ struct Pass {
 /// One way to compute a pass.
 #[derive(Clone, Copy)]
 enum Way {
-    Products(Candidate),
+    Whole(Candidate),
     Implicit(
         fn(Problem, &Strategy) -> Result<CubeTensor, Declined>,
         ConvAlgorithm,
@@ -69,7 +72,7 @@ enum Way {
 impl Way {
     fn run(self, problem: Problem) -> Result<CubeTensor, Declined> {
         match self {
-            Self::Products(products) => products(problem),
+            Self::Whole(whole) => whole(problem),
             Self::Implicit(implicit, algorithm, tile_kind) => {
                 let strategy = Strategy::Inferred {
                     algorithm,
@@ -96,8 +99,15 @@ static FORWARD: Pass = Pass {
         let sizes = [n, h, w, size[0], size[1]].map(rounded);
         format!("{sizes:?} {same} {early} {c} {weight:?} {options:?} {dtype:?}")
     },
-    products: ("pointwise", pointwise),
+    whole: &[
+        ("pointwise", pointwise),
+        #[cfg(feature = "cudnn")]
+        ("cudnn", super::cudnn::correlate),
+    ],
     implicit: implicit_forward,
+    // Kernels that fill the registers of matrix units by themselves do what those do that leave it to the compiler. The
+    // asynchronous one executes more instructions than the synchronous one in most shapes of these networks.
+    compared: &["sync_mma", "tma_mma"],
     last: ("direct", |p| {
         direct::convolve(p.map, p.other, p.size, p.options, false)
     }),
@@ -113,8 +123,15 @@ static WEIGHT_GRADIENT: Pass = Pass {
         let sizes = [n, h, w, h_out, w_out].map(rounded);
         format!("{sizes:?} {c_in} {c_out} {kernel:?} {options:?} {dtype:?}")
     },
-    products: ("split", split::weight_gradient),
+    whole: &[
+        ("split", split::weight_gradient),
+        #[cfg(feature = "cudnn")]
+        ("cudnn", super::cudnn::weight_gradient),
+    ],
     implicit: implicit_weight_gradient,
+    // A weight has too few values to fill a device without splitting the sum over pixels, which they do not: they
+    // executed twice as many instructions and more in all shapes of these networks.
+    compared: &[],
     last: ("direct", |p| {
         direct::weight_gradient(p.map, p.other, p.size, p.dtype, p.options)
     }),
@@ -193,7 +210,7 @@ impl Pass {
     /// implicit ones are, so that measuring those would only take time.
     fn run_product(&'static self, problem: Problem, kernel: [usize; 2]) -> CubeTensor {
         if is_pointwise(kernel, problem.options) {
-            let (_, products) = self.products;
+            let (_, products) = self.whole[0];
             if let Ok(output) = products(problem.clone()) {
                 return output;
             }
@@ -214,13 +231,13 @@ impl Pass {
 
     /// All ways but the last, with their names.
     fn ways(&self) -> impl Iterator<Item = (&'static str, Way)> {
-        let (name, products) = self.products;
+        let whole = self.whole.iter();
+        let whole = whole.map(|(name, candidate)| (*name, Way::Whole(*candidate)));
         let implicit = self.implicit;
         let implicit = IMPLICIT
             .into_iter()
             .map(move |(name, algorithm, kind)| (name, Way::Implicit(implicit, algorithm, kind)));
-        let all = std::iter::once((name, Way::Products(products))).chain(implicit);
-        all.filter(|(name, _)| is_tried(name))
+        whole.chain(implicit).filter(|(name, _)| is_tried(name))
     }
 
     /// The first candidate that does not decline.
@@ -245,7 +262,8 @@ impl Pass {
 
     /// The candidates for a tuner, which measures them once for each key and keeps the result.
     fn set(&'static self) -> TunableSet<String, Problem, CubeTensor> {
-        let fast = TuneGroup::new("fast", |_: &String| 1);
+        let fast = TuneGroup::new("fast", |_: &String| 2);
+        let rest = TuneGroup::new("rest", |_: &String| 1);
         let slow = TuneGroup::new("slow", |_: &String| 0);
         let trial = |_: &String, problem: &Problem| Problem {
             trial: true,
@@ -259,7 +277,11 @@ impl Pass {
                 Err(_) if !problem.trial => Ok(self.first(problem)),
                 found => found,
             };
-            set = set.with(Tunable::new(name, candidate).group(&fast, |_| 0));
+            let group = match way {
+                Way::Implicit(..) if !self.compared.contains(&name) => &rest,
+                _ => &fast,
+            };
+            set = set.with(Tunable::new(name, candidate).group(group, |_| 0));
         }
         let (name, last) = self.last;
         let candidate = move |problem: Problem| {

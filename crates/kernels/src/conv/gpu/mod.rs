@@ -5,6 +5,8 @@
 //! implicit ones (`dense`), and grouped ones through kernels of one value a unit (`direct`). Those in f32 that are not
 //! depthwise are left to Burn where it does not round them to TF32, or where `HALFSEG_TF32=1` allows it.
 
+#[cfg(feature = "cudnn")]
+mod cudnn;
 mod dense;
 mod depthwise;
 mod direct;

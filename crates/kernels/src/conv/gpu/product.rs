@@ -167,6 +167,10 @@ pub fn multiply(
 
 /// What the keys of products begin with that are to be exact.
 const EXACT: &str = "F32";
+/// What the keys of products end with whose outputs have many rows and columns.
+const LARGE: &str = "large";
+/// As many are many: some tiles of the kernels that take several rows of tiles at a time.
+const MANY: usize = 256;
 
 /// All that decides which kernels can be launched, and, with sizes rounded, which is fastest.
 fn key(operands: &Operands) -> String {
@@ -190,8 +194,15 @@ fn key(operands: &Operands) -> String {
         format!("{sizes:?} {alignment:?} {order} {step}")
     };
     let (dtype, result) = (left.dtype, output.dtype);
+    let [rows, columns] =
+        [2, 1].map(|end| output.meta.shape()[output.meta.shape().num_dims() - end]);
+    let size = if rows.min(columns) >= MANY {
+        LARGE
+    } else {
+        "small"
+    };
     format!(
-        "{dtype:?} {} by {} to {result:?}",
+        "{dtype:?} {} by {} to {result:?} {size}",
         describe(left),
         describe(right)
     )
@@ -262,7 +273,14 @@ fn set() -> TunableSet<String, Operands, ()> {
             .iter()
             .find(|(of, _)| *of == kind)
             .expect("each kind has a group");
-        set = set.with(Tunable::new(name, candidate).group(group, |_| 0));
+        // Large tiles for large outputs, small ones for others: the ones of lower priority are compiled and measured
+        // where the others decline.
+        let priority = move |key: &String| match name {
+            "mma_rows" | "cmma_rows" => i8::from(key.ends_with(LARGE)),
+            "mma" | "cmma" => i8::from(!key.ends_with(LARGE)),
+            _ => 1,
+        };
+        set = set.with(Tunable::new(name, candidate).group(group, priority));
     }
     set
 }

@@ -35,5 +35,11 @@ pub fn is_tried(name: &str) -> bool {
 
 fn convolutions() -> Vec<&'static str> {
     let implicit = dense::IMPLICIT.iter().map(|(name, ..)| *name);
-    ["pointwise", "split"].into_iter().chain(implicit).collect()
+    let whole = [
+        "pointwise",
+        "split",
+        #[cfg(feature = "cudnn")]
+        "cudnn",
+    ];
+    whole.into_iter().chain(implicit).collect()
 }
