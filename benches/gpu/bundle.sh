@@ -40,7 +40,7 @@ if [ -n "$features" ]; then
   cargo fetch -q --locked
   bash benches/gpu/offline-llvm.sh
   cargo build --locked --release -p halfseg-cli -p halfseg-benches --bins \
-    --features halfseg-cli/cuda,halfseg-benches/cuda
+    --features halfseg-cli/cudnn,halfseg-benches/cuda
 else
   # The whole workspace, so that Burn is built once with one set of features.
   cargo build --locked --release --workspace --bins

@@ -257,6 +257,21 @@ class Report:
         else:
             self.say(f'{MISSING}: no GPU')
 
+    def cudnn(self):
+        found = self.results['cudnn'] = read(self.at('cudnn.json'))
+        if not self.on_gpu:
+            return
+        self.say('', '## Convolutions by cuDNN', '')
+        absent = [line for line in lines(self.at('cudnn.log')) if 'cuDNN computes no' in line]
+        if absent or not found:
+            self.miss('cudnn', 'a step with cuDNN')
+            self.say(*absent or [MISSING])
+            return
+        without = (read(self.at('training-fcn.json')) or {}).get('median_s')
+        self.say(f'A training step of FCN takes {shown(1e3 * found["median_s"])} ms with them, and '
+                 f'{shown(without and 1e3 * without)} ms with what tuning chose of the others. The host waits before '
+                 'and after each of cuDNN\'s.')
+
     def tuning(self):
         found = self.results['convolutions'] = convolutions(self.at('autotune.log'))
         if found:
@@ -266,7 +281,7 @@ class Report:
                  '**yes**' if row['sums_in_half'] else '') for row in found])
 
     def write(self):
-        for section in (self.replay, self.speed, self.train, self.kernels, self.tuning):
+        for section in (self.replay, self.speed, self.train, self.kernels, self.cudnn, self.tuning):
             section()
         head = ['# halfseg on a GPU' if self.on_gpu else '# halfseg on a CPU', '']
         head += [f'    {line}' for line in self.machine]
@@ -301,7 +316,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder')
-    parser.add_argument('--parts', default='replay,speed,train,kernels')
+    parser.add_argument('--parts', default='replay,speed,train,kernels,cudnn')
     parser.add_argument('--smoke', action='store_true')
     args = parser.parse_args()
     return Report(args.folder, args.parts.split(','), args.smoke).write()

@@ -3,7 +3,7 @@
 #
 #   ./run.sh                             on the first NVIDIA GPU, in less than eight minutes
 #   ./run.sh --device cuda:1 --out DIR
-#   ./run.sh --parts speed,kernels       some of the parts: replay, speed, train, kernels
+#   ./run.sh --parts speed,kernels       some of the parts: replay, speed, train, kernels, cudnn
 #   ./run.sh --device flex --smoke       a self-check of this script on the CPU, with small networks
 #
 # replay   recordings of MMSegmentation, errors against what PyTorch itself is off by on this device
@@ -11,6 +11,7 @@
 #          PyTorch (AMP, channels_last, cudnn.benchmark) if `python3` has it
 # train    FCN in f16 and in f32 on the images of the bundle, or on generated ones: both curves
 # kernels  the time of a training step by kernel
+# cudnn    training of FCN with cuDNN's convolutions, where PyTorch or the system has cuDNN 9
 #
 # Everything goes to --out (./results): results.md with all tables and verdicts, results.json, the
 # output of each command; OUT.tar.gz beside it packs the folder. All of it is written anew after each
@@ -29,7 +30,7 @@
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-device=cuda smoke='' out=$here/results cache=$here/cache parts=replay,speed,train,kernels
+device=cuda smoke='' out=$here/results cache=$here/cache parts=replay,speed,train,kernels,cudnn
 limit=''
 usage() {
   sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' >&2
@@ -52,8 +53,8 @@ while [ $# -gt 0 ]; do
 done
 for part in ${parts//,/ }; do
   case $part in
-    replay | speed | train | kernels) ;;
-    *) echo "--parts: expected replay, speed, train or kernels, found $part" >&2; exit 2 ;;
+    replay | speed | train | kernels | cudnn) ;;
+    *) echo "--parts: expected replay, speed, train, kernels or cudnn, found $part" >&2; exit 2 ;;
   esac
 done
 # The self-check is to end, not to be on time.
@@ -210,6 +211,7 @@ if chosen speed; then
   by=$limit
   chosen train && by=$((by - 100))
   chosen kernels && by=$((by - 35))
+  chosen cudnn && by=$((by - 35))
   for mode in inference training; do
     for method in fcn pspnet deeplabv3 deeplabv3plus; do
       size=$infer_size batch=1 flags=() peer_flags=(--softmax)
@@ -236,6 +238,7 @@ if chosen train; then
   echo "== training on $data ($SECONDS s)"
   end=$limit
   chosen kernels && end=$((end - 35))
+  chosen cudnn && end=$((end - 35))
   by=$((SECONDS + (end - SECONDS) / 2))
   for precision in f16 f32; do
     # Checkpoints are large: they stay out of the results. Nothing is evaluated: that would choose and
@@ -253,9 +256,20 @@ fi
 if chosen kernels && [ -n "$gpu" ]; then
   echo "== kernels ($SECONDS s)"
   rm -f "$out/kernels.txt"
-  CUBECL_DEBUG_OPTION=profile CUBECL_DEBUG_LOG=$out/kernels.txt finish "$limit" kernels.log \
+  by=$limit
+  chosen cudnn && by=$((by - 35))
+  CUBECL_DEBUG_OPTION=profile CUBECL_DEBUG_LOG=$out/kernels.txt finish "$by" kernels.log \
     "${ours[@]}" "$here/bin/halfseg" bench --method fcn --backbone $backbone --size $train_size --train \
     --precision f16 --iterations 2 --warmup 2 --device "$device"
+fi
+
+if chosen cudnn && [ -n "$gpu" ]; then
+  echo "== convolutions by cuDNN ($SECONDS s)"
+  found=''
+  [ -n "$packages" ] && found=$(find -L "$packages" -name libcudnn.so.9 2>/dev/null | head -n 1)
+  finish "$limit" cudnn.log env "LD_LIBRARY_PATH=$libraries${found:+:${found%/*}}" HALFSEG_GPU_KERNEL=cudnn \
+    "$here/bin/halfseg" bench --method fcn --backbone $backbone --size $train_size --train --batch 2 \
+    --precision f16 --iterations $passes --warmup $warmup --device "$device" --json "$out/cudnn.json"
 fi
 
 report

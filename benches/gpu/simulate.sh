@@ -13,7 +13,9 @@
 # eval      scores and class maps of a network, whole, in windows, over six scales; predict; audit
 # kernels   tests of the kernels, and of training steps, for each architecture
 # each      the tests of the convolutions with each kernel that tuning may choose, one after the other
+# cudnn     the same by cuDNN, for which a stand-in computes on the CPU, and where there is none
 # amp       the tests of halfseg-amp, and the launches of a step of fifty layers
+# own       examples/own-network: a network of Burn's layers, ten steps beside the CPU
 # memory    peak and launches of a training step and an inference at full size, nothing executed
 #
 # METHODS, PRECISIONS and ARCHS choose among them. Everything goes to --out: results.md with a line for
@@ -22,7 +24,7 @@
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 
-parts=replay,train,ways,eval,kernels,each,amp,memory out='' bin=''
+parts=replay,train,ways,eval,kernels,each,cudnn,amp,own,memory out='' bin=''
 usage() {
   sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' >&2
   exit 2
@@ -55,8 +57,9 @@ if [ -z "$bin" ]; then
   # Little optimisation: compiling takes longer than what is run on the host.
   export CARGO_PROFILE_DEV_OPT_LEVEL=${CARGO_PROFILE_DEV_OPT_LEVEL:-1} CARGO_PROFILE_DEV_DEBUG=false
   bin=${CARGO_TARGET_DIR:-$root/target}/debug
-  packages=(-p halfseg-cli -p halfseg-benches -p halfseg-kernels -p halfseg-train -p halfseg-amp
-    --features "halfseg-cli/cuda,halfseg-benches/cuda,halfseg-kernels/cuda,halfseg-train/cuda,halfseg-amp/cuda")
+  packages=(-p halfseg-cli -p halfseg-benches -p halfseg-kernels -p halfseg-train -p halfseg-amp -p halfseg-own-network
+    --features "halfseg-cli/cuda,halfseg-benches/cuda,halfseg-kernels/cuda,halfseg-train/cuda,halfseg-amp/cuda"
+    --features halfseg-own-network/cuda,halfseg-kernels/cudnn)
   tests=(--test gpu --test launches)
   for test in crates/amp/tests/*.rs; do
     tests+=(--test "$(basename "$test" .rs)")
@@ -294,10 +297,13 @@ if chosen kernels; then
   done
 fi
 
-if chosen each; then
-  test=$(for test in $(<"$bin/gpu-tests"); do
+test_of_convolutions() {
+  for test in $(<"$bin/gpu-tests"); do
     "$test" --list 2>/dev/null | grep '^convolutions_and_all' >/dev/null && echo "$test" && break
-  done)
+  done
+}
+if chosen each; then
+  test=$(test_of_convolutions)
   for kernel in ${KERNELS:-pointwise split sync_cmma sync_mma async_cmma async_mma tma_cmma tma_mma mma mma_rows mma_ordered \
     mma_tma mma_tma_specialized cmma cmma_rows cmma_ordered unit unit_small naive}; do
     name=each-$kernel status=0
@@ -305,6 +311,22 @@ if chosen each; then
       sim "$name" "$test" --test-threads 1 --nocapture convolution || status=1
     found=$(grep '^test result' "$out/$name.log" | cut -d';' -f1,2 | cut -d. -f2)
     note each "$kernel" "${found:-none ended}" "all pass" "$status"
+  done
+fi
+
+if chosen cudnn; then
+  test=$(test_of_convolutions)
+  mkdir -p "$out/cudnn-library"
+  cc -O2 -fPIC -shared -o "$out/cudnn-library/libcudnn.so.9" "$root/benches/gpu/cudnn-stand-in.c" || exit 1
+  for library in found absent; do
+    name=cudnn-$library status=0
+    LD_LIBRARY_PATH=$([ $library = found ] && echo "$out/cudnn-library") HALFSEG_GPU_KERNEL=cudnn \
+      HALFSEG_REQUIRE_GPU=1 LIMIT=3600 sim "$name" "$test" --test-threads 1 --nocapture convolution || status=1
+    said=$(grep -o -m 1 'cuDNN stand-in: .*\|cuDNN computes no convolution.*' "$out/$name.log")
+    [ $library = absent ] && wanted='computes no' || wanted='[1-9][0-9]* convolutions and [1-9]'
+    grep -q "$wanted" <<<"$said" || status=1
+    found=$(grep '^test result' "$out/$name.log" | cut -d';' -f1,2 | cut -d. -f2)
+    note cudnn "$library" "${found:-none ended}, $said" "all pass" "$status"
   done
 fi
 
@@ -317,6 +339,18 @@ if chosen amp; then
     [ "$status" != 2 ] || { found+=', none on a device' status=0; }
     note amp "$(basename "${test%-*}")" "${found:-it did not end}" "all pass" "$status"
   done <"$bin/amp-tests"
+fi
+
+if chosen own; then
+  for precision in $precisions; do
+    name=own-$precision status=0
+    host "$name-host" "$bin/halfseg-own-network" "$precision" cpu 10 || status=1
+    sim "$name" "$bin/halfseg-own-network" "$precision" gpu 10 || status=1
+    found=$(paste <(grep -o 'loss .*' "$out/$name.log") <(grep -o 'loss .*' "$out/$name-host.log") |
+      awk '{ d = ($2 - $4) / $4; d = d < 0 ? -d : d; if (d > most) most = d } END { printf "%.1e %d", most, NR }')
+    [ "${found#* }" = 10 ] && at_most "${found% *}" 1e-2 || status=1
+    note own "$precision" "losses within ${found% *}, $(tail -n 1 "$out/$name.log")" "losses within 1e-2" "$status"
+  done
 fi
 
 # Numbers of the simulator's report: of a run with more passes less those of one with fewer.
