@@ -24,7 +24,9 @@ pub use self::gpu::launch::multiplies;
 pub use activation::Activation;
 pub use any_tensor::AnyTensor;
 pub use classes::{CrossEntropyTerms, cross_entropy_terms, most_likely_classes};
-pub use conv::{Conv2dOptions, conv2d, conv2d_act, rounds_weight, with_rounded_weights};
+pub use conv::{
+    Conv2dOptions, conv2d, conv2d_act, rounds_products, rounds_weight, with_rounded_weights,
+};
 #[cfg(feature = "flex")]
 pub use conv::{ConvolutionPass, PackedWeights, TimedConvolution, time_convolutions};
 #[cfg(feature = "flex")]

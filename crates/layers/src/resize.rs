@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::{Op, cast, observe};
-use halfseg_kernels::{Between, resample, resize_bilinear};
+use halfseg_kernels::{Between, Conv2dOptions, conv2d, resample, resize_bilinear, rounds_products};
 
 /// Resizes a map bilinearly with pixel centres at half integers (`align_corners = false`), the one
 /// place where these networks change a map's size without a convolution. Differentiable.
@@ -98,6 +98,27 @@ impl ResizePlan {
     }
 }
 
+/// `matrix * x` for each matrix of `x`, f32: `[out, k]`, `[b, k, n]` -> `[b, out, n]`. As a convolution where Burn's product
+/// would round to TF32.
+fn from_left(matrix: Tensor<2>, x: Tensor<3>) -> Tensor<3> {
+    if !rounds_products(&x.device()) {
+        return matrix.unsqueeze::<3>().matmul(x);
+    }
+    let ([out, k], [b, _, n]) = (matrix.dims(), x.dims());
+    let (x, weight) = (x.reshape([b, k, 1, n]), matrix.reshape([out, k, 1, 1]));
+    conv2d(x, weight, None, Conv2dOptions::default()).reshape([b, out, n])
+}
+
+/// `x * matrix^T`, f32: `[m, k]`, `[out, k]` -> `[m, out]`. As above.
+fn from_right(x: Tensor<2>, matrix: Tensor<2>) -> Tensor<2> {
+    if !rounds_products(&x.device()) {
+        return x.matmul(matrix.transpose());
+    }
+    let ([m, k], [out, _]) = (x.dims(), matrix.dims());
+    let (x, weight) = (x.reshape([m, k, 1, 1]), matrix.reshape([out, k, 1, 1]));
+    conv2d(x, weight, None, Conv2dOptions::default()).reshape([m, out])
+}
+
 /// `rows * x * columns^T` for every plane of `x`, in f32: `[n, c, h, w]` -> `[n, c, out_h, out_w]`
 /// with `rows: [out_h, h]`, `columns: [out_w, w]`.
 pub(crate) fn separable(x: Tensor<4>, rows: Tensor<2>, columns: Tensor<2>) -> Tensor<4> {
@@ -105,16 +126,10 @@ pub(crate) fn separable(x: Tensor<4>, rows: Tensor<2>, columns: Tensor<2>) -> Te
     let ([out_h, _], [out_w, _]) = (rows.dims(), columns.dims());
     let x = x.cast(FloatDType::F32);
     let along_rows = |x: Tensor<4>, w: usize| {
-        let x = x.reshape([n * c, h, w]);
-        rows.clone()
-            .unsqueeze::<3>()
-            .matmul(x)
-            .reshape([n, c, out_h, w])
+        from_left(rows.clone(), x.reshape([n * c, h, w])).reshape([n, c, out_h, w])
     };
     let along_columns = |x: Tensor<4>, h: usize| {
-        let x = x.reshape([n * c * h, w]);
-        x.matmul(columns.clone().transpose())
-            .reshape([n, c, h, out_w])
+        from_right(x.reshape([n * c * h, w]), columns.clone()).reshape([n, c, h, out_w])
     };
     // Both orders give the same sums; take the one with fewer products.
     if h * w * out_w + out_h * h * out_w <= out_h * h * w + out_h * w * out_w {

@@ -1,6 +1,6 @@
 //! Burn's layers, run by the kernels of `halfseg-kernels` in the dtypes that `halfseg-amp` prescribes.
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, PaddingConfig2d};
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
@@ -70,8 +70,7 @@ impl Block {
         observe(Op::Conv2d, &self.conv.weight, x, |x| {
             // The kernel rounds the weight after it scaled it.
             let (x, weight) = (cast(Op::Conv2d, x), self.conv.weight.val());
-            let affine = [cast(Op::Conv2d, scale.clone()), shift.clone()];
-            let options = options(&self.conv);
+            let (affine, options) = ([scale.clone(), shift.clone()], options(&self.conv));
             conv2d_act(x, weight, affine, None, Activation::Relu, options)
         })
     }
@@ -91,6 +90,15 @@ fn options(conv: &Conv2d) -> Conv2dOptions {
         padding,
         dilation: conv.dilation,
         groups: conv.groups,
+    }
+}
+
+/// Burn draws a parameter when it is first used, on the device that it is on by then.
+struct Draw;
+
+impl ModuleVisitor for Draw {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        param.val();
     }
 }
 
@@ -118,6 +126,7 @@ impl Network {
             ],
             classify: Conv2dConfig::new([32, classes], [1, 1]).init(&host),
         };
+        network.visit(&mut Draw);
         network.to_device(device)
     }
 

@@ -16,7 +16,7 @@ pub use cpu::PackedWeights;
 #[cfg(feature = "flex")]
 pub use times::{ConvolutionPass, TimedConvolution, time_convolutions};
 
-use burn::tensor::{DType, Tensor, activation::relu, module, ops::ConvOptions};
+use burn::tensor::{DType, Device, Tensor, activation::relu, module, ops::ConvOptions};
 
 use crate::Activation;
 
@@ -135,6 +135,21 @@ pub fn conv2d(
     module::conv2d(x, weight, bias, ConvOptions::from(options))
 }
 
+/// Whether Burn's convolutions and matrix products round f32 to TF32 on `device`, where [`conv2d`] does not: on GPUs that
+/// have matrix units, unless `HALFSEG_TF32=1` asks for it.
+///
+/// # Panics
+/// If `HALFSEG_TF32` is neither 0 nor 1.
+#[cfg_attr(not(feature = "cube"), allow(unused_variables))]
+pub fn rounds_products(device: &Device) -> bool {
+    #[cfg(feature = "cube")]
+    {
+        gpu::rounds_products(device)
+    }
+    #[cfg(not(feature = "cube"))]
+    false
+}
+
 /// Whether [`conv2d`] takes an f32 weight with `x`, whatever the dtype of `x`: on the CPU, and on GPUs with
 /// f16 and bf16.
 pub fn rounds_weight(x: &Tensor<4>) -> bool {
@@ -169,8 +184,8 @@ pub fn with_rounded_weights<R>(weights: Vec<(Tensor<4>, DType)>, body: impl FnOn
 /// `activation(conv2d(x, scale * weight) + shift + skip)`. Differentiable.
 ///
 /// On the CPU, where no operand takes part in a graph, this is one operation that rounds once and makes no map
-/// but its output, and no copy of the weight but the packed one. Elsewhere it is composed, and each
-/// step rounds.
+/// but its output, and no copy of the weight but the packed one. On GPUs, likewise, it is a convolution, whose output is rounded
+/// before it is scaled, and one kernel for all that follows. Elsewhere it is composed, and each step rounds.
 ///
 /// # Shapes
 /// As [`conv2d`]; `scale` and `shift` are `[c_out]`, `skip` has the output's shape. `x` and `skip` have
@@ -210,6 +225,15 @@ pub fn conv2d_act(
     if crate::cpu::tensor::handles(&x) && !autodiff {
         let relu = activation == Activation::Relu;
         return ops::conv2d_act(x, weight, [scale, shift], skip, relu, options);
+    }
+    #[cfg(feature = "cube")]
+    if crate::gpu::launch::handles(&x.device(), x.dtype()) && !autodiff {
+        let affine = [scale, shift].map(|values| values.cast(DType::F32));
+        let weight = match rounds_weight(&x) {
+            true => weight,
+            false => weight.cast(x.dtype()),
+        };
+        return crate::norm::affine(conv2d(x, weight, None, options), affine, skip, activation);
     }
     let c_out = weight.dims()[0];
     let scale = scale.cast(weight.dtype()).reshape([c_out, 1, 1, 1]);

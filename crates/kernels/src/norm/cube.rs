@@ -6,6 +6,7 @@ use burn_cubecl::kernel::{into_contiguous, slice};
 use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::affine::ScaledAndShifted;
 use super::forward::Forward;
 use super::gpu::gradients::Backward;
 use super::gpu::moments::{Moving, statistics_moving, statistics_of};
@@ -34,7 +35,13 @@ fn forward(
         moves: pass.moves,
     };
     let statistics = statistics_moving(x.clone(), pass.epsilon, Some(moving));
-    let output = apply(x, parameters, statistics.clone(), skip, pass.activation);
+    let output = apply(
+        x,
+        parameters,
+        Some(statistics.clone()),
+        skip,
+        pass.activation,
+    );
     let [mean, variance] = moved;
     (output, statistics, mean, variance)
 }
@@ -114,6 +121,27 @@ impl BatchNormalisation for CubeBackend {
     }
 }
 
+impl ScaledAndShifted for CubeBackend {
+    fn halfseg_affine(
+        x: CubeTensor,
+        scale: CubeTensor,
+        shift: CubeTensor,
+        activation: Activation,
+    ) -> CubeTensor {
+        apply(x, [scale, shift], None, None, activation)
+    }
+
+    fn halfseg_affine_skip(
+        x: CubeTensor,
+        scale: CubeTensor,
+        shift: CubeTensor,
+        skip: CubeTensor,
+        activation: Activation,
+    ) -> CubeTensor {
+        apply(x, [scale, shift], None, Some(skip), activation)
+    }
+}
+
 impl SharedNormalisation for CubeBackend {
     fn halfseg_norm_statistics(x: CubeTensor, epsilon: f64) -> CubeTensor {
         statistics_of(x, epsilon)
@@ -126,7 +154,7 @@ impl SharedNormalisation for CubeBackend {
         statistics: CubeTensor,
         activation: Activation,
     ) -> CubeTensor {
-        apply(x, [gamma, beta], statistics, None, activation)
+        apply(x, [gamma, beta], Some(statistics), None, activation)
     }
 
     fn halfseg_norm_apply_skip(
@@ -137,7 +165,7 @@ impl SharedNormalisation for CubeBackend {
         skip: CubeTensor,
         activation: Activation,
     ) -> CubeTensor {
-        apply(x, [gamma, beta], statistics, Some(skip), activation)
+        apply(x, [gamma, beta], Some(statistics), Some(skip), activation)
     }
 
     fn halfseg_norm_sums(

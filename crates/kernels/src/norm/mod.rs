@@ -1,5 +1,7 @@
 //! Batch normalisation with the addition and the activation that follow it.
 
+#[cfg(feature = "cube")]
+mod affine;
 #[cfg(feature = "flex")]
 mod cpu;
 #[cfg(feature = "flex")]
@@ -21,6 +23,8 @@ mod parts;
 mod passes;
 mod shared;
 
+#[cfg(feature = "cube")]
+pub use affine::affine;
 pub use parts::BatchParts;
 pub use shared::batch_norm_shared;
 

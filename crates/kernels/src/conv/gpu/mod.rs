@@ -22,7 +22,7 @@ mod window;
 
 use std::sync::OnceLock;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::permute_nhwc_to_nchw;
 use burn_cubecl::tensor::CubeTensor;
@@ -39,12 +39,11 @@ pub fn handles(x: &Tensor<4>, weight: &Tensor<4>, options: Conv2dOptions) -> boo
     crate::gpu::launch::handles(&x.device(), x.dtype())
         && (x.dtype() != DType::F32
             || is_depthwise(channels, c_out, depth, options)
-            || is_rounded(x))
+            || rounds_products(&x.device()))
 }
 
-/// Whether Burn's convolution would round f32 to TF32, as it does on GPUs that have matrix units, and that is not asked
-/// for.
-fn is_rounded(x: &Tensor<4>) -> bool {
+/// See [`super::rounds_products`].
+pub fn rounds_products(device: &Device) -> bool {
     static ASKED_FOR: OnceLock<bool> = OnceLock::new();
     let asked_for = ASKED_FOR.get_or_init(|| {
         let value = std::env::var_os("HALFSEG_TF32");
@@ -56,7 +55,8 @@ fn is_rounded(x: &Tensor<4>) -> bool {
         );
         value.is_some_and(|value| value == "1")
     });
-    !asked_for && crate::gpu::launch::multiplies(&x.device(), DType::F32)
+    let launch = crate::gpu::launch::handles(device, DType::F32);
+    launch && !asked_for && crate::gpu::launch::multiplies(device, DType::F32)
 }
 
 fn is_depthwise(c_in: usize, c_out: usize, depth: usize, options: Conv2dOptions) -> bool {

@@ -5,6 +5,8 @@
 //! for others that round alike, as where it needs more shared memory than a device has. It also tries more kernels
 //! than pay for the time to compile them, and makes a copy of the output for each.
 
+use std::sync::Once;
+
 use burn::tensor::DType;
 use burn_cubecl::CubeTuneId;
 use burn_cubecl::cubecl;
@@ -23,7 +25,7 @@ use cubek::std::InputBinding;
 
 use super::dense::rounded;
 use super::problem::Declined;
-use super::tried::is_tried;
+use super::tried::{is_asked_for, is_tried};
 use crate::gpu::launch::element;
 
 static TUNER: LocalTuner<String, CubeTuneId> = local_tuner!("product");
@@ -208,6 +210,23 @@ fn key(operands: &Operands) -> String {
     )
 }
 
+/// Whether a kernel is one that NVRTC compiles for half a minute to nine minutes where it reads eight values of half
+/// precision at a time (CUDA 12.9), and nobody asks for it.
+fn takes_minutes_to_compile(name: &str, exact: bool) -> bool {
+    matches!(name, "unit" | "unit_small") && !exact && !is_asked_for(name)
+}
+
+/// Says once that products of half precision have no matrix units.
+fn say_that_it_is_slow() {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        eprintln!(
+            "halfseg: matrix products in half precision run in the kernel \"naive\", one value a unit, which is slow: \
+             all that use matrix units declined"
+        );
+    });
+}
+
 impl Operands {
     fn by(&self, strategy: &Strategy) -> Result<(), Declined> {
         let input =
@@ -233,7 +252,7 @@ impl Operands {
         let mut declined = String::new();
         let exact = self.left.dtype == DType::F32;
         for (name, kind, strategy) in ways() {
-            if exact && kind != Kind::Unit {
+            if exact && kind != Kind::Unit || takes_minutes_to_compile(name, exact) {
                 continue;
             }
             match self.by(&strategy) {
@@ -265,6 +284,10 @@ fn set() -> TunableSet<String, Operands, ()> {
     let mut set = TunableSet::new(key, trial);
     for (name, kind, strategy) in ways() {
         let candidate = move |operands: Operands| match operands.by(&strategy) {
+            Ok(()) if name == "naive" && !operands.trial && operands.left.dtype != DType::F32 => {
+                say_that_it_is_slow();
+                Ok(())
+            }
             // The key rounds sizes: what was fastest for one may decline another.
             Err(_) if !operands.trial => operands.by_first(),
             found => found,
@@ -276,6 +299,7 @@ fn set() -> TunableSet<String, Operands, ()> {
         // Large tiles for large outputs, small ones for others: the ones of lower priority are compiled and measured
         // where the others decline.
         let priority = move |key: &String| match name {
+            _ if takes_minutes_to_compile(name, key.starts_with(EXACT)) => -1,
             "mma_rows" | "cmma_rows" => i8::from(key.ends_with(LARGE)),
             "mma" | "cmma" => i8::from(!key.ends_with(LARGE)),
             _ => 1,

@@ -21,6 +21,11 @@ fn asked_for() -> Option<&'static str> {
     ASKED_FOR.get_or_init(read).as_deref()
 }
 
+/// Whether `HALFSEG_GPU_KERNEL` names this kernel.
+pub fn is_asked_for(name: &str) -> bool {
+    asked_for() == Some(name)
+}
+
 /// Whether the kernel of this name takes part in tuning: all do, but where one is asked for, no others of those that
 /// compute what it does. (What it declines is left to the slow kernels that decline nothing.)
 pub fn is_tried(name: &str) -> bool {

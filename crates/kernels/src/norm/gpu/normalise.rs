@@ -18,7 +18,7 @@ fn normalise<E: Float, N: Size, M: Size>(
     skip: ComptimeOption<&[Vector<E, N>]>,
     gamma: &[Vector<f32, M>],
     beta: &[Vector<f32, M>],
-    statistics: &[Vector<f32, M>],
+    statistics: ComptimeOption<&[Vector<f32, M>]>,
     output: &mut [Vector<E, N>],
     channels: usize,
     inner: usize,
@@ -33,7 +33,13 @@ fn normalise<E: Float, N: Size, M: Size>(
     if channel >= channels {
         terminate!();
     }
-    let affine = Affine::<N>::of::<M>(gamma, beta, statistics, channel, channels, order);
+    #[comptime]
+    let affine = match statistics {
+        ComptimeOption::Some(statistics) => {
+            Affine::<N>::of::<M>(gamma, beta, statistics, channel, channels, order)
+        }
+        ComptimeOption::None => Affine::<N>::plain::<M>(gamma, beta, channel, order),
+    };
     let mut k = CUBE_POS_Y as usize * rows + UNIT_POS_Y as usize;
     while k < length {
         let index = place(k, channel, channels, inner, order);
@@ -81,23 +87,37 @@ impl<N: Size> Affine<N> {
         }
     }
 
+    /// Where nothing is subtracted, and the scale and the shift are given.
+    pub fn plain<M: Size>(
+        scale: &[Vector<f32, M>],
+        shift: &[Vector<f32, M>],
+        channel: usize,
+        #[comptime] order: Order,
+    ) -> Self {
+        Affine::<N> {
+            mean: Vector::new(0.0),
+            scale: per_channel::<N, M>(scale, 0, channel, order),
+            shift: per_channel::<N, M>(shift, 0, channel, order),
+        }
+    }
+
     /// Of one vector.
     pub fn apply(&self, x: Vector<f32, N>) -> Vector<f32, N> {
         (x - self.mean) * self.scale + self.shift
     }
 }
 
-/// `act(gamma * (x - mean) / sqrt(variance + epsilon) + beta + skip)`.
+/// `act(gamma * (x - mean) / sqrt(variance + epsilon) + beta + skip)`, or without statistics `act(gamma * x + beta + skip)`.
 pub fn apply(
     x: CubeTensor,
     [gamma, beta]: [CubeTensor; 2],
-    statistics: CubeTensor,
+    statistics: Option<CubeTensor>,
     skip: Option<CubeTensor>,
     activation: Activation,
 ) -> CubeTensor {
     let (x, layout) = Layout::of(x);
     let (gamma, beta) = (into_contiguous(gamma), into_contiguous(beta));
-    let statistics = into_contiguous(statistics);
+    let statistics = statistics.map(into_contiguous);
     let skip = skip.map(|skip| layout.arrange(skip));
     let plan = Plan::new(&layout, &x);
     let output = layout.empty(&x);
@@ -114,7 +134,7 @@ pub fn apply(
             optional(skip),
             buffer(gamma),
             buffer(beta),
-            buffer(statistics),
+            optional(statistics),
             buffer(output.clone()),
             plan.channels,
             plan.inner,
