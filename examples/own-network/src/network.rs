@@ -127,7 +127,8 @@ impl Network {
             classify: Conv2dConfig::new([32, classes], [1, 1]).init(&host),
         };
         network.visit(&mut Draw);
-        network.to_device(device)
+        // Not `to_device`, after which gradients would be those of the weights on the CPU.
+        network.fork(device)
     }
 
     /// Pictures `[n, 3, h, w]` -> logits `[n, classes, ceil(h / 2), ceil(w / 2)]`.
