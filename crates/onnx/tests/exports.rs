@@ -1,8 +1,12 @@
 //! Exports run in tract and, where Python has them, in ONNX Runtime and OpenVINO, beside their networks.
 
+#[path = "../../segmentor/tests/drawn/mod.rs"]
+mod drawn;
+
 use std::process::Command;
 
 use burn::tensor::{Device, Distribution, Tensor};
+use drawn::drawn;
 use halfseg_onnx::halfseg_segmentor::{Depth, Method, Segmentor, SegmentorConfig, Style};
 use halfseg_onnx::{OnnxError, OnnxInput, OnnxOptions, OnnxOutput, WeightFormat, check, export};
 
@@ -17,11 +21,11 @@ fn network(config: SegmentorConfig) -> Segmentor {
         .with_aux_channels(8)
         .with_num_classes(classes)
         .with_dilations(vec![1, 2, 4]);
-    let device = Device::flex();
-    device.seed(3);
-    let mut model = config.init(&device);
-    stir(&mut model, &device);
-    model
+    drawn(3, |device| {
+        let mut model = config.init(device);
+        stir(&mut model, device);
+        model
+    })
 }
 
 /// Other scales, shifts and statistics than those that training begins with, some of which are 0.

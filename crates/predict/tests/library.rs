@@ -22,7 +22,7 @@ fn network(method: Method, binary: bool) -> Segmentor {
     if binary {
         (config.num_classes, config.binary) = (2, true);
     }
-    config.init(&Device::flex())
+    narrow::network(&config)
 }
 
 fn predictor(method: Method, policy: Policy) -> Predictor {
@@ -221,7 +221,7 @@ fn a_film_of_two_classes_goes_by_the_threshold() {
     let mut model = network(Method::Fcn, true);
     for threshold in [0.3, 0.5, 0.9] {
         let config = model.config().clone().with_threshold(threshold);
-        model = config.init(&Device::flex());
+        model = narrow::network(&config);
         let predictor = Predictor::new(&model, Policy::disabled(), PredictorConfig::default());
         let frame = picture(2, 40, 40);
         let map = predictor.film(0.5).unwrap().predict(&frame).unwrap();

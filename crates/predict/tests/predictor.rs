@@ -18,7 +18,7 @@ const fn may_be_shared<T: Send + Sync + 'static>() {}
 const _: () = may_be_shared::<Predictor>();
 
 fn network(method: Method) -> Segmentor {
-    config(method).init(&Device::flex())
+    narrow::network(&config(method))
 }
 
 fn values(scores: Tensor<4>) -> Vec<f32> {
@@ -237,7 +237,7 @@ fn confidences_are_probabilities_of_the_classes_and_change_none() {
         (config.stem_channels, config.base_channels) = (8, 4);
         (config.head_channels, config.aux_channels) = (8, 8);
         (config.num_classes, config.binary) = (2, true);
-        config.init(&Device::flex())
+        narrow::network(&config)
     };
     for (model, config) in [
         (network(Method::Fcn), PredictorConfig::default()),

@@ -1,6 +1,5 @@
 //! What is answered to whom.
 
-use burn::tensor::Device;
 use halfseg_amp::Policy;
 use halfseg_data::{
     Dataset, IGNORE, LabelMap, PictureFormat, RgbImage, SyntheticStreets, read_image, read_label,
@@ -13,15 +12,14 @@ use halfseg_server::{Model, Server, ServerConfig};
 use serde_json::Value;
 
 use crate::client::*;
+use crate::drawn::drawn;
 
 fn network(seed: u64) -> Segmentor {
-    let device = Device::flex();
-    device.seed(seed);
     let mut config = SegmentorConfig::new(Method::Fcn, Depth::R18);
     config.stem_channels = 8;
     config.base_channels = 4;
     config.head_channels = 8;
-    config.init(&device)
+    drawn(seed, |device| config.init(device))
 }
 
 fn predictor(model: &Segmentor, policy: Policy) -> Predictor {

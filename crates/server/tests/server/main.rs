@@ -2,5 +2,7 @@
 
 mod answers;
 mod client;
+#[path = "../../../segmentor/tests/drawn/mod.rs"]
+mod drawn;
 mod hostile;
 mod overload;
