@@ -87,6 +87,29 @@ macro_rules! with_weight_core {
     };
 }
 
+/// Runs `$body` with `$core` bound to the best way to sum products of pixels of `$E`, two of two bytes at a time; false if there
+/// is none.
+#[cfg(target_arch = "x86_64")]
+macro_rules! with_pixel_core {
+    ($isa:expr, $E:ident, $core:ident => $body:expr) => {
+        match $isa.level() {
+            Level::AmxFp16 if is::<$E, half::f16>() => {
+                let $core = micro::Amx::<half::f16>::on($isa);
+                $body
+            }
+            Level::Amx | Level::AmxFp16 if !is::<$E, f32>() => {
+                let $core = micro::Amx::<half::bf16>::on($isa);
+                $body
+            }
+            Level::Avx512Bf16 if is::<$E, half::bf16>() => {
+                let $core = micro::Avx512Bf16::on($isa);
+                $body
+            }
+            _ => false,
+        }
+    };
+}
+
 /// Runs `$body` with `$core` bound to the best way to multiply f32.
 macro_rules! with_wide_core {
     ($isa:expr, $core:ident => $body:expr) => {
@@ -253,10 +276,12 @@ fn algorithm<E: Element>(isa: Isa, geometry: &Geometry, exactness: Exactness) ->
         return Algorithm::Direct;
     }
     let tiles = isa.has(Level::Amx) && is::<E, f32>() && isa::multiplies_f32_with_tiles();
-    if exactness == Exactness::Output && winograd::pays_with_kernels::<4>(geometry, tiles) {
+    let dots = isa.has(Level::Avx512Bf16) && is::<E, half::bf16>();
+    let fast = tiles || dots;
+    if exactness == Exactness::Output && winograd::pays_with_kernels::<4>(geometry, fast) {
         Algorithm::Winograd4
-    } else if !tiles && winograd::pays_with_kernels::<2>(geometry, tiles) {
-        // Tiles were faster wherever that was measured, as they are as exact.
+    } else if !fast && winograd::pays_with_kernels::<2>(geometry, fast) {
+        // Tiles and dot products were faster wherever that was measured, and are as exact.
         Algorithm::Winograd2
     } else {
         Algorithm::Direct
@@ -361,17 +386,9 @@ fn weight_gradient_with<E: Element, W: Element>(
         depthwise::weight_gradient(isa, &geometry, x, gradient, &mut result);
     } else {
         #[cfg(target_arch = "x86_64")]
-        if has_tiles_for_halves::<E>(isa) {
-            let exact = if isa.has(Level::AmxFp16) && is::<E, half::f16>() {
-                let core = micro::Amx::<half::f16>::on(isa);
-                direct::weight_gradient_amx(core, &geometry, x, gradient, &mut result)
-            } else {
-                let core = micro::Amx::<half::bf16>::on(isa);
-                direct::weight_gradient_amx(core, &geometry, x, gradient, &mut result)
-            };
-            if exact {
-                return result;
-            }
+        if with_pixel_core!(isa, E, core => direct::weight_gradient_pairs(core, &geometry, x, gradient, &mut result))
+        {
+            return result;
         }
         if !has_tiles_for_halves::<E>(isa) && winograd::pays::<2>(&geometry) {
             with_weight_core!(isa, core => winograd::weight_gradient(core, &geometry, x, gradient, &mut result))

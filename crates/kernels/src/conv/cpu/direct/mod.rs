@@ -7,11 +7,11 @@ mod problem;
 mod strip;
 mod weight_gradient;
 #[cfg(target_arch = "x86_64")]
-mod weight_gradient_amx;
+mod weight_gradient_pairs;
 
 pub use weight_gradient::weight_gradient;
 #[cfg(target_arch = "x86_64")]
-pub use weight_gradient_amx::weight_gradient as weight_gradient_amx;
+pub use weight_gradient_pairs::weight_gradient as weight_gradient_pairs;
 
 use std::any::TypeId;
 use std::marker::PhantomData;

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
-use super::{Core, MOST_PARTS, Walk};
+use super::{CHANNELS, Core, MOST_PARTS, PixelCore, Walk};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Level, Registers};
 use crate::cpu::tile_registers::TileRegisters;
@@ -129,6 +129,28 @@ impl<F: Tiled> Core for Amx<F> {
     }
 }
 
+impl<F: Tiled> PixelCore for Amx<F> {
+    type Held = F;
+    const ISA: Isa = F::ISA;
+    const SPAN: usize = Self::STEP;
+
+    #[inline(always)]
+    unsafe fn multiply_pixels(
+        registers: &Registers,
+        walk: Walk,
+        left: *const u16,
+        right: *const u16,
+        left_stride: usize,
+        block: *mut f32,
+        add: bool,
+    ) {
+        const { assert!(Self::MR == CHANNELS && Self::NR == CHANNELS) };
+        let stride = left_stride * size_of::<u16>();
+        // SAFETY: the caller's promises are the same.
+        unsafe { multiply_rows::<F>(registers.tiles(), walk, left, right, stride, block, add) }
+    }
+}
+
 /// Elements, which are `F`s, as they are, into a target that is no shorter. Returns what [`are_taken`] does.
 #[inline(always)]
 pub fn copy_bits<F: Tiled, E: Element>(elements: &[E], target: &mut [u16]) -> bool {
@@ -236,7 +258,7 @@ unsafe fn write_pairs(
 /// # Safety
 /// As [`Core::multiply`].
 #[inline(always)]
-pub unsafe fn multiply_rows<F: Tiled>(
+unsafe fn multiply_rows<F: Tiled>(
     registers: &TileRegisters,
     walk: Walk,
     left: *const u16,

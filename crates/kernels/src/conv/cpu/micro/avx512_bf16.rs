@@ -3,8 +3,10 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use half::bf16;
+
 use super::amx::pair_up;
-use super::{Core, MOST_PARTS, Walk};
+use super::{CHANNELS, Core, MOST_PARTS, PixelCore, Walk};
 use crate::cpu::element::Element;
 use crate::cpu::isa::{Isa, Level, Registers};
 
@@ -68,6 +70,77 @@ impl Core for Avx512Bf16 {
     ) {
         // SAFETY: the caller's promises are the same.
         unsafe { multiply(walk, left, right, block, add) }
+    }
+}
+
+impl PixelCore for Avx512Bf16 {
+    type Held = bf16;
+    const ISA: Isa = <Self as Core>::ISA;
+    const SPAN: usize = 2;
+
+    #[inline(always)]
+    unsafe fn multiply_pixels(
+        _: &Registers,
+        walk: Walk,
+        left: *const u16,
+        right: *const u16,
+        left_stride: usize,
+        block: *mut f32,
+        add: bool,
+    ) {
+        // SAFETY: the caller's promises are the same.
+        unsafe { multiply_pixels(walk, left, right, left_stride, block, add) }
+    }
+}
+
+/// As [`PixelCore::multiply_pixels`], eight rows at a time.
+///
+/// # Safety
+/// As [`PixelCore::multiply_pixels`].
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn multiply_pixels(
+    walk: Walk,
+    left: *const u16,
+    right: *const u16,
+    left_stride: usize,
+    block: *mut f32,
+    add: bool,
+) {
+    const ROWS: usize = 8;
+    const VECTORS: usize = CHANNELS / 16;
+    assert!(walk.depth.is_multiple_of(Avx512Bf16::SPAN));
+    for first in (0..CHANNELS).step_by(ROWS) {
+        let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        // SAFETY: every address is one that the caller promises.
+        unsafe {
+            for run in 0..walk.rows {
+                let mut a = left.add(first * left_stride + run * walk.left_row);
+                let mut b = right.add(run * walk.right_row);
+                for _ in 0..walk.depth / 2 {
+                    let columns: [_; VECTORS] =
+                        std::array::from_fn(|j| _mm512_loadu_si512(b.add(j * 32).cast()));
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        let pair = a.add(i * left_stride).cast::<i32>().read_unaligned();
+                        let pair = _mm512_set1_epi32(pair);
+                        for (sum, &column) in sums.iter_mut().zip(&columns) {
+                            *sum = _mm512_dpbf16_ps(*sum, bf16s(pair), bf16s(column));
+                        }
+                    }
+                    a = a.wrapping_add(2);
+                    b = b.wrapping_add(2 * walk.right_step);
+                }
+            }
+            for (i, sums) in sums.iter().enumerate() {
+                for (j, &sum) in sums.iter().enumerate() {
+                    let target = block.add((first + i) * CHANNELS + j * 16);
+                    let before = match add {
+                        true => _mm512_loadu_ps(target),
+                        false => _mm512_setzero_ps(),
+                    };
+                    _mm512_storeu_ps(target, _mm512_add_ps(before, sum));
+                }
+            }
+        }
     }
 }
 

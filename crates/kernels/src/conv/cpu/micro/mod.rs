@@ -14,7 +14,7 @@ mod interleave;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
-pub use amx::{Amx, Rows, Tiled, are_taken, copy_bits, multiply_rows};
+pub use amx::{Amx, Rows, Tiled, are_taken, copy_bits};
 #[cfg(target_arch = "x86_64")]
 pub use amx_parts::{AmxParts, split_run};
 #[cfg(target_arch = "x86_64")]
@@ -98,6 +98,42 @@ pub trait Core: Send + Sync + 'static {
         walk: Walk,
         left: *const Self::Value,
         right: *const Self::Value,
+        block: *mut f32,
+        add: bool,
+    );
+}
+
+/// Channels of either map in a block of [`PixelCore`].
+#[cfg(target_arch = "x86_64")]
+pub const CHANNELS: usize = 32;
+
+/// One way to multiply the rows of a map, where they lie, by those of another, whose pixels are packed in pairs: products
+/// of pixels are summed. Whoever has a value of it has found that the processor has the instructions.
+#[cfg(target_arch = "x86_64")]
+pub trait PixelCore: Send + Sync + 'static {
+    /// What is multiplied, of two bytes.
+    type Held: Tiled;
+    /// The instructions that it needs.
+    const ISA: Isa;
+    /// Pixels are summed in steps of this many; the rest of a run's last step is zero.
+    const SPAN: usize;
+
+    /// Sets `block[i][j]` to `sum over pixels of left[i][pixel] * right[pixel][j]`, or adds that to it. Rows of `left` are
+    /// `left_stride` values apart, and runs of it as `walk` says; `right` has pair after pair `[CHANNELS][2]`.
+    ///
+    /// # Safety
+    /// For each run and pixel of `walk`, the value of each of [`CHANNELS`] rows at `left`, and `CHANNELS` values at `right`
+    /// are readable; `CHANNELS x CHANNELS` values at `block` are readable and writable. The processor has
+    /// [`ISA`](Self::ISA).
+    ///
+    /// # Panics
+    /// If `registers` are not those of code for [`ISA`](Self::ISA), and it needs any; if a run is no whole number of steps.
+    unsafe fn multiply_pixels(
+        registers: &Registers,
+        walk: Walk,
+        left: *const u16,
+        right: *const u16,
+        left_stride: usize,
         block: *mut f32,
         add: bool,
     );

@@ -1,17 +1,16 @@
-//! Weight gradient of bf16 and f16 maps with tiles: as in [`weight_gradient`](mod@super::weight_gradient), but
-//! the input's rows are multiplied where they lie, and pairs of the gradient's pixels are packed side by
-//! side. Where tiles hold bf16 alone, an f16 has two parts, as in [`AmxParts`](super::super::micro::AmxParts).
+//! Weight gradient of bf16 and f16 maps with tiles or dot products of pairs: as in
+//! [`weight_gradient`](mod@super::weight_gradient), but the input's rows are multiplied where they lie, and pairs of the
+//! gradient's pixels are packed side by side. Where bf16 alone is multiplied, an f16 has two parts, as in
+//! [`AmxParts`](super::super::micro::AmxParts).
 
 use std::any::TypeId;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::super::geometry::{Geometry, inside};
-use super::super::micro::{
-    self, Core, Tiled, Walk, are_taken, copy_bits, interleave, multiply_rows, split_run,
-};
+use super::super::micro::{self, PixelCore, Walk, are_taken, copy_bits, interleave, split_run};
 use super::weight_gradient::{Rectangle, bands};
 use crate::cpu::element::{Element, convert};
 use crate::cpu::isa::{Level, Registers, Work, compiled};
@@ -22,17 +21,15 @@ use crate::cpu::tasks;
 const PIXELS: usize = 2048;
 /// Values of the gradient's panels that stay in the second-level cache while the input's pass by.
 const TOGETHER: usize = 1 << 19;
-/// What all tiles have in common.
-type Amx = micro::Amx<bf16>;
 /// Channels of a block, of either map.
-const CHANNELS: usize = Amx::MR;
-/// Pixels of a step.
-const STEP: usize = Amx::STEP;
+const CHANNELS: usize = micro::CHANNELS;
+/// Values of a block.
+const BLOCK: usize = CHANNELS * CHANNELS;
 
-/// Values of `F` that one of `E`, which is bf16 or f16, becomes.
-fn parts<F: Tiled, E: Element>() -> usize {
+/// Values that are multiplied for one of `E`, which is bf16 or f16.
+fn parts<C: PixelCore, E: Element>() -> usize {
     assert_eq!(size_of::<E>(), size_of::<u16>());
-    1 + usize::from(TypeId::of::<E>() != TypeId::of::<F>())
+    1 + usize::from(TypeId::of::<E>() != TypeId::of::<C::Held>())
 }
 
 /// Writes the parts of a row, each with a target of its own. Whether they mean what the row does: what is not finite has
@@ -41,23 +38,25 @@ fn parts<F: Tiled, E: Element>() -> usize {
 /// # Safety
 /// The processor has AVX-512.
 #[inline(always)]
-unsafe fn write_parts<F: Tiled, E: Element>(source: &[E], [high, low]: [&mut [u16]; 2]) -> bool {
-    if parts::<F, E>() == 2 {
+unsafe fn write_parts<C: PixelCore, E: Element>(
+    source: &[E],
+    [high, low]: [&mut [u16]; 2],
+) -> bool {
+    if parts::<C, E>() == 2 {
         // SAFETY: the caller's promise.
         return unsafe { split_run::<f16, E>(source, [high, low, &mut []]) };
     }
-    copy_bits::<F, E>(source, high)
+    copy_bits::<C::Held, E>(source, high)
 }
 
 /// `E` holds bf16 or f16. Returns whether the result is of use: what is not finite is left to others.
-pub fn weight_gradient<F: Tiled, E: Element, W: Element>(
-    _: micro::Amx<F>,
+pub fn weight_gradient<C: PixelCore, E: Element, W: Element>(
+    _: C,
     geometry: &Geometry,
     x: &[E],
     gradient: &[E],
     result: &mut [W],
 ) -> bool {
-    const { assert!(Amx::MR == Amx::NR) };
     let groups = geometry.options.groups;
     let [c, m] = [geometry.c_in / groups, geometry.c_out / groups];
     let [kernel_height, kernel_width] = geometry.kernel;
@@ -65,14 +64,14 @@ pub fn weight_gradient<F: Tiled, E: Element, W: Element>(
     let (left_panels, right_panels) = (c.div_ceil(CHANNELS), m.div_ceil(CHANNELS));
     let exact = AtomicBool::new(true);
     // [panel of output channels][part][row of the band][pair of pixels][channel][pixel]
-    let panel_length = parts::<F, E>() * PIXELS * CHANNELS;
+    let panel_length = parts::<C, E>() * PIXELS * CHANNELS;
     let together = TOGETHER / panel_length;
     let mut right = Aligned::<u16>::zeros(right_panels * panel_length);
     for group in 0..groups {
         // [panel of input channels][tap][panel of output channels][input channel][output channel]
-        let mut sums = Aligned::<f32>::zeros(left_panels * kernel * right_panels * Amx::BLOCK);
-        for band in bands(geometry, PIXELS, STEP) {
-            let width = band.size()[1].next_multiple_of(STEP);
+        let mut sums = Aligned::<f32>::zeros(left_panels * kernel * right_panels * BLOCK);
+        for band in bands(geometry, PIXELS, C::SPAN) {
+            let width = band.size()[1].next_multiple_of(C::SPAN);
             debug_assert!(band.size()[0] * width <= PIXELS);
             tasks::each_chunk(&mut right, panel_length, |panel, target| {
                 let work = Pairs {
@@ -83,11 +82,11 @@ pub fn weight_gradient<F: Tiled, E: Element, W: Element>(
                     count: CHANNELS.min(m - panel * CHANNELS),
                     target,
                     exact: &exact,
-                    tiles: PhantomData::<F>,
+                    core: PhantomData::<C>,
                 };
                 // Nothing is multiplied here.
                 // SAFETY: the caller promises the processor.
-                unsafe { compiled(Amx::ISA.at_most(Level::Avx512), work) };
+                unsafe { compiled(C::ISA.at_most(Level::Avx512), work) };
             });
             let target = Shared(sums.as_mut_ptr());
             let right = &right[..];
@@ -106,13 +105,13 @@ pub fn weight_gradient<F: Tiled, E: Element, W: Element>(
                     right,
                     panel_length,
                     panels: chunk * together..right_panels.min((chunk + 1) * together),
-                    sums: Shared(target.at(first * right_panels * Amx::BLOCK)),
+                    sums: Shared(target.at(first * right_panels * BLOCK)),
                     exact: &exact,
-                    tiles: PhantomData::<F>,
+                    core: PhantomData::<C>,
                 };
                 let Some(layout) = part.layout() else { return };
                 with_scratch(
-                    [parts::<F, E>() * layout.length(), 0],
+                    [parts::<C, E>() * layout.length(), 0],
                     |left: &mut [u16], _| {
                         let work = PartWork {
                             part: &part,
@@ -120,7 +119,7 @@ pub fn weight_gradient<F: Tiled, E: Element, W: Element>(
                             left,
                         };
                         // SAFETY: the caller promises the processor; tasks own their taps' sums.
-                        unsafe { compiled(F::ISA, work) };
+                        unsafe { compiled(C::ISA, work) };
                     },
                 );
             });
@@ -138,7 +137,7 @@ pub fn weight_gradient<F: Tiled, E: Element, W: Element>(
                     let channels = CHANNELS.min(c - first);
                     for tap in 0..kernel {
                         let block = (first / CHANNELS * kernel + tap) * right_panels + panel;
-                        let block = &sums[block * Amx::BLOCK..][..Amx::BLOCK];
+                        let block = &sums[block * BLOCK..][..BLOCK];
                         for (out, target) in target.chunks_exact_mut(c * kernel).enumerate() {
                             let target = target[first * kernel + tap..].iter_mut();
                             let rows = block.chunks_exact(CHANNELS).take(channels);
@@ -155,7 +154,7 @@ pub fn weight_gradient<F: Tiled, E: Element, W: Element>(
 }
 
 /// Packs a panel of the gradient; pixels that fill the last step, and channels past the last, are zero.
-struct Pairs<'a, F, E> {
+struct Pairs<'a, C, E> {
     band: Rectangle,
     size: [usize; 2],
     gradient: &'a [E],
@@ -163,17 +162,17 @@ struct Pairs<'a, F, E> {
     count: usize,
     target: &'a mut [u16],
     exact: &'a AtomicBool,
-    tiles: PhantomData<F>,
+    core: PhantomData<C>,
 }
 
-impl<F: Tiled, E: Element> Work for Pairs<'_, F, E> {
+impl<C: PixelCore, E: Element> Work for Pairs<'_, C, E> {
     #[inline(always)]
     unsafe fn run(self, _: &Registers) {
         let plane = self.size[0] * self.size[1];
         let [height, width] = self.band.size();
-        let row_length = width.next_multiple_of(STEP) * CHANNELS;
-        let isa = Amx::ISA.at_most(Level::Avx512);
-        let mut split = vec![[0u16; 2 * PIXELS]; if parts::<F, E>() == 2 { CHANNELS } else { 0 }];
+        let row_length = width.next_multiple_of(C::SPAN) * CHANNELS;
+        let isa = C::ISA.at_most(Level::Avx512);
+        let mut split = vec![[0u16; 2 * PIXELS]; if parts::<C, E>() == 2 { CHANNELS } else { 0 }];
         let (high, low) = self.target.split_at_mut(PIXELS * CHANNELS);
         for i in 0..height {
             let at = (self.band.rows[0] + i) * self.size[1] + self.band.columns[0];
@@ -188,13 +187,13 @@ impl<F: Tiled, E: Element> Work for Pairs<'_, F, E> {
                 }
             }
             let mut all = (0..self.count).map(row);
-            if parts::<F, E>() == 1 && !all.all(|row| are_taken::<F, E>(row)) {
+            if parts::<C, E>() == 1 && !all.all(|row| are_taken::<C::Held, E>(row)) {
                 self.exact.store(false, Ordering::Relaxed);
             }
             for (part, target) in [&mut *high, &mut *low]
                 .into_iter()
                 .enumerate()
-                .take(parts::<F, E>())
+                .take(parts::<C, E>())
             {
                 for (row, split) in rows.iter_mut().zip(&split) {
                     *row = split[part * PIXELS..].as_ptr().cast();
@@ -221,7 +220,7 @@ impl<F: Tiled, E: Element> Work for Pairs<'_, F, E> {
 }
 
 /// The taps of one row of the kernel for one panel of input channels, in one band.
-struct Part<'a, F, E> {
+struct Part<'a, C, E> {
     geometry: &'a Geometry,
     band: Rectangle,
     tap_row: usize,
@@ -235,7 +234,7 @@ struct Part<'a, F, E> {
     /// Of all panels.
     sums: Shared<f32>,
     exact: &'a AtomicBool,
-    tiles: PhantomData<F>,
+    core: PhantomData<C>,
 }
 
 /// How a part of a panel of the input is copied: `[copy][channel][row][column]`.
@@ -256,7 +255,7 @@ impl Copies {
     }
 }
 
-impl<F: Tiled, E: Element> Part<'_, F, E> {
+impl<C: PixelCore, E: Element> Part<'_, C, E> {
     fn layout(&self) -> Option<Copies> {
         let geometry = self.geometry;
         let offset = geometry.offset(0, self.tap_row);
@@ -266,7 +265,7 @@ impl<F: Tiled, E: Element> Part<'_, F, E> {
         if rows.is_empty() {
             return None;
         }
-        let width = self.band.size()[1].next_multiple_of(STEP);
+        let width = self.band.size()[1].next_multiple_of(C::SPAN);
         let reach = (geometry.kernel[1] - 1) * geometry.options.dilation[1];
         let (copies, row) = if step[1] == 1 {
             (1, width + reach)
@@ -327,7 +326,7 @@ impl<F: Tiled, E: Element> Part<'_, F, E> {
                     let source = &source[first..];
                     let exact = if step_x == 1 {
                         // SAFETY: the caller promises the processor.
-                        unsafe { write_parts::<F, E>(&source[..inside.len()], targets) }
+                        unsafe { write_parts::<C, E>(&source[..inside.len()], targets) }
                     } else {
                         let [high, low] = targets;
                         let mut low = low.iter_mut();
@@ -336,7 +335,7 @@ impl<F: Tiled, E: Element> Part<'_, F, E> {
                             let low = low.next().map_or(&mut [][..], std::slice::from_mut);
                             let high = std::slice::from_mut(high);
                             // SAFETY: as above.
-                            exact &= unsafe { write_parts::<F, E>(&[*source], [high, low]) };
+                            exact &= unsafe { write_parts::<C, E>(&[*source], [high, low]) };
                         }
                         exact
                     };
@@ -349,13 +348,13 @@ impl<F: Tiled, E: Element> Part<'_, F, E> {
     }
 }
 
-struct PartWork<'a, F, E> {
-    part: &'a Part<'a, F, E>,
+struct PartWork<'a, C, E> {
+    part: &'a Part<'a, C, E>,
     layout: &'a Copies,
     left: &'a mut [u16],
 }
 
-impl<F: Tiled, E: Element> Work for PartWork<'_, F, E> {
+impl<C: PixelCore, E: Element> Work for PartWork<'_, C, E> {
     /// # Safety
     /// No other thread touches the sums of these taps and channels.
     #[inline(always)]
@@ -365,7 +364,7 @@ impl<F: Tiled, E: Element> Work for PartWork<'_, F, E> {
         unsafe { part.copy(layout, left) };
         let kernel_width = part.geometry.kernel[1];
         let dilation = part.geometry.options.dilation[1];
-        let width = part.band.size()[1].next_multiple_of(STEP);
+        let width = part.band.size()[1].next_multiple_of(C::SPAN);
         let walk = Walk {
             rows: layout.rows.len(),
             depth: width,
@@ -377,7 +376,7 @@ impl<F: Tiled, E: Element> Work for PartWork<'_, F, E> {
         let panels = part.right.len() / part.panel_length;
         // Parts of the input and of the gradient; the product of both low ones is left out.
         let products = [[0, 0], [1, 0], [0, 1]];
-        let products = &products[..2 * parts::<F, E>() - 1];
+        let products = &products[..2 * parts::<C, E>() - 1];
         for panel in part.panels.clone() {
             let right = &part.right[panel * part.panel_length..][..part.panel_length];
             for tap in 0..kernel_width {
@@ -392,13 +391,13 @@ impl<F: Tiled, E: Element> Work for PartWork<'_, F, E> {
                     // SAFETY: copies hold every row of every channel for every tap; the sums are this
                     // task's own.
                     unsafe {
-                        multiply_rows::<F>(
-                            registers.tiles(),
+                        C::multiply_pixels(
+                            registers,
                             walk,
                             left[of_left * layout.length() + at..].as_ptr(),
                             right.as_ptr(),
-                            layout.channel * size_of::<u16>(),
-                            part.sums.at((tap * panels + panel) * Amx::BLOCK),
+                            layout.channel,
+                            part.sums.at((tap * panels + panel) * BLOCK),
                             true,
                         );
                     }
