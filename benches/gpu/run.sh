@@ -175,6 +175,9 @@ finish() {
 }
 
 chosen() { [[ ,$parts, == *,$1,* ]]; }
+# When the other parts end, for the last one to have its time.
+before_cudnn=$limit
+chosen cudnn && [ -n "$gpu" ] && before_cudnn=$((limit - 35))
 
 {
   date -u +%FT%TZ
@@ -208,10 +211,9 @@ fi
 
 if chosen speed; then
   echo "== speed and memory ($SECONDS s)"
-  by=$limit
+  by=$before_cudnn
   chosen train && by=$((by - 100))
   chosen kernels && by=$((by - 35))
-  chosen cudnn && by=$((by - 35))
   for mode in inference training; do
     for method in fcn pspnet deeplabv3 deeplabv3plus; do
       size=$infer_size batch=1 flags=() peer_flags=(--softmax)
@@ -236,9 +238,8 @@ fi
 
 if chosen train; then
   echo "== training on $data ($SECONDS s)"
-  end=$limit
+  end=$before_cudnn
   chosen kernels && end=$((end - 35))
-  chosen cudnn && end=$((end - 35))
   by=$((SECONDS + (end - SECONDS) / 2))
   for precision in f16 f32; do
     # Checkpoints are large: they stay out of the results. Nothing is evaluated: that would choose and
@@ -256,9 +257,7 @@ fi
 if chosen kernels && [ -n "$gpu" ]; then
   echo "== kernels ($SECONDS s)"
   rm -f "$out/kernels.txt"
-  by=$limit
-  chosen cudnn && by=$((by - 35))
-  CUBECL_DEBUG_OPTION=profile CUBECL_DEBUG_LOG=$out/kernels.txt finish "$by" kernels.log \
+  CUBECL_DEBUG_OPTION=profile CUBECL_DEBUG_LOG=$out/kernels.txt finish "$before_cudnn" kernels.log \
     "${ours[@]}" "$here/bin/halfseg" bench --method fcn --backbone $backbone --size $train_size --train \
     --precision f16 --iterations 2 --warmup 2 --device "$device"
 fi

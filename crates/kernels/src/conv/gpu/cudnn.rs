@@ -103,12 +103,7 @@ struct Described {
 
 impl Described {
     /// A map and an output `[n, h, w, c]`, a weight `[c_out, kh, kw, c]` without gaps.
-    fn new(
-        map: &CubeTensor,
-        weight: &CubeTensor,
-        output: &CubeTensor,
-        problem: &Problem,
-    ) -> Result<Self, Declined> {
+    fn new([map, weight, output]: [&CubeTensor; 3], problem: &Problem) -> Result<Self, Declined> {
         let data = match map.dtype {
             DType::F16 => sys::cudnnDataType_t::CUDNN_DATA_HALF,
             DType::BF16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
@@ -162,6 +157,19 @@ impl Described {
             convolution,
         })
     }
+
+    /// Of the map, the weight, the output and the convolution, while this lives.
+    fn pointers(
+        &self,
+    ) -> (
+        sys::cudnnTensorDescriptor_t,
+        sys::cudnnFilterDescriptor_t,
+        sys::cudnnTensorDescriptor_t,
+        sys::cudnnConvolutionDescriptor_t,
+    ) {
+        let (maps, weight) = ([self.map.0, self.output.0], self.weight.0);
+        (maps[0], weight, maps[1], self.convolution.0)
+    }
 }
 
 fn integers<const D: usize>(sizes: [usize; D]) -> Result<[c_int; D], Declined> {
@@ -173,36 +181,42 @@ fn integers<const D: usize>(sizes: [usize; D]) -> Result<[c_int; D], Declined> {
     Ok(integers)
 }
 
-/// The first of the algorithms, which are sorted by the time that they are thought to take, that gives the same bits each
-/// time and does not take too much memory.
-macro_rules! choose {
-    ($found:expr, $count:expr) => {
-        $found[..usize::try_from($count).unwrap_or(0)]
-            .iter()
-            .find(|one| {
+/// The first of a pass's algorithms, which are sorted by the time that they are thought to take, that gives the same bits
+/// each time and does not take too much memory; and the bytes of memory that it takes. `$operands` are what both functions
+/// of the library are given of the pass.
+macro_rules! algorithm {
+    ($algorithms:path, $room:path, $handle:expr, $convolution:expr, ($($operands:expr),*)) => {
+        // SAFETY: the caller made all of these, and the results have room for as many as are asked for.
+        unsafe {
+            let mut found = [std::mem::zeroed(); ALGORITHMS];
+            let mut count = 0;
+            let asked = ALGORITHMS as c_int;
+            $algorithms($handle, $($operands),*, asked, &mut count, found.as_mut_ptr()).map_err(said)?;
+            let chosen = found[..usize::try_from(count).unwrap_or(0)].iter().find(|one| {
                 one.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
                     && one.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
                     && one.memory <= MOST
-            })
-            .map(|one| (one.algo, one.mathType))
-            .ok_or_else(|| "no algorithm of cuDNN's gives the same bits each time".to_owned())
+            });
+            let chosen = chosen.ok_or("no algorithm of cuDNN's gives the same bits each time")?;
+            result::set_convolution_math_type($convolution, chosen.mathType).map_err(said)?;
+            let room = $room($handle, $($operands),*, chosen.algo).map_err(said)?;
+            (chosen.algo, room)
+        }
     };
 }
 
-/// Runs `body` with cuDNN, and with addresses of the operands and of a room of as many bytes as `room` says, after all that
-/// was queued, and waits until it is done.
+/// Runs `body` with the addresses of the operands and of `room` bytes, nothing if that is 0, after all that was queued, and
+/// waits until cuDNN is done.
 fn on_device(
     operands: [&CubeTensor; 3],
     library: &Library,
     room: usize,
-    body: impl FnOnce([*mut c_void; 4]) -> Result<(), CudnnError>,
+    body: impl FnOnce([*mut c_void; 3], *mut c_void) -> Result<(), CudnnError>,
 ) -> Result<(), Declined> {
     let client = &operands[0].client;
-    let room = empty(operands[0], [room.max(1)], DType::U8);
-    let [map, weight, output] = operands;
-    let tensors = [map, weight, output, &room];
+    let room = (room > 0).then(|| empty(operands[0], [room], DType::U8));
     let mut held = Vec::new();
-    for tensor in tensors {
+    for tensor in operands.into_iter().chain(&room) {
         let found = client.get_resource::<<CudaRuntime as Runtime>::Server>(tensor.handle.clone());
         held.push(found.map_err(|error| format!("{error:?}"))?);
     }
@@ -211,8 +225,9 @@ fn on_device(
     context
         .bind_to_thread()
         .map_err(|error| error.to_string())?;
-    let addresses = [0, 1, 2, 3].map(|index| held[index].resource().ptr as *mut c_void);
-    body(addresses).map_err(said)?;
+    let address = |index: usize| held[index].resource().ptr as *mut c_void;
+    let at = room.as_ref().map_or(null_mut(), |_| address(3));
+    body([0, 1, 2].map(address), at).map_err(said)?;
     let done = library.stream.synchronize();
     done.map_err(|error| error.to_string())
 }
@@ -243,60 +258,34 @@ pub fn correlate(problem: Problem) -> Result<CubeTensor, Declined> {
     }
     let [to_h, to_w] = problem.size;
     let output = empty(&problem.map, [n, to_h, to_w, c_out], problem.map.dtype);
-    let described = Described::new(&problem.map, &weight, &output, &problem)?;
+    let operands = [&problem.map, &weight, &output];
+    let described = Described::new(operands, &problem)?;
+    let (map, filter, to, by) = described.pointers();
     let library = library.lock().unwrap_or_else(PoisonError::into_inner);
     let handle = library.handle;
-    let Described {
-        map: Descriptor(from, _),
-        weight: Descriptor(filter, _),
-        output: Descriptor(to, _),
-        convolution: Descriptor(convolution, _),
-    } = &described;
-    // SAFETY: all of these were made above, and the results have room for as many as are asked for.
-    let (algorithm, room) = unsafe {
-        let mut found = [std::mem::zeroed(); ALGORITHMS];
-        let mut count = 0;
-        result::get_convolution_forward_algorithm(
-            handle,
-            *from,
-            *filter,
-            *convolution,
-            *to,
-            ALGORITHMS as c_int,
-            &mut count,
-            found.as_mut_ptr(),
-        )
-        .map_err(said)?;
-        let (algorithm, units) = choose!(found, count)?;
-        result::set_convolution_math_type(*convolution, units).map_err(said)?;
-        let room = result::get_convolution_forward_workspace_size(
-            handle,
-            *from,
-            *filter,
-            *convolution,
-            *to,
-            algorithm,
-        );
-        (algorithm, room.map_err(said)?)
-    };
-    let operands = [&problem.map, &weight, &output];
-    on_device(operands, &library, room, |[map, weight, output, at]| {
-        let at = if room == 0 { null_mut() } else { at };
+    let (algorithm, room) = algorithm!(
+        result::get_convolution_forward_algorithm,
+        result::get_convolution_forward_workspace_size,
+        handle,
+        by,
+        (map, filter, by, to)
+    );
+    on_device(operands, &library, room, |[x, weight, output], at| {
         // SAFETY: the addresses are those of tensors that the descriptors describe, which live.
         unsafe {
             result::convolution_forward(
                 handle,
                 scalar(&ONE),
-                *from,
                 map,
-                *filter,
+                x,
+                filter,
                 weight,
-                *convolution,
+                by,
                 algorithm,
                 at,
                 room,
                 scalar(&ZERO),
-                *to,
+                to,
                 output,
             )
         }
@@ -311,60 +300,34 @@ pub fn weight_gradient(problem: Problem) -> Result<CubeTensor, Declined> {
     let [.., c_out] = problem.other.meta.shape().dims::<4>();
     let [kh, kw] = problem.size;
     let weight = empty(&problem.map, [c_out, kh, kw, c_in], problem.map.dtype);
-    let described = Described::new(&problem.map, &weight, &problem.other, &problem)?;
+    let operands = [&problem.map, &weight, &problem.other];
+    let described = Described::new(operands, &problem)?;
+    let (map, filter, to, by) = described.pointers();
     let library = library.lock().unwrap_or_else(PoisonError::into_inner);
     let handle = library.handle;
-    let Described {
-        map: Descriptor(from, _),
-        weight: Descriptor(filter, _),
-        output: Descriptor(gradient, _),
-        convolution: Descriptor(convolution, _),
-    } = &described;
-    // SAFETY: as in the forward pass.
-    let (algorithm, room) = unsafe {
-        let mut found = [std::mem::zeroed(); ALGORITHMS];
-        let mut count = 0;
-        result::get_convolution_backward_filter_algorithm(
-            handle,
-            *from,
-            *gradient,
-            *convolution,
-            *filter,
-            ALGORITHMS as c_int,
-            &mut count,
-            found.as_mut_ptr(),
-        )
-        .map_err(said)?;
-        let (algorithm, units) = choose!(found, count)?;
-        result::set_convolution_math_type(*convolution, units).map_err(said)?;
-        let room = result::get_convolution_backward_filter_workspace_size(
-            handle,
-            *from,
-            *gradient,
-            *convolution,
-            *filter,
-            algorithm,
-        );
-        (algorithm, room.map_err(said)?)
-    };
-    let operands = [&problem.map, &weight, &problem.other];
-    on_device(operands, &library, room, |[map, weight, by, at]| {
-        let at = if room == 0 { null_mut() } else { at };
+    let (algorithm, room) = algorithm!(
+        result::get_convolution_backward_filter_algorithm,
+        result::get_convolution_backward_filter_workspace_size,
+        handle,
+        by,
+        (map, to, by, filter)
+    );
+    on_device(operands, &library, room, |[x, weight, gradient], at| {
         // SAFETY: as in the forward pass.
         unsafe {
             result::convolution_backward_filter(
                 handle,
                 scalar(&ONE),
-                *from,
                 map,
-                *gradient,
+                x,
+                to,
+                gradient,
                 by,
-                *convolution,
                 algorithm,
                 at,
                 room,
                 scalar(&ZERO),
-                *filter,
+                filter,
                 weight,
             )
         }

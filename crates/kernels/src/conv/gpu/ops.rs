@@ -91,8 +91,8 @@ struct ConvolutionBackward;
 /// What the backward pass needs.
 #[derive(Clone, Debug)]
 struct Kept<T> {
-    /// Through the checkpointer, as a weight that was not rounded.
-    x: NodeId,
+    /// Through the checkpointer, as a weight that was not rounded. Not where the weight takes no gradient, which alone needs it.
+    x: Option<NodeId>,
     weight: Weight<T>,
     /// Of the weight's gradient.
     dtype: DType,
@@ -128,8 +128,8 @@ impl<B: GpuConvolution> Backward<B, 2> for ConvolutionBackward {
             options,
         } = ops.state;
         let gradient = grads.consume::<B>(&ops.node);
-        // Both are retrieved even where one is not needed: the checkpointer counts.
-        let x = checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(x);
+        // What was kept is retrieved even where it is not needed: the checkpointer counts.
+        let x = x.map(|x| checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(x));
         let weight = match weight {
             Weight::Node(node) => {
                 checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(node)
@@ -143,6 +143,7 @@ impl<B: GpuConvolution> Backward<B, 2> for ConvolutionBackward {
             grads.register::<B>(node.id, result);
         }
         if let Some(node) = weight_node {
+            let x = x.expect("the map is kept for a weight that takes a gradient");
             let result = B::halfseg_gpu_conv2d_weight_gradient(x, gradient, kernel, dtype, options);
             grads.register::<B>(node.id, result);
         }
@@ -161,7 +162,8 @@ impl<B: GpuConvolution, C: CheckpointStrategy> GpuConvolution for Autodiff<B, C>
         match prepared.compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
                 let (dtype, map_dtype) = (weight.dtype(), x.dtype());
-                let node = prepared.checkpoint(&x);
+                let takes_gradient = weight.is_tracked();
+                let node = takes_gradient.then(|| prepared.checkpoint(&x));
                 let (weight, read) =
                     if kernel == [1, 1] && options.groups == 1 && dtype != map_dtype {
                         let kept = rounded::kept::<FloatTensor<B>>(weight.node().id());

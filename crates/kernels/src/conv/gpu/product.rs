@@ -196,12 +196,11 @@ fn key(operands: &Operands) -> String {
         format!("{sizes:?} {alignment:?} {order} {step}")
     };
     let (dtype, result) = (left.dtype, output.dtype);
-    let [rows, columns] =
-        [2, 1].map(|end| output.meta.shape()[output.meta.shape().num_dims() - end]);
-    let size = if rows.min(columns) >= MANY {
-        LARGE
-    } else {
-        "small"
+    let shape = output.meta.shape();
+    let [rows, columns] = [2, 1].map(|end| shape[shape.num_dims() - end]);
+    let size = match rows.min(columns) >= MANY {
+        true => LARGE,
+        false => "small",
     };
     format!(
         "{dtype:?} {} by {} to {result:?} {size}",
@@ -228,7 +227,7 @@ fn say_that_it_is_slow() {
 }
 
 impl Operands {
-    fn by(&self, strategy: &Strategy) -> Result<(), Declined> {
+    fn by(&self, name: &str, strategy: &Strategy) -> Result<(), Declined> {
         let input =
             |tensor: &CubeTensor| InputBinding::new(tensor.clone().binding(), element(tensor));
         let mut dtypes = MatmulElems::from_globals(&MatmulGlobalElems {
@@ -244,7 +243,11 @@ impl Operands {
             self.output.clone().binding(),
             &mut dtypes,
         );
-        launched.map_err(|error| format!("{error:?}"))
+        launched.map_err(|error| format!("{error:?}"))?;
+        if name == "naive" && !self.trial && self.left.dtype != DType::F32 {
+            say_that_it_is_slow();
+        }
+        Ok(())
     }
 
     /// By the first kernel that does not decline.
@@ -255,7 +258,7 @@ impl Operands {
             if exact && kind != Kind::Unit || takes_minutes_to_compile(name, exact) {
                 continue;
             }
-            match self.by(&strategy) {
+            match self.by(name, &strategy) {
                 Ok(()) => return Ok(()),
                 Err(why) => declined += &format!("\n  {name}: {why}"),
             }
@@ -283,11 +286,7 @@ fn set() -> TunableSet<String, Operands, ()> {
     ];
     let mut set = TunableSet::new(key, trial);
     for (name, kind, strategy) in ways() {
-        let candidate = move |operands: Operands| match operands.by(&strategy) {
-            Ok(()) if name == "naive" && !operands.trial && operands.left.dtype != DType::F32 => {
-                say_that_it_is_slow();
-                Ok(())
-            }
+        let candidate = move |operands: Operands| match operands.by(name, &strategy) {
             // The key rounds sizes: what was fastest for one may decline another.
             Err(_) if !operands.trial => operands.by_first(),
             found => found,

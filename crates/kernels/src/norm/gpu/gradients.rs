@@ -38,6 +38,32 @@ fn masked<N: Size>(
     }
 }
 
+/// A value of the input, and the gradient of the output that a ReLU let through.
+#[derive(CubeType, Clone, Copy)]
+struct Read<N: Size> {
+    value: Vector<f32, N>,
+    gradient: Vector<f32, N>,
+}
+
+#[cube]
+fn read<E: Float, N: Size>(
+    gradient: &[Vector<E, N>],
+    x: &[Vector<E, N>],
+    output: &ComptimeOption<&[Vector<E, N>]>,
+    index: usize,
+    affine: &Affine<N>,
+    #[comptime] mask: Mask,
+) -> Read<N> {
+    let value = Vector::<f32, N>::cast_from(x[index]);
+    #[comptime]
+    let decisive = match output {
+        ComptimeOption::Some(output) => Vector::<f32, N>::cast_from(output[index]),
+        ComptimeOption::None => affine.apply(value),
+    };
+    let gradient = masked::<N>(Vector::cast_from(gradient[index]), decisive, mask);
+    Read::<N> { value, gradient }
+}
+
 /// Sums of the masked gradient and of its products with `x - mean`, by part of the channel:
 /// `[splits, 2, c]`.
 #[cube(launch_unchecked)]
@@ -77,15 +103,9 @@ fn part_sums<E: Float, N: Size, M: Size>(
         let mut k = split * rows + row;
         while k < length {
             let index = place(k, channel, channels, inner, order);
-            let value = Vector::<f32, N>::cast_from(x[index]);
-            #[comptime]
-            let decisive = match &output {
-                ComptimeOption::Some(output) => Vector::<f32, N>::cast_from(output[index]),
-                ComptimeOption::None => affine.apply(value),
-            };
-            let g = masked::<N>(Vector::cast_from(gradient[index]), decisive, mask);
-            sum += g;
-            product += g * (value - affine.mean);
+            let read = read::<E, N>(gradient, x, &output, index, &affine, mask);
+            sum += read.gradient;
+            product += read.gradient * (read.value - affine.mean);
             k += splits * rows;
         }
     }
@@ -203,18 +223,12 @@ fn gradients<E: Float, N: Size, M: Size>(
     let mut k = CUBE_POS_Y as usize * rows + UNIT_POS_Y as usize;
     while k < length {
         let index = place(k, channel, channels, inner, order);
-        let value = Vector::<f32, N>::cast_from(x[index]);
-        #[comptime]
-        let decisive = match &output {
-            ComptimeOption::Some(output) => Vector::<f32, N>::cast_from(output[index]),
-            ComptimeOption::None => affine.apply(value),
-        };
-        let g = masked::<N>(Vector::cast_from(gradient[index]), decisive, mask);
-        dx[index] =
-            Vector::cast_from(affine.scale * g + (slope * (value - affine.mean) + constant));
+        let read = read::<E, N>(gradient, x, &output, index, &affine, mask);
+        let along = slope * (read.value - affine.mean) + constant;
+        dx[index] = Vector::cast_from(affine.scale * read.gradient + along);
         #[comptime]
         if let ComptimeOption::Some(dskip) = &mut dskip {
-            dskip[index] = Vector::cast_from(g);
+            dskip[index] = Vector::cast_from(read.gradient);
         }
         k += splits * rows;
     }

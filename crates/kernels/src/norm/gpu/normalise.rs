@@ -26,8 +26,8 @@ fn normalise<E: Float, N: Size, M: Size>(
     splits: usize,
     #[comptime] order: Order,
     #[comptime] relu: bool,
-    // CubeCL 0.11.3 counts the buffers that are there, but takes a kernel with statistics for the one with a skip
-    // connection instead.
+    // CubeCL 0.11.3 gives a kernel with statistics the name and the hash of one with a skip connection instead, by which
+    // compiled kernels are kept from run to run.
     #[comptime] _has_statistics: bool,
     #[define(E)] _dtype: ElemType,
 ) {
