@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use burn::tensor::{FloatDType, IndexingUpdateOp, Int, Tensor};
 use halfseg_amp::{Op, cast, observe};
-use halfseg_kernels::cross_entropy_terms;
+use halfseg_kernels::{cross_entropy_terms, takes_gradients};
 
 use crate::resize::ResizePlan;
 
@@ -22,6 +22,8 @@ pub struct SegmentationLoss {
     pub loss: Tensor<1>,
     /// Share of right pixels among those that count, in percent, f32 `[1]`; 0 if none counts.
     pub accuracy: Tensor<1>,
+    /// Number of pixels that count, f32 `[1]`.
+    pub counted: Tensor<1>,
 }
 
 /// Mean cross-entropy of `logits` against `labels`, f32 whatever the logits' dtype is.
@@ -80,15 +82,20 @@ pub fn segmentation_loss(
         n, label_n,
         "{n} logit maps were given with {label_n} label maps"
     );
-    let accuracy = RefCell::new(None);
+    let numbers = RefCell::new(None);
     let loss = observe(Op::Loss, "segmentation_loss", logits, |logits| {
         let result = exact_loss(cast(Op::Loss, logits), labels.clone(), align_corners);
         // An audit calls this in f32 first.
-        accuracy.borrow_mut().get_or_insert(result.accuracy);
+        let found = (result.accuracy, result.counted);
+        numbers.borrow_mut().get_or_insert(found);
         result.loss
     });
-    let accuracy = accuracy.into_inner().expect("the loss was computed");
-    SegmentationLoss { loss, accuracy }
+    let (accuracy, counted) = numbers.into_inner().expect("the loss was computed");
+    SegmentationLoss {
+        loss,
+        accuracy,
+        counted,
+    }
 }
 
 /// [`segmentation_loss`] in f32, whatever the dtype of the logits is.
@@ -105,7 +112,8 @@ fn exact_loss(logits: Tensor<4>, labels: Tensor<3, Int>, align_corners: bool) ->
         let gradient = terms.gradient.map(|gradient| gradient.div_scalar(pixels));
         return SegmentationLoss {
             loss: with_gradient(loss, logits.cast(FloatDType::F32), gradient),
-            accuracy: terms.right * 100.0 / (terms.counted + EPSILON),
+            accuracy: terms.right * 100.0 / (terms.counted.clone() + EPSILON),
+            counted: terms.counted,
         };
     }
     let logits = logits.cast(FloatDType::F32);
@@ -133,15 +141,25 @@ fn exact_loss(logits: Tensor<4>, labels: Tensor<3, Int>, align_corners: bool) ->
         let totals = Tensor::cat(terms, 0).sum_dim(0).reshape([3]);
         [0, 1, 2].map(|i| totals.clone().narrow(0, i, 1))
     };
-    let accuracy = right * 100.0 / (counted + EPSILON);
+    let accuracy = right * 100.0 / (counted.clone() + EPSILON);
     let gradient = tracked.then(|| Tensor::cat(gradients, 0));
     let loss = with_gradient(sum.div_scalar(pixels), logits, gradient);
-    SegmentationLoss { loss, accuracy }
+    SegmentationLoss {
+        loss,
+        accuracy,
+        counted,
+    }
 }
 
 /// `loss`, with the `gradient` found for it with respect to `logits`.
 fn with_gradient(loss: Tensor<1>, logits: Tensor<4>, gradient: Option<Tensor<4>>) -> Tensor<1> {
     match gradient {
+        Some(gradient) if takes_gradients(&logits.device()) => {
+            halfseg_kernels::with_gradient(vec![logits.into()], loss, move |of_loss| {
+                let of_loss = of_loss.reshape([1, 1, 1, 1]);
+                vec![Some((gradient.clone() * of_loss).into())]
+            })
+        }
         Some(gradient) => {
             // A term whose value is exactly 0 and whose gradient is the one given.
             let carrier = (logits * gradient).sum();

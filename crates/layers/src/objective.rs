@@ -3,7 +3,7 @@
 use burn::tensor::activation::{log_softmax, sigmoid, softmax};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
-use crate::loss::{EPSILON, SegmentationLoss, pixel_accuracy, segmentation_loss};
+use crate::loss::{EPSILON, SegmentationLoss, segmentation_loss};
 use crate::{IGNORED_LABEL, resize_with};
 
 /// What a network is trained to make small; the default is the published recipe's, the cross-entropy.
@@ -87,7 +87,9 @@ impl Objective {
         }
         let [_, height, width] = labels.dims();
         let logits = resize_with(logits.cast(FloatDType::F32), [height, width], align_corners);
-        let accuracy = pixel_accuracy(logits.clone(), labels.clone());
+        let SegmentationLoss {
+            accuracy, counted, ..
+        } = segmentation_loss(logits.clone().inner(), labels.clone(), false);
         let pixels = Pixels::new(&logits, labels, &self.class_weights);
         let mut loss: Option<Tensor<1>> = None;
         let mut add = |weight: f64, part: &dyn Fn() -> Tensor<1>| {
@@ -114,6 +116,7 @@ impl Objective {
         SegmentationLoss {
             loss: loss.unwrap_or_else(zero),
             accuracy,
+            counted,
         }
     }
 

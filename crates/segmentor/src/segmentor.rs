@@ -70,6 +70,8 @@ pub struct Losses {
     pub accuracy: Tensor<1>,
     /// The same for the auxiliary head.
     pub aux_accuracy: Option<Tensor<1>>,
+    /// Number of pixels whose label counts.
+    pub counted: Tensor<1>,
 }
 
 impl Segmentor {
@@ -205,6 +207,7 @@ impl Segmentor {
         let SegmentationLoss {
             loss: decode,
             accuracy,
+            counted,
             ..
         } = objective.loss(of_classes(logits.decode), labels.clone(), align_corners);
         let Some(logits) = logits.aux else {
@@ -215,6 +218,7 @@ impl Segmentor {
                 aux,
                 accuracy,
                 aux_accuracy: None,
+                counted,
             };
         };
         let aux = objective.loss(of_classes(logits), labels, align_corners);
@@ -225,6 +229,7 @@ impl Segmentor {
             aux: aux_loss,
             accuracy,
             aux_accuracy: Some(aux.accuracy),
+            counted,
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The parts of a step's batch: forward and backward pass of each, on several devices at once.
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use halfseg_amp::{GradScaler, Numbers, Policy, ScaledGrads, autocast};
 use halfseg_devices::{ExchangePrecision, Ranks, Route, Worker, is_host};
 use halfseg_layers::{IGNORED_LABEL, Objective};
-use halfseg_segmentor::Segmentor;
+use halfseg_segmentor::{Losses, Segmentor};
 use rand_chacha::ChaCha8Rng;
 
 const _: () = assert!(
@@ -33,14 +33,19 @@ impl Pass<'_> {
         labels: Tensor<3, Int>,
         forward_done: impl FnOnce(),
     ) -> ScaledGrads {
-        let counted = labels.clone().inner().not_equal_elem(IGNORED_LABEL);
-        let counted = counted.float().cast(FloatDType::F32).sum();
         let losses = autocast(self.policy, || {
             model.loss_with(images, labels, &mut self.rng, self.objective)
         });
-        let numbers = [&losses.total, &losses.decode, &losses.aux, &losses.accuracy];
-        let mut numbers = numbers.map(|number| number.clone().inner()).to_vec();
-        numbers.push(counted);
+        let Losses {
+            total,
+            decode,
+            aux,
+            accuracy,
+            counted,
+            ..
+        } = &losses;
+        let numbers = [total, decode, aux, accuracy, counted];
+        let numbers = numbers.map(|number| number.clone().inner()).to_vec();
         forward_done();
         // Each loss is the mean over the pixels of a part, of which all have the same number.
         let loss = match self.parts {

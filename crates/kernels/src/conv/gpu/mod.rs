@@ -5,6 +5,7 @@
 //! implicit ones (`dense`), and grouped ones through kernels of one value a unit (`direct`). Those in f32 that are not
 //! depthwise are left to Burn where it does not round them to TF32, or where `HALFSEG_TF32=1` allows it.
 
+mod bias;
 #[cfg(feature = "cudnn")]
 mod cudnn;
 mod dense;
@@ -83,7 +84,6 @@ pub fn conv2d(
         "operands of a convolution must have one dtype, not {dtype:?} and {:?}: cast them first",
         weight.dtype()
     );
-    let [c_out, ..] = weight.dims();
     // What does not fit is refused here, and not in the thread that launches kernels.
     assert!(
         !x.dims().contains(&0) && !weight.dims().contains(&0),
@@ -94,11 +94,7 @@ pub fn conv2d(
     options.output_size(x.dims(), weight.dims());
     let y = ops::conv2d(x, weight, options);
     match bias {
-        // In f32, for the sake of the bias's gradient: a sum over all pixels.
-        Some(bias) => {
-            let bias = bias.cast(DType::F32).reshape([1, c_out, 1, 1]);
-            (y.cast(DType::F32) + bias).cast(dtype)
-        }
+        Some(bias) => bias::add(y, bias),
         None => y,
     }
 }
@@ -148,6 +144,10 @@ impl GpuConvolution for CubeBackend {
             direct::convolve(gradient, weight, size, options, true)
         };
         permute_nhwc_to_nchw(output)
+    }
+
+    fn halfseg_gpu_bias_gradient(gradient: CubeTensor) -> CubeTensor {
+        bias::gradient(gradient)
     }
 
     fn halfseg_gpu_conv2d_weight_gradient(

@@ -24,6 +24,13 @@ pub fn remember(weight: Tensor<4>, rounded: Tensor<4>) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::halfseg_gpu_remember_rounded(weight, rounded))
 }
 
+/// The gradient of a bias in f32, from the output's `[n, c, h, w]`; without autodiff.
+pub fn bias_gradient(gradient: Tensor<4>) -> Tensor<1> {
+    Tensor::from_dispatch(Dispatch::halfseg_gpu_bias_gradient(
+        gradient.into_dispatch(),
+    ))
+}
+
 /// What this module adds to a backend.
 #[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(feature = "cube"), Autodiff)]
 pub trait GpuConvolution: Backend {
@@ -61,6 +68,10 @@ pub trait GpuConvolution: Backend {
         size: [usize; 2],
         options: Conv2dOptions,
     ) -> FloatTensor<Self>;
+
+    /// See [`bias_gradient`].
+    #[fusion(meta = |gradient| TensorSpec::new(Shape::new([gradient.shape[1]]), DType::F32))]
+    fn halfseg_gpu_bias_gradient(gradient: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// The gradient of the weight, `[c_out, c_in / groups, *kernel]`, in `dtype`.
     #[fusion(meta = |x, gradient, kernel, dtype, options| {
@@ -212,6 +223,10 @@ impl<B: GpuConvolution, C: CheckpointStrategy> GpuConvolution for Autodiff<B, C>
         _: [usize; 2],
         _: Conv2dOptions,
     ) -> FloatTensor<Self> {
+        unreachable!("{FIRST_ORDER}")
+    }
+
+    fn halfseg_gpu_bias_gradient(_: FloatTensor<Self>) -> FloatTensor<Self> {
         unreachable!("{FIRST_ORDER}")
     }
 
