@@ -12,6 +12,7 @@
 # ways      recomputed blocks, a resumed run, two devices, a device that is too small
 # eval      scores and class maps of a network, whole, in windows, over six scales; predict; audit
 # kernels   tests of the kernels, and of training steps, for each architecture
+# archs     two iterations of the four methods in f16 for each architecture
 # each      the tests of the convolutions with each kernel that tuning may choose, one after the other
 # cudnn     the same by cuDNN, for which a stand-in computes on the CPU, and where there is none
 # amp       the tests of halfseg-amp, and the launches of a step of fifty layers
@@ -24,7 +25,7 @@
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 
-parts=replay,train,ways,eval,kernels,each,cudnn,amp,own,memory out='' bin=''
+parts=replay,train,ways,eval,kernels,archs,each,cudnn,amp,own,memory out='' bin=''
 usage() {
   sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' >&2
   exit 2
@@ -285,15 +286,31 @@ if chosen eval; then
   note eval audit "$(grep -c '' "$out/audit.log") lines, CPU $(grep -c '' "$out/audit-host.log")" "it runs" "$status"
 fi
 
+# From sm_90 on kernels by TMA are tried, which the simulator has not: these are all others that are compared.
+kernels_of() { [ "$1" -lt 90 ] || echo pointwise,split,sync_mma,mma,mma_rows; }
 if chosen kernels; then
   for arch in $archs; do
     while read -r test; do
       name=kernels-$arch-$(basename "${test%-*}")-$(basename "$test") status=0
-      CUDA_SIM_ARCH=$arch HALFSEG_REQUIRE_GPU=1 LIMIT=3600 \
+      HALFSEG_GPU_KERNEL=$(kernels_of "$arch") CUDA_SIM_ARCH=$arch HALFSEG_REQUIRE_GPU=1 LIMIT=3600 \
         sim "$name" "$test" --test-threads 1 --nocapture || status=1
       found=$(grep '^test result' "$out/$name.log" | cut -d';' -f1,2 | cut -d. -f2)
       note kernels "sm_$arch, $(grep -c '^test ' "$out/$name.log") tests" "${found:-none ended}" "all pass" "$status"
     done <"$bin/gpu-tests"
+  done
+fi
+
+if chosen archs; then
+  for method in $methods; do
+    train=(--method "$method" "${small[@]}" --iterations 2 --precision f16)
+    of_host=0
+    halfseg host "archs-$method-host" train "${train[@]}" --device cpu --out "$out/archs-$method-host" || of_host=1
+    for arch in $archs; do
+      name=archs-$arch-$method status=$of_host
+      HALFSEG_GPU_KERNEL=$(kernels_of "$arch") CUDA_SIM_ARCH=$arch \
+        halfseg sim "$name" train "${train[@]}" --device cuda --out "$out/$name" || status=1
+      check_losses archs "$method on sm_$arch" "$name" "archs-$method-host" "$(limit_of f16)" "$status"
+    done
   done
 fi
 

@@ -4,38 +4,46 @@ use std::sync::OnceLock;
 
 use super::{dense, product};
 
-/// The name of the one kernel that `HALFSEG_GPU_KERNEL` asks for, so that each can be compared with what is right, and
-/// a wrong one be found.
-fn asked_for() -> Option<&'static str> {
-    static ASKED_FOR: OnceLock<Option<String>> = OnceLock::new();
-    let read = || {
-        let name = std::env::var("HALFSEG_GPU_KERNEL").ok()?;
+/// The names of the kernels that `HALFSEG_GPU_KERNEL` asks for, separated by commas, so that each can be compared with what
+/// is right, a wrong one be found, and those that cannot run somewhere be left out. Empty: nothing is asked for.
+fn asked_for() -> &'static [String] {
+    static ASKED_FOR: OnceLock<Vec<String>> = OnceLock::new();
+    ASKED_FOR.get_or_init(|| {
+        let Ok(names) = std::env::var("HALFSEG_GPU_KERNEL") else {
+            return Vec::new();
+        };
         let all = [convolutions(), product::names()].concat();
-        assert!(
-            all.contains(&name.as_str()),
-            "HALFSEG_GPU_KERNEL: expected one of {}, found {name:?}",
-            all.join(", ")
-        );
-        Some(name)
-    };
-    ASKED_FOR.get_or_init(read).as_deref()
+        let names = names.split(',').map(|name| name.trim().to_owned());
+        let names: Vec<String> = names.filter(|name| !name.is_empty()).collect();
+        for name in &names {
+            assert!(
+                all.contains(&name.as_str()),
+                "HALFSEG_GPU_KERNEL: expected some of {}, separated by commas, found {name:?}",
+                all.join(", ")
+            );
+        }
+        names
+    })
 }
 
 /// Whether `HALFSEG_GPU_KERNEL` names this kernel.
 pub fn is_asked_for(name: &str) -> bool {
-    asked_for() == Some(name)
+    asked_for().iter().any(|asked_for| asked_for == name)
 }
 
-/// Whether the kernel of this name takes part in tuning: all do, but where one is asked for, no others of those that
-/// compute what it does. (What it declines is left to the slow kernels that decline nothing.)
+/// Whether the kernel of this name takes part in tuning: all do, but where some are asked for, no others of those that
+/// compute what these do. (What they decline is left to the slow kernels that decline nothing.)
 pub fn is_tried(name: &str) -> bool {
-    let Some(asked_for) = asked_for() else {
-        return true;
-    };
-    let alike = |names: &[&str]| names.contains(&name) && names.contains(&asked_for);
     let (convolutions, products) = (convolutions(), product::names());
     let slowest = products.last() == Some(&name);
-    name == asked_for || slowest || !(alike(&convolutions) || alike(&products))
+    let family = [convolutions, products]
+        .into_iter()
+        .find(|names| names.contains(&name));
+    let alike = |asked_for: &String| {
+        let family = family.as_deref().unwrap_or_default();
+        family.contains(&asked_for.as_str())
+    };
+    slowest || is_asked_for(name) || !asked_for().iter().any(alike)
 }
 
 fn convolutions() -> Vec<&'static str> {
