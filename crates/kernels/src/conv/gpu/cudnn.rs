@@ -167,8 +167,8 @@ impl Described {
         sys::cudnnTensorDescriptor_t,
         sys::cudnnConvolutionDescriptor_t,
     ) {
-        let (maps, weight) = ([self.map.0, self.output.0], self.weight.0);
-        (maps[0], weight, maps[1], self.convolution.0)
+        let (map, weight) = (self.map.0, self.weight.0);
+        (map, weight, self.output.0, self.convolution.0)
     }
 }
 

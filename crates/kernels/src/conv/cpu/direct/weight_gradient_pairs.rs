@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use half::f16;
 
 use super::super::geometry::{Geometry, inside};
-use super::super::micro::{self, PixelCore, Walk, are_taken, copy_bits, interleave, split_run};
+use super::super::micro::{CHANNELS, PixelCore, Walk, are_taken, copy_bits, interleave, split_run};
 use super::weight_gradient::{Rectangle, bands};
 use crate::cpu::element::{Element, convert};
 use crate::cpu::isa::{Level, Registers, Work, compiled};
@@ -21,8 +21,6 @@ use crate::cpu::tasks;
 const PIXELS: usize = 2048;
 /// Values of the gradient's panels that stay in the second-level cache while the input's pass by.
 const TOGETHER: usize = 1 << 19;
-/// Channels of a block, of either map.
-const CHANNELS: usize = micro::CHANNELS;
 /// Values of a block.
 const BLOCK: usize = CHANNELS * CHANNELS;
 
