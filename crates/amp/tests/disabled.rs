@@ -10,10 +10,14 @@ use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Tensor};
 use halfseg_amp::{GradScaler, Policy, autocast};
 
-/// Allocations of this thread: the least of some runs, since how work is shared between threads varies.
-fn allocations(mut body: impl FnMut()) -> u64 {
-    let counts = (0..30).map(|_| allocation_counter::measure(&mut body).count_total);
-    counts.min().expect("there are runs")
+/// Allocations of `body`: the least of some runs, since the first ones set things up. On a pool of one
+/// thread, as only one thread's are counted, and how many of them another one takes over varies.
+fn allocations(mut body: impl FnMut() + Send) -> u64 {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+    pool.expect("it starts").install(|| {
+        let counts = (0..5).map(|_| allocation_counter::measure(&mut body).count_total);
+        counts.min().expect("there are runs")
+    })
 }
 
 fn images(device: &Device) -> Tensor<4> {
@@ -29,7 +33,7 @@ fn layers_allocate_as_those_of_burn_nn() {
         );
         let expected = allocations(|| drop(plain.forward(images(&device))));
         let found = allocations(|| drop(adapted.forward(images(&device))));
-        assert!(found <= expected + 3, "without a scope: {found} {expected}");
+        assert!(found <= expected, "without a scope: {found} {expected}");
         let policy = Policy::disabled();
         let found = allocations(|| autocast(&policy, || drop(adapted.forward(images(&device)))));
         // The scope itself: its policy, and room for it.
