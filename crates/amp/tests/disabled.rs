@@ -32,12 +32,21 @@ fn layers_allocate_as_those_of_burn_nn() {
             adapted::ResNet18::new(5, 4, &device),
         );
         let expected = allocations(|| drop(plain.forward(images(&device))));
+        // When maps of the graph grow goes by the numbers of its nodes: some 7 of 5,560 allocations.
+        let vary = if device.is_autodiff() {
+            expected / 200
+        } else {
+            0
+        };
         let found = allocations(|| drop(adapted.forward(images(&device))));
-        assert!(found <= expected, "without a scope: {found} {expected}");
+        assert!(
+            found <= expected + vary,
+            "without a scope: {found} {expected}"
+        );
         let policy = Policy::disabled();
         let found = allocations(|| autocast(&policy, || drop(adapted.forward(images(&device)))));
         // The scope itself: its policy, and room for it.
-        assert!(found <= expected + 5, "{found} {expected}");
+        assert!(found <= expected + vary + 2, "{found} {expected}");
     }
 }
 
