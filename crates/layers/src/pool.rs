@@ -1,11 +1,9 @@
 //! Pooling.
 
-use std::ops::Range;
-
 use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, module};
 use halfseg_amp::{Op, cast, observe};
-use halfseg_kernels::{averages, max_pool2d};
+use halfseg_kernels::{averages, bins, max_pool2d};
 
 use crate::resize::separable;
 
@@ -21,8 +19,7 @@ pub fn adaptive_avg_pool2d(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     let [_, _, h, w] = x.dims();
     observe(Op::Pool, "adaptive_avg_pool2d", x, |x| {
         let x = cast(Op::Pool, x);
-        let [rows, columns] = [(h, size[0]), (w, size[1])].map(|(side, out)| bins(side, out));
-        if let Some(y) = averages(&x, &rows, &columns) {
+        if let Some(y) = averages(&x, size) {
             return y;
         }
         let (dtype, device) = (FloatDType::from(x.dtype()), x.device());
@@ -88,12 +85,6 @@ pub fn averaging_weights(size: usize, out: usize) -> Vec<f32> {
         row[bin].fill(share);
     }
     matrix
-}
-
-/// The pixels of each bin along a side.
-fn bins(size: usize, out: usize) -> Vec<Range<usize>> {
-    let bin = |o: usize| o * size / out..((o + 1) * size).div_ceil(out);
-    (0..out).map(bin).collect()
 }
 
 #[cfg(test)]

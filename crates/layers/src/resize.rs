@@ -2,7 +2,10 @@
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use halfseg_amp::{Op, cast, observe};
-use halfseg_kernels::{Between, Conv2dOptions, conv2d, resample, resize_bilinear, rounds_products};
+use halfseg_devices::is_host;
+use halfseg_kernels::{
+    Between, plane_sums, resample, resize_bilinear, takes_gradients, with_gradient,
+};
 
 /// Resizes a map bilinearly with pixel centres at half integers (`align_corners = false`), the one
 /// place where these networks change a map's size without a convolution. Differentiable.
@@ -25,12 +28,12 @@ pub fn resize(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
 /// # Panics
 /// If either map is empty.
 pub fn resize_with(x: Tensor<4>, size: [usize; 2], align_corners: bool) -> Tensor<4> {
-    let [n, c, h, w] = x.dims();
+    let [_, _, h, w] = x.dims();
     if [h, w] == size {
         return x;
     }
     if [h, w] == [1, 1] {
-        return x.expand([n, c, size[0], size[1]]);
+        return repeat(x, size);
     }
     observe(Op::Interpolate, "resize", x, |x| {
         // The sums are f32 in any case; an audit asks what maps of half precision lose.
@@ -48,6 +51,21 @@ pub fn resize_with(x: Tensor<4>, size: [usize; 2], align_corners: bool) -> Tenso
         let plan = ResizePlan::new([h, w], size, align_corners, &x.device());
         let dtype = FloatDType::from(x.dtype());
         plan.forward(x).cast(dtype)
+    })
+}
+
+/// A map of one pixel, repeated: `[n, c, 1, 1]` to `[n, c, size[0], size[1]]`.
+fn repeat(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    let [n, c, ..] = x.dims();
+    let shape = [n, c, size[0], size[1]];
+    if is_host(&x.device()) || !takes_gradients(&x.device()) {
+        return x.expand(shape);
+    }
+    // Burn's gradient is two sums, each rounded, for which its tuner compiles many kernels.
+    let y = x.clone().inner().expand(shape);
+    with_gradient(vec![x.into()], y, |gradient| {
+        let sums = plane_sums(&gradient).unwrap_or_else(|| gradient.sum_dim(2).sum_dim(3));
+        vec![Some(sums.into())]
     })
 }
 
@@ -98,27 +116,6 @@ impl ResizePlan {
     }
 }
 
-/// `matrix * x` for each matrix of `x`, f32: `[out, k]`, `[b, k, n]` -> `[b, out, n]`. As a convolution where Burn's product
-/// would round to TF32.
-fn from_left(matrix: Tensor<2>, x: Tensor<3>) -> Tensor<3> {
-    if !rounds_products(&x.device()) {
-        return matrix.unsqueeze::<3>().matmul(x);
-    }
-    let ([out, k], [b, _, n]) = (matrix.dims(), x.dims());
-    let (x, weight) = (x.reshape([b, k, 1, n]), matrix.reshape([out, k, 1, 1]));
-    conv2d(x, weight, None, Conv2dOptions::default()).reshape([b, out, n])
-}
-
-/// `x * matrix^T`, f32: `[m, k]`, `[out, k]` -> `[m, out]`. As above.
-fn from_right(x: Tensor<2>, matrix: Tensor<2>) -> Tensor<2> {
-    if !rounds_products(&x.device()) {
-        return x.matmul(matrix.transpose());
-    }
-    let ([m, k], [out, _]) = (x.dims(), matrix.dims());
-    let (x, weight) = (x.reshape([m, k, 1, 1]), matrix.reshape([out, k, 1, 1]));
-    conv2d(x, weight, None, Conv2dOptions::default()).reshape([m, out])
-}
-
 /// `rows * x * columns^T` for every plane of `x`, in f32: `[n, c, h, w]` -> `[n, c, out_h, out_w]`
 /// with `rows: [out_h, h]`, `columns: [out_w, w]`.
 pub(crate) fn separable(x: Tensor<4>, rows: Tensor<2>, columns: Tensor<2>) -> Tensor<4> {
@@ -126,10 +123,15 @@ pub(crate) fn separable(x: Tensor<4>, rows: Tensor<2>, columns: Tensor<2>) -> Te
     let ([out_h, _], [out_w, _]) = (rows.dims(), columns.dims());
     let x = x.cast(FloatDType::F32);
     let along_rows = |x: Tensor<4>, w: usize| {
-        from_left(rows.clone(), x.reshape([n * c, h, w])).reshape([n, c, out_h, w])
+        rows.clone()
+            .unsqueeze::<3>()
+            .matmul(x.reshape([n * c, h, w]))
+            .reshape([n, c, out_h, w])
     };
     let along_columns = |x: Tensor<4>, h: usize| {
-        from_right(x.reshape([n * c * h, w]), columns.clone()).reshape([n, c, h, out_w])
+        x.reshape([n * c * h, w])
+            .matmul(columns.clone().transpose())
+            .reshape([n, c, h, out_w])
     };
     // Both orders give the same sums; take the one with fewer products.
     if h * w * out_w + out_h * h * out_w <= out_h * h * w + out_h * w * out_w {

@@ -62,14 +62,18 @@ impl Layout {
         }
     }
 
-    /// A map of this layout with no values yet, beside `like`.
-    pub fn empty(&self, like: &CubeTensor) -> CubeTensor {
+    /// The shape in the order of memory.
+    pub fn dims(&self) -> [usize; 4] {
         let [n, c, h, w] = self.shape;
-        let shape = match self.order {
+        match self.order {
             Order::Planes => [n, c, h, w],
             Order::Pixels => [n, h, w, c],
-        };
-        empty(like, shape, like.dtype)
+        }
+    }
+
+    /// A map of this layout with no values yet, beside `like`.
+    pub fn empty(&self, like: &CubeTensor) -> CubeTensor {
+        empty(like, self.dims(), like.dtype)
     }
 
     /// The same order with planes of another size.

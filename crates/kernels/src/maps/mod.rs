@@ -3,8 +3,12 @@
 //! Inference in half precision on processors with tiles computes on maps whose channels are neighbours in memory; their
 //! shape is `[n, c, h, w]` all the same, and every operation of Burn takes them, some after a copy.
 
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "cube")]
+mod ops;
 
 use std::ops::Range;
 
@@ -52,27 +56,51 @@ pub fn max_pool2d(
     }
 }
 
-/// Averages over the rectangles that these rows and columns span, which may overlap, with sums in f32. Nothing where `map` is
-/// not on the CPU, or part of a graph.
+/// The pixels of each of `bins` parts that cover a side of `size` pixels, as PyTorch's adaptive pooling takes them: part `i`
+/// spans `floor(i size / bins)` to `ceil((i + 1) size / bins)`, so that parts may overlap.
+pub fn bins(size: usize, bins: usize) -> Vec<Range<usize>> {
+    let bin = |i: usize| i * size / bins..((i + 1) * size).div_ceil(bins);
+    (0..bins).map(bin).collect()
+}
+
+/// Averages a map over `size[0] x size[1]` rectangles that cover it, see [`bins`], with sums in f32: on GPUs, where it is
+/// differentiable and keeps nothing, and on the CPU for a map that is not part of a graph. Nothing elsewhere.
 ///
 /// # Shapes
 /// - `map`: `[n, c, h, w]`
-/// - output: `[n, c, rows.len(), columns.len()]`, in the dtype of `map`
+/// - output: `[n, c, size[0], size[1]]`, in the dtype of `map`
 ///
 /// # Panics
-/// If a rectangle is empty or leaves the map.
-pub fn averages(
-    map: &Tensor<4>,
-    rows: &[Range<usize>],
-    columns: &[Range<usize>],
-) -> Option<Tensor<4>> {
-    #[cfg(feature = "flex")]
-    return flex::averages(map, rows, columns);
-    #[cfg(not(feature = "flex"))]
-    {
-        let _ = (map, rows, columns);
-        None
+/// If either map is empty.
+pub fn averages(map: &Tensor<4>, size: [usize; 2]) -> Option<Tensor<4>> {
+    let [n, c, h, w] = map.dims();
+    assert!(
+        n * c * h * w * size[0] * size[1] > 0,
+        "cannot average a map {:?} to {size:?}: one of them is empty",
+        map.dims()
+    );
+    #[cfg(feature = "cube")]
+    if crate::gpu::launch::handles(&map.device(), map.dtype()) {
+        return Some(ops::averages(map.clone(), size));
     }
+    #[cfg(feature = "flex")]
+    return flex::averages(map, &bins(h, size[0]), &bins(w, size[1]));
+    #[cfg(not(feature = "flex"))]
+    None
+}
+
+/// The sum of each channel's pixels, in f32 and rounded once, on GPUs. Nothing elsewhere, or where `map` is part of a graph.
+///
+/// # Shapes
+/// - `map`: `[n, c, h, w]`
+/// - output: `[n, c, 1, 1]`, in the dtype of `map`
+#[cfg_attr(not(feature = "cube"), allow(unused_variables))]
+pub fn plane_sums(map: &Tensor<4>) -> Option<Tensor<4>> {
+    #[cfg(feature = "cube")]
+    if crate::gpu::launch::handles(&map.device(), map.dtype()) && !map.device().is_autodiff() {
+        return Some(ops::plane_sums(map.clone()));
+    }
+    None
 }
 
 /// Where a resized line takes a value from: `1 - share` of the value at `low`, and `share` of that at `high`.

@@ -18,7 +18,7 @@ use halfseg_train::{Learner, Recipe, check_memory};
 use serde_json::json;
 
 use self::layers::Layers;
-use self::memory::{allocated, in_use, most_in_use};
+use self::memory::{allocated, in_use, seen_in_use};
 use self::peak::measure_gflops;
 use crate::args::BenchArgs;
 use crate::commands::cpu_kernels;
@@ -118,7 +118,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         row("allocated at most", allocated.to_string());
     }
     if let Some(in_use) = in_use {
-        row("in use at most", in_use.to_string());
+        row("in use at least", in_use.to_string());
     }
     if let Some(packed) = packed {
         row("packed weights", packed.to_string());
@@ -165,7 +165,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             "peak_bytes": memory.map(|peak| peak.0),
             "peak_source": memory_source,
             "allocated_peak_bytes": allocated.map(|bytes| bytes.0),
-            "in_use_peak_bytes": in_use.map(|bytes| bytes.0),
+            "in_use_seen_bytes": in_use.map(|bytes| bytes.0),
             "saved_bytes": saved.map(|bytes| bytes.0),
             "packed_weights_bytes": packed.map(|bytes| bytes.0),
             "predicted": plan.as_ref().map(memory_plan),
@@ -336,7 +336,7 @@ fn measure_training(args: &BenchArgs, recipe: &Recipe) -> Result<Measured> {
         kept = in_use(args.device, &device)
     });
     if args.device != DeviceChoice::Flex {
-        measured.in_use = most_in_use(&device, || learner.step(images.clone(), labels.clone()));
+        measured.in_use = seen_in_use(&device, || learner.step(images.clone(), labels.clone()));
     }
     let saved = before
         .zip(kept)
