@@ -173,7 +173,7 @@ check_losses() {
     noise=$(printf '%s\n' "$noise" "$(apart "$other" "$peer")" | sort -g | tail -n 1)
   done
   if [ $# -gt 0 ]; then
-    limit=$(awk -v noise="$noise" -v limit="$limit" 'BEGIN { print 2 * noise > limit ? 2 * noise : limit }')
+    limit=$(awk -v noise="$noise" -v limit="$limit" 'BEGIN { print (2 * noise > limit ? 2 * noise : limit) }')
     wanted+=", or twice what the CPU's runs are apart, $noise"
   fi
   at_most "$found" "$limit" || status=1
