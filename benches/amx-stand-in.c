@@ -27,7 +27,7 @@ static __thread int configured;
 
 static struct { uintptr_t at; int asks_linux; } sites[SITES];
 static int count, has_f16;
-static long executed;
+static struct { long products, loads, stores; } executed;
 
 static const int registers[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
   REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
@@ -109,10 +109,13 @@ static int execute(greg_t *r) {
     memset(&tiles[first], 0, sizeof(Tile));
   } else if (operation == 0x4b && in_memory && (prefix == XF2 || prefix == X66)) { // TILELOADD, TILELOADDT1
     for (int row = 0; row < ROWS; row++) memcpy(tiles[first].row[row], (void *)(address + row * stride), BYTES);
+    __atomic_add_fetch(&executed.loads, 1, __ATOMIC_RELAXED);
   } else if (operation == 0x4b && in_memory && prefix == XF3) { // TILESTORED
     for (int row = 0; row < ROWS; row++) memcpy((void *)(address + row * stride), tiles[first].row[row], BYTES);
+    __atomic_add_fetch(&executed.stores, 1, __ATOMIC_RELAXED);
   } else if (operation == 0x5c && !in_memory && (prefix == XF3 || (prefix == XF2 && has_f16))) { // TDPBF16PS, TDPFP16PS
     dot_products(&tiles[first], &tiles[second], &tiles[third], prefix == XF2);
+    __atomic_add_fetch(&executed.products, 1, __ATOMIC_RELAXED);
   } else {
     return 0;
   }
@@ -124,11 +127,8 @@ static void invalid(int signal_number, siginfo_t *info, void *context) {
   (void)info;
   greg_t *r = ((ucontext_t *)context)->uc_mcontext.gregs;
   int done = 0;
-  while (execute(r)) done++;
-  if (done) {
-    __atomic_add_fetch(&executed, done, __ATOMIC_RELAXED);
-    return;
-  }
+  while (execute(r)) done = 1;
+  if (done) return;
   for (int i = 0; i < count; i++) {
     if (sites[i].at != (uintptr_t)r[REG_RIP]) continue;
     if (sites[i].asks_linux) {
@@ -188,5 +188,5 @@ __attribute__((constructor)) static void start(void) {
 }
 
 __attribute__((destructor)) static void say(void) {
-  fprintf(stderr, "AMX stand-in: %ld tile instructions\n", executed);
+  fprintf(stderr, "AMX stand-in: %ld products of tiles, %ld loads, %ld stores\n", executed.products, executed.loads, executed.stores);
 }

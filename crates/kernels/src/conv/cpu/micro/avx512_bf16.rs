@@ -110,36 +110,11 @@ unsafe fn multiply_pixels(
     const VECTORS: usize = CHANNELS / 16;
     assert!(walk.depth.is_multiple_of(Avx512Bf16::SPAN));
     for first in (0..CHANNELS).step_by(ROWS) {
-        let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        let left = left.wrapping_add(first * left_stride);
         // SAFETY: every address is one that the caller promises.
         unsafe {
-            for run in 0..walk.rows {
-                let mut a = left.add(first * left_stride + run * walk.left_row);
-                let mut b = right.add(run * walk.right_row);
-                for _ in 0..walk.depth / 2 {
-                    let columns: [_; VECTORS] =
-                        std::array::from_fn(|j| _mm512_loadu_si512(b.add(j * 32).cast()));
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        let pair = a.add(i * left_stride).cast::<i32>().read_unaligned();
-                        let pair = _mm512_set1_epi32(pair);
-                        for (sum, &column) in sums.iter_mut().zip(&columns) {
-                            *sum = _mm512_dpbf16_ps(*sum, bf16s(pair), bf16s(column));
-                        }
-                    }
-                    a = a.wrapping_add(2);
-                    b = b.wrapping_add(2 * walk.right_step);
-                }
-            }
-            for (i, sums) in sums.iter().enumerate() {
-                for (j, &sum) in sums.iter().enumerate() {
-                    let target = block.add((first + i) * CHANNELS + j * 16);
-                    let before = match add {
-                        true => _mm512_loadu_ps(target),
-                        false => _mm512_setzero_ps(),
-                    };
-                    _mm512_storeu_ps(target, _mm512_add_ps(before, sum));
-                }
-            }
+            let sums = sums::<ROWS, VECTORS>(walk, left, right, [left_stride, 2]);
+            put(sums, block.add(first * CHANNELS), add);
         }
     }
 }
@@ -152,41 +127,74 @@ unsafe fn multiply_pixels(
 unsafe fn multiply(walk: Walk, left: *const u16, right: *const u16, block: *mut f32, add: bool) {
     const MR: usize = Avx512Bf16::MR;
     assert!(walk.depth.is_multiple_of(Avx512Bf16::STEP));
+    for line in (0..Avx512Bf16::BLOCK).step_by(16) {
+        _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(line).cast());
+    }
     // SAFETY: every address is one that the caller promises.
     unsafe {
-        for line in (0..Avx512Bf16::BLOCK).step_by(16) {
-            _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(line).cast());
-        }
-        let mut sums = [[_mm512_setzero_ps(); VECTORS]; MR];
-        for row in 0..walk.rows {
-            let mut a = left.add(row * walk.left_row);
-            let mut b = right.add(row * walk.right_row);
-            for _ in 0..walk.depth / 2 {
-                let mut columns = [_mm512_setzero_si512(); VECTORS];
-                for (j, column) in columns.iter_mut().enumerate() {
-                    *column = _mm512_loadu_si512(b.add(j * 32).cast());
-                }
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let pair = _mm512_set1_epi32(a.add(2 * i).cast::<i32>().read_unaligned());
-                    for (sum, &column) in sums.iter_mut().zip(&columns) {
-                        let (pair, column) = (bf16s(pair), bf16s(column));
-                        *sum = _mm512_dpbf16_ps(*sum, pair, column);
-                    }
-                }
-                a = a.wrapping_add(2 * MR);
-                b = b.wrapping_add(2 * walk.right_step);
+        let sums = sums::<MR, VECTORS>(walk, left, right, [2, 2 * MR]);
+        put(sums, block, add);
+    }
+}
+
+/// Sums over pairs of values of `ROWS` rows with as many vectors of columns. `steps` leads from a row to the next and from a pair
+/// to the next on the left.
+///
+/// # Safety
+/// All that `walk` comes by can be read.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+unsafe fn sums<const ROWS: usize, const VECTORS: usize>(
+    walk: Walk,
+    left: *const u16,
+    right: *const u16,
+    steps: [usize; 2],
+) -> [[__m512; VECTORS]; ROWS] {
+    let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+    for row in 0..walk.rows {
+        let mut a = left.wrapping_add(row * walk.left_row);
+        let mut b = right.wrapping_add(row * walk.right_row);
+        for _ in 0..walk.depth / 2 {
+            let mut columns = [_mm512_setzero_si512(); VECTORS];
+            for (j, column) in columns.iter_mut().enumerate() {
+                // SAFETY: the caller promises that these can be read.
+                *column = unsafe { _mm512_loadu_si512(b.add(j * 32).cast()) };
             }
-        }
-        for (i, sums) in sums.iter().enumerate() {
-            for (j, &sum) in sums.iter().enumerate() {
-                let target = block.add((i * VECTORS + j) * 16);
-                let sum = if add {
-                    _mm512_add_ps(_mm512_loadu_ps(target), sum)
-                } else {
-                    sum
-                };
-                _mm512_storeu_ps(target, sum);
+            for (i, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: as above.
+                let pair = unsafe { a.add(i * steps[0]).cast::<i32>().read_unaligned() };
+                let pair = _mm512_set1_epi32(pair);
+                for (sum, &column) in sums.iter_mut().zip(&columns) {
+                    *sum = _mm512_dpbf16_ps(*sum, bf16s(pair), bf16s(column));
+                }
             }
+            a = a.wrapping_add(steps[1]);
+            b = b.wrapping_add(2 * walk.right_step);
+        }
+    }
+    sums
+}
+
+/// Writes rows of vectors one after the other, or adds them to what is there.
+///
+/// # Safety
+/// `block` has room for them, and holds values if they are added to.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn put<const ROWS: usize, const VECTORS: usize>(
+    sums: [[__m512; VECTORS]; ROWS],
+    block: *mut f32,
+    add: bool,
+) {
+    for (index, &sum) in sums.as_flattened().iter().enumerate() {
+        // SAFETY: the caller promises room.
+        unsafe {
+            let target = block.add(index * 16);
+            let sum = match add {
+                true => _mm512_add_ps(_mm512_loadu_ps(target), sum),
+                false => sum,
+            };
+            _mm512_storeu_ps(target, sum);
         }
     }
 }
