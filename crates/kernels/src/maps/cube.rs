@@ -35,8 +35,8 @@ fn along<I: Float, O: Float, N: Size>(
     inner: usize,
     length: usize,
     #[comptime] averages: bool,
-    #[define(I)] _input: ElemType,
-    #[define(O)] _output: ElemType,
+    #[define(I)] _from: ElemType,
+    #[define(O)] _to: ElemType,
 ) {
     let index = ABSOLUTE_POS;
     if index >= length {
