@@ -31,7 +31,7 @@ pub use conv::{
 pub use conv::{ConvolutionPass, PackedWeights, TimedConvolution, time_convolutions};
 #[cfg(feature = "flex")]
 pub use cpu::isa::{InstructionSetError, f32_products, instruction_set};
-pub use lists::{SgdParameter, handles_lists, measure_list, scale_list, sgd_step_list};
+pub use lists::{SgdParameter, all_finite, handles_lists, measure_list, scale_list, sgd_step_list};
 pub use maps::{Between, averages, bins, cat_channels, max_pool2d, plane_sums, resample};
 pub use norm::{
     BatchNormOutput, BatchParts, Running, batch_norm_shared, batch_norm_train,

@@ -15,9 +15,10 @@ mod norm_case;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use gpu_device::gpu;
 use halfseg_kernels::{
-    Activation, AnyTensor, Conv2dOptions, SgdParameter, SgdStep, averages, batch_norm_train, bins,
-    conv2d, cross_entropy_terms, handles_lists, measure_list, most_likely_classes, multiplies,
-    plane_sums, resize_bilinear, scale_list, sgd_step, sgd_step_list,
+    Activation, AnyTensor, Conv2dOptions, SgdParameter, SgdStep, all_finite, averages,
+    batch_norm_train, bins, conv2d, cross_entropy_terms, handles_lists, measure_list,
+    most_likely_classes, multiplies, plane_sums, resize_bilinear, scale_list, sgd_step,
+    sgd_step_list,
 };
 use norm_case::{Case, EPSILON, norm, rounded, rounding, values};
 use rand::rngs::StdRng;
@@ -380,6 +381,29 @@ fn averages_and_their_gradient_equal_the_f64_reference() {
             let total = plane_sums(&x.inner()).expect("a kernel");
             assert_eq!((total.dtype(), total.dims()), (dtype, [n, c, 1, 1]));
             close(&format!("sums, {what}"), &values(total), &sums, bound);
+        }
+    }
+}
+
+#[test]
+fn one_value_that_is_not_finite_is_found() {
+    let Some(device) = gpu() else { return };
+    for dtype in dtypes(&device) {
+        // Of f32, squares overflow.
+        let largest = if dtype == DType::F32 { 3e38 } else { 6e4 };
+        for (index, bad) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY]
+            .into_iter()
+            .enumerate()
+        {
+            let mut map = vec![largest; 3 * 19 * 35];
+            let tensor = |map: &[f32]| {
+                let data = TensorData::new(map.to_vec(), [1, 3, 19, 35]);
+                Tensor::<4>::from_data(data, &device).cast(dtype)
+            };
+            assert!(all_finite(tensor(&map)), "{dtype:?}");
+            let place = [0, 700, map.len() - 1][index];
+            map[place] = bad;
+            assert!(!all_finite(tensor(&map)), "{dtype:?} {bad}");
         }
     }
 }

@@ -19,7 +19,7 @@ pub use conv::{Conv2d, Conv2dConfig, Conv2dInit, with_rounded_weights};
 pub use conv_bn_act::{ConvBnAct, ConvBnActConfig};
 pub use dropout::ChannelDropout;
 pub use fork::fork;
-pub use halfseg_kernels::{Activation, Conv2dOptions, most_likely_classes};
+pub use halfseg_kernels::{Activation, Conv2dOptions, all_finite, most_likely_classes};
 pub use joined::cat_channels;
 pub use loss::{
     IGNORED_LABEL, SegmentationLoss, binary_logits, cross_entropy, pixel_accuracy,

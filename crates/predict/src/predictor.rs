@@ -12,7 +12,7 @@ use halfseg_devices::Bytes;
 use halfseg_eval::{Confidences, Prediction, Windows, argmax, multi_scale_flip};
 #[cfg(feature = "flex")]
 use halfseg_kernels::PackedWeights;
-use halfseg_layers::{binary_logits, most_likely_classes, resize_with};
+use halfseg_layers::{all_finite, binary_logits, most_likely_classes, resize_with};
 use halfseg_segmentor::Segmentor;
 
 use crate::config::RATIOS;
@@ -300,7 +300,7 @@ impl Predictor {
         let logits = self.decisive(logits, false);
         let (size, align_corners) = ([height, width], self.model.config().align_corners);
         // What is between finite logits is finite; what is not reaches the pixels around it, which are counted one by one.
-        let is_finite = logits.clone().mul_scalar(0.0).sum().into_scalar::<f32>() == 0.0;
+        let is_finite = all_finite(logits.clone());
         let maps = is_finite.then(|| most_likely_classes(&logits, size, align_corners));
         let Some(maps) = maps.flatten() else {
             let scores = autocast(&self.settings.policy, || {

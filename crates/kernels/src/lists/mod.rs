@@ -57,6 +57,21 @@ pub fn measure_list(tensors: Vec<AnyTensor>) -> Tensor<2> {
     panic!("{NOT_HANDLED}")
 }
 
+/// Whether all values of a tensor without autodiff are finite; waits for the device.
+///
+/// On GPUs as [`measure_list`] sees it: for sums of Burn's its tuner would compile many kernels.
+///
+/// # Panics
+/// If the tensor cannot be read, or on GPUs is empty.
+pub fn all_finite<const D: usize>(tensor: Tensor<D>) -> bool {
+    if handles_lists(&tensor.device(), tensor.dtype()) {
+        let report = measure_list(vec![tensor.into()]);
+        return report.slice([0..1, 0..1]).into_scalar::<f32>() == 1.0;
+    }
+    // Zero times a finite value is zero.
+    tensor.mul_scalar(0.0).sum().into_scalar::<f32>() == 0.0
+}
+
 /// The f32 tensors in another dtype, those of four dimensions pixel by pixel in memory.
 ///
 /// # Panics
