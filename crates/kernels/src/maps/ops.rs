@@ -4,10 +4,11 @@ use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::{Shape, Tensor};
+use burn::tensor::Tensor;
+
+use crate::resize::ops::with_size;
 
 /// Runs the operation on a device that has it.
 pub fn averages(map: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
@@ -34,11 +35,6 @@ pub trait Averaging: Backend {
     /// See [`super::plane_sums`].
     #[fusion(meta = |map| with_size(map, [1, 1]))]
     fn halfseg_plane_sums(map: FloatTensor<Self>) -> FloatTensor<Self>;
-}
-
-fn with_size(map: &TensorSpec, [h, w]: [usize; 2]) -> TensorSpec {
-    let [n, c, ..] = map.shape.dims::<4>();
-    TensorSpec::new(Shape::new([n, c, h, w]), map.dtype)
 }
 
 #[derive(Debug)]

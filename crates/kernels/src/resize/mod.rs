@@ -3,7 +3,7 @@
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
 #[cfg(feature = "cube")]
-mod ops;
+pub(crate) mod ops;
 
 use burn::tensor::Tensor;
 

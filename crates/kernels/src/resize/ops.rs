@@ -28,7 +28,8 @@ pub trait Resizing: Backend {
     fn halfseg_resize_adjoint(gradient: FloatTensor<Self>, resize: Bilinear) -> FloatTensor<Self>;
 }
 
-fn with_size(map: &TensorSpec, [h, w]: [usize; 2]) -> TensorSpec {
+/// What is known of a map, with another height and width.
+pub fn with_size(map: &TensorSpec, [h, w]: [usize; 2]) -> TensorSpec {
     let [n, c, ..] = map.shape.dims::<4>();
     TensorSpec::new(Shape::new([n, c, h, w]), map.dtype)
 }
