@@ -98,6 +98,17 @@ impl Layout {
         }
     }
 
+    /// Vectors of a pixel and values of a vector, of values of `bytes`, for kernels that come by their place in a map: 1 and 1
+    /// where planes lie one after another.
+    pub fn pixel(&self, map: &CubeTensor, bytes: usize) -> (usize, usize) {
+        let channels = match self.order {
+            Order::Planes => 1,
+            Order::Pixels => self.shape[1],
+        };
+        let vector = longest_vector(map, bytes, channels);
+        (channels / vector, vector)
+    }
+
     /// Values that can be read at a time without leaving a channel's plane or a pixel.
     pub fn vector_size(&self, map: &CubeTensor) -> usize {
         let [_, c, h, w] = self.shape;
@@ -105,10 +116,12 @@ impl Layout {
             Order::Planes => h * w,
             Order::Pixels => c,
         };
-        map.client
-            .io_optimized_vector_sizes(map.dtype.size())
-            .filter(|size| run % size == 0)
-            .max()
-            .unwrap_or(1)
+        longest_vector(map, map.dtype.size(), run)
     }
+}
+
+/// The longest vector of values of `bytes` that the GPU of `map` reads at a time and that divides a run.
+fn longest_vector(map: &CubeTensor, bytes: usize, run: usize) -> usize {
+    let sizes = map.client.io_optimized_vector_sizes(bytes);
+    sizes.filter(|size| run.is_multiple_of(*size)).max().unwrap_or(1)
 }

@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 
 use super::ops::Averaging;
 use crate::gpu::launch::{buffer, element, elementwise, empty};
-use crate::gpu::layout::{Layout, Order};
+use crate::gpu::layout::Layout;
 
 /// Part `index` of `parts` that cover `size` pixels: its first pixel and the one after its last. Pixel `index` of `parts` is in
 /// those of `size` averages that the same formula gives.
@@ -91,21 +91,10 @@ fn spread<E: Float, N: Size>(
     output[index] = Vector::cast_from(sum);
 }
 
-/// Vectors of f32 that fit the GPU's memory: those of a pixel, and values of one.
-fn vectors(layout: &Layout, map: &CubeTensor) -> (usize, usize) {
-    let channels = match layout.order {
-        Order::Planes => 1,
-        Order::Pixels => layout.shape[1],
-    };
-    let sizes = map.client.io_optimized_vector_sizes(size_of::<f32>());
-    let vector = sizes.filter(|size| channels % size == 0).max().unwrap_or(1);
-    (channels / vector, vector)
-}
-
 /// Averages or sums of `rows x columns` parts.
 fn pooled(map: CubeTensor, [rows, columns]: [usize; 2], averages: bool) -> CubeTensor {
     let (map, layout) = Layout::of(map);
-    let (inner, vector) = vectors(&layout, &map);
+    let (inner, vector) = layout.pixel(&map, size_of::<f32>());
     let [_, _, height, width] = layout.shape;
     let (client, dtype) = (map.client.clone(), element(&map));
     let between = layout.resized([height, columns]);
@@ -161,7 +150,7 @@ impl Averaging for CubeBackend {
 
     fn halfseg_averages_adjoint(gradient: CubeTensor, size: [usize; 2]) -> CubeTensor {
         let (gradient, layout) = Layout::of(gradient);
-        let (inner, vector) = vectors(&layout, &gradient);
+        let (inner, vector) = layout.pixel(&gradient, size_of::<f32>());
         let [_, _, rows, columns] = layout.shape;
         let layout = layout.resized(size);
         let output = layout.empty(&gradient);

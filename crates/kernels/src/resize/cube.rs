@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use super::Bilinear;
 use super::ops::Resizing;
 use crate::gpu::launch::{buffer, element, elementwise};
-use crate::gpu::layout::{Layout, Order};
+use crate::gpu::layout::Layout;
 
 /// One direction of a [`Bilinear`], as kernels want it.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -172,21 +172,10 @@ fn adjoint<E: Float, N: Size>(
     output[index] = Vector::cast_from(sum);
 }
 
-/// Vectors of a pixel and values of a vector.
-fn vectors(layout: &Layout, map: &CubeTensor) -> (usize, usize) {
-    match layout.order {
-        Order::Planes => (1, 1),
-        Order::Pixels => {
-            let vector = layout.vector_size(map);
-            (layout.shape[1] / vector, vector)
-        }
-    }
-}
-
 impl Resizing for CubeBackend {
     fn halfseg_resize(x: CubeTensor, resize: Bilinear) -> CubeTensor {
         let (x, layout) = Layout::of(x);
-        let (inner, vector) = vectors(&layout, &x);
+        let (inner, vector) = layout.pixel(&x, x.dtype.size());
         let layout = layout.resized(resize.output);
         let output = layout.empty(&x);
         let length = layout.len() / vector;
@@ -215,7 +204,7 @@ impl Resizing for CubeBackend {
 
     fn halfseg_resize_adjoint(gradient: CubeTensor, resize: Bilinear) -> CubeTensor {
         let (gradient, layout) = Layout::of(gradient);
-        let (inner, vector) = vectors(&layout, &gradient);
+        let (inner, vector) = layout.pixel(&gradient, gradient.dtype.size());
         let layout = layout.resized(resize.input);
         let output = layout.empty(&gradient);
         let length = layout.len() / vector;
