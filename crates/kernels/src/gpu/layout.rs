@@ -123,5 +123,8 @@ impl Layout {
 /// The longest vector of values of `bytes` that the GPU of `map` reads at a time and that divides a run.
 fn longest_vector(map: &CubeTensor, bytes: usize, run: usize) -> usize {
     let sizes = map.client.io_optimized_vector_sizes(bytes);
-    sizes.filter(|size| run.is_multiple_of(*size)).max().unwrap_or(1)
+    sizes
+        .filter(|size| run.is_multiple_of(*size))
+        .max()
+        .unwrap_or(1)
 }
